@@ -1,0 +1,156 @@
+//! What a driver is asked to launch: one self-contained value, built without privilege,
+//! written to the supervisor as JSON, and the same for every driver.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Where our own files are inside: a directory on a tmpfs, made at each start.
+///
+/// ```text
+/// /run/git-sandbox/
+///   bin/git-sandbox           this program, read-only (also git-remote-sandbox)
+///   agent.sock                requests of tools inside (`git push host`), served by PID 1
+///   objects/<view key>/       a view, read-only: what `.git/objects/info/alternates` names
+///   repo.config               git configuration per sandbox, included by each generated `.git/config`
+///   bashrc, zsh/.zshrc        the prompt
+/// ```
+pub const INSIDE: &str = "/run/git-sandbox";
+
+/// Everything that a driver needs to know to start one sandbox.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LaunchSpec {
+    /// The sandbox's id and name, for messages, the host name and `GIT_SANDBOX`.
+    pub id: String,
+    /// See `id`.
+    pub name: String,
+    /// A sandbox to work in, or a read-only helper over a stopped one's directories.
+    pub mode: Mode,
+    /// Copy-on-write trees, mounted in this order.
+    pub trees: Vec<Tree>,
+    /// Object views, mounted read-only at `/run/git-sandbox/objects/<key>`.
+    pub views: Vec<View>,
+    /// The private home: a directory of the sandbox on disk, at the host's own path.
+    pub home: Mount,
+    /// The private `/tmp` (and `/var/tmp`): a directory of the sandbox on disk, emptied at start.
+    pub tmp: PathBuf,
+    /// Top directories of the host that are shown read-only when they exist: `/usr`, `/opt`, `/nix`, …;
+    /// where the host has a symlink (`/bin`), the same symlink is made.
+    pub system: Vec<PathBuf>,
+    /// Read-only binds below the home or elsewhere: toolchains. A missing source is skipped.
+    pub toolchains: Vec<Mount>,
+    /// Symlinks to make (path, target): the caller's spelling of the tree's path, `/workspace`.
+    pub links: Vec<(PathBuf, PathBuf)>,
+    /// Files to generate (below `/etc` or [`INSIDE`]).
+    pub files: Vec<GeneratedFile>,
+    /// Who the command is inside.
+    pub user: User,
+    /// Host name inside.
+    pub hostname: String,
+    /// The whole environment of every session.
+    pub env: Vec<(String, String)>,
+    /// The network.
+    pub network: Network,
+    /// Resource limits.
+    pub limits: Limits,
+    /// Layers of the wall that may be missing (`--allow-weak`).
+    #[serde(default)]
+    pub allow_weak: Vec<String>,
+    /// Absolute path of our own binary on the host.
+    pub program: PathBuf,
+}
+
+/// What the sandbox is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// To work in: the upper directory is writable.
+    Work,
+    /// To read from: upper and layers are all lower directories, nothing is writable but a
+    /// tmpfs; for commit-back and rescue of a sandbox that does not run.
+    Helper,
+}
+
+/// One copy-on-write tree.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tree {
+    /// Canonical absolute path on the host, and inside.
+    pub at: PathBuf,
+    /// Read-only layers, uppermost first.
+    pub lowers: Vec<PathBuf>,
+    /// The sandbox's own changes.
+    pub upper: PathBuf,
+    /// Overlayfs's work directory; on the same file system as `upper`.
+    pub work: PathBuf,
+    /// Mounted read-only (`--with PATH:ro`).
+    pub read_only: bool,
+}
+
+/// A directory of packs, seen read-only inside.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct View {
+    /// Its key: the name below `/run/git-sandbox/objects/`.
+    pub key: String,
+    /// The object directory on the host (holding `pack/`).
+    pub dir: PathBuf,
+}
+
+/// A directory (or file) of the host at a path inside.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Mount {
+    /// On the host.
+    pub source: PathBuf,
+    /// Inside.
+    pub at: PathBuf,
+}
+
+/// A file that exists only inside.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GeneratedFile {
+    /// Absolute path inside.
+    pub path: PathBuf,
+    /// Permission bits.
+    pub mode: u32,
+    /// What is in it.
+    pub contents: String,
+}
+
+/// The one user inside. Its uid and gid are the same numbers inside and outside, so that
+/// ownership in the copied index stays true; with `root` it is seen as 0 inside.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    /// Login name.
+    pub name: String,
+    /// Name of the primary group.
+    pub group: String,
+    /// Host uid that everything inside runs as; never 0.
+    pub uid: u32,
+    /// Host gid; never 0.
+    pub gid: u32,
+    /// Absolute path of the login shell.
+    pub shell: PathBuf,
+    /// Shown as uid 0 inside (`--root`).
+    pub root: bool,
+}
+
+/// What network there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// A namespace with only a loopback device.
+    None,
+    /// The host's.
+    Host,
+}
+
+/// Resource limits; `None` is no limit.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes of memory.
+    pub memory: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u32>,
+    /// Hundredths of a CPU.
+    pub cpu_percent: Option<u32>,
+    /// Bytes of the upper directory.
+    pub disk: Option<u64>,
+}

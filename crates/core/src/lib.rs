@@ -1,0 +1,12 @@
+//! Sandboxes as values and as state on disk. Knows no terminal, no `$HOME`, no driver.
+//!
+//! ```text
+//! capture ─► stack ─► launch ─► work ─► commit-back ─► integrate ─► drop
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod driver;
+pub mod id;
+pub mod launch;
+pub mod record;
+pub mod store;

@@ -1,0 +1,173 @@
+//! What is written about repositories, snapshots and sandboxes: the JSON files of the store.
+
+use crate::driver::ProcessIdentity;
+use crate::id::{LayerId, Name, RepoId, SandboxId, SnapshotId};
+use crate::launch::{Limits, Network, User};
+use sandbox_protocol::ExitStatus;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// `repos/<id>/repo.json`: which host repository this is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RepoRecord {
+    /// Its id, also in the file `sandbox-id` of the common git directory.
+    pub id: RepoId,
+    /// The common git directory when last seen.
+    pub common_dir: PathBuf,
+    /// Device and inode of that directory: the same id with another inode is a copy.
+    pub dev: u64,
+    /// See `dev`.
+    pub ino: u64,
+    /// The user's answer to "carry files that look like secrets?", if asked.
+    #[serde(default)]
+    pub carry_secrets: Option<bool>,
+}
+
+/// `repos/<id>/snapshots/<id>.json`: one immutable capture.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Its id.
+    pub id: SnapshotId,
+    /// The work tree that was captured, canonical.
+    pub worktree: PathBuf,
+    /// Layers of the tree, uppermost first, without the git layer.
+    pub layers: Vec<LayerId>,
+    /// The layer that holds `.git` (and those of nested repositories); above all others.
+    pub git_layer: LayerId,
+    /// What was known about git.
+    pub git: GitFacts,
+    /// Unix seconds.
+    pub created: u64,
+    /// Mode and modification time (seconds, nanoseconds) of the top directory.
+    pub root_mode: u32,
+    /// See `root_mode`.
+    pub root_mtime: (i64, u32),
+    /// What was left out or is special, one line each, as told to the user.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+/// The git side of a snapshot: of the main repository and of each one inside it.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct GitFacts {
+    /// The commit of `HEAD`; `None` when there is none yet.
+    pub base: Option<String>,
+    /// `refs/heads/…` that was checked out; `None` when detached.
+    pub branch: Option<String>,
+    /// Ids that were granted and that a landing may rely on.
+    pub granted: Vec<String>,
+    /// The view of the main repository and of every nested one, by key.
+    pub views: Vec<ViewRecord>,
+    /// `sha1` or `sha256`.
+    pub object_format: String,
+    /// Git configuration of system and user scope, as it is shown inside at `/etc/gitconfig`.
+    pub user_config: String,
+    /// Told once: signing is off, a filter is missing, …
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+/// A repository and the view that it borrows from.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct ViewRecord {
+    /// Work tree relative to the main one; empty for the main repository itself.
+    pub path: PathBuf,
+    /// Absolute git directory on the host (the common one), where commits of it land.
+    pub host_gitdir: PathBuf,
+    /// Absolute git directory inside the sandbox.
+    pub inside_gitdir: PathBuf,
+    /// Name of `repos/<id>/views/<key>`.
+    pub key: String,
+    /// The commit of its `HEAD`.
+    pub base: Option<String>,
+    /// The branch that was checked out.
+    pub branch: Option<String>,
+    /// What was granted of it.
+    pub granted: Vec<String>,
+    /// `sha1` or `sha256`.
+    pub object_format: String,
+    /// The host's shallow boundary when it was captured.
+    #[serde(default)]
+    pub shallow: Vec<String>,
+    /// A partial clone: objects may be missing.
+    #[serde(default)]
+    pub partial: bool,
+}
+
+/// `sandboxes/<id>/sandbox.json`: what was asked. Without it the directory is a half-made sandbox.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SandboxRecord {
+    /// Its id.
+    pub id: SandboxId,
+    /// Its name, unique per repository.
+    pub name: Name,
+    /// The user did not choose the name.
+    pub unnamed: bool,
+    /// Drop it when its command ends and nothing is left (`--rm`).
+    #[serde(default)]
+    pub rm: bool,
+    /// The driver that runs it.
+    pub driver: String,
+    /// Its repositories; the first is the main one.
+    pub repos: Vec<RepoMount>,
+    /// Unix seconds.
+    pub created: u64,
+    /// The command that `spawn` was given, empty for an idle sandbox.
+    pub argv: Vec<String>,
+    /// Where that command started.
+    pub cwd: PathBuf,
+    /// `$HOME` inside.
+    pub home: PathBuf,
+    /// Who it runs as.
+    pub user: User,
+    /// Environment of the sessions, from the host's allow-list and `--env`.
+    pub env: Vec<(String, String)>,
+    /// The network.
+    pub network: Network,
+    /// Limits.
+    pub limits: Limits,
+    /// Further toolchain binds, as (source, target).
+    #[serde(default)]
+    pub toolchains: Vec<(PathBuf, PathBuf)>,
+    /// Symlinks to make inside, as (path, target).
+    #[serde(default)]
+    pub links: Vec<(PathBuf, PathBuf)>,
+    /// Seconds after which the command is ended.
+    #[serde(default)]
+    pub timeout: Option<u64>,
+    /// Layers of the wall that may be missing.
+    #[serde(default)]
+    pub allow_weak: Vec<String>,
+}
+
+/// One repository of a sandbox.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RepoMount {
+    /// The host repository.
+    pub repo: RepoId,
+    /// The work tree on the host, and its path inside.
+    pub worktree: PathBuf,
+    /// The stack that it stands on, for life.
+    pub snapshot: SnapshotId,
+}
+
+/// `sandboxes/<id>/status.json`: what was last true; the running supervisor knows better.
+#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
+pub struct StatusRecord {
+    /// The supervisor, while it runs.
+    pub supervisor: Option<ProcessIdentity>,
+    /// The sandbox's first process.
+    pub init: Option<ProcessIdentity>,
+    /// It was ended by `stop` or by its command's end, not by a crash.
+    pub stopped: bool,
+    /// How the main command ended, and when (Unix seconds).
+    pub exited: Option<(ExitStatus, u64)>,
+    /// When it was last started (Unix seconds).
+    pub started: Option<u64>,
+    /// `--timeout` ended the command.
+    #[serde(default)]
+    pub timed_out: bool,
+    /// What was enforced at the last start, what not.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}

@@ -1,0 +1,362 @@
+//! The state directory: where everything is, and how files appear in it.
+//!
+//! ```text
+//! $XDG_STATE_HOME/git-sandbox/
+//!   format                              "git-sandbox 1"
+//!   lock
+//!   repos/<repo-id>/
+//!     repo.json  lock
+//!     packs/                            the vault: a bare repository (packs; refs of rescue, trash)
+//!     views/<key>/{view.json,objects/}  hard links to packs
+//!     layers/<layer-id>/{tree/,manifest}
+//!     snapshots/<snapshot-id>.json
+//!   sandboxes/<sandbox-id>/
+//!     sandbox.json  status.json  lock  ctl  launch.json
+//!     log/main.log  home/  tmp/  trees/<n>/{upper,work}/
+//!   trash/<sandbox-id>/                 a dropped sandbox, as it was
+//!   tmp/                                half-made things; swept when their maker is dead
+//! ```
+//!
+//! Locks are `flock`s held by the process that uses them, in the order store < repository <
+//! sandbox: dying releases them. A file appears whole: written beside, renamed.
+
+use crate::id::{LayerId, RepoId, SandboxId, SnapshotId};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// The format that this build writes.
+pub const FORMAT: u32 = 1;
+
+/// The state directory.
+#[derive(Clone, Debug)]
+pub struct Store {
+    root: PathBuf,
+    newer: Option<u32>,
+}
+
+/// Why the state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A newer program wrote it: reading is possible, writing is not.
+    #[error("the state directory '{path}' has format {found}, this program writes {FORMAT}", path = path.display())]
+    Newer {
+        /// The state directory.
+        path: PathBuf,
+        /// Its format.
+        found: u32,
+    },
+    /// Not a state directory.
+    #[error("'{path}' is not a git-sandbox state directory", path = path.display())]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A file could not be read or written.
+    #[error("cannot {action} '{path}'", path = path.display())]
+    Io {
+        /// `read`, `write`, `create`, …
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A file of ours does not parse.
+    #[error("'{path}' is damaged", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where and how.
+        source: serde_json::Error,
+    },
+}
+
+impl StoreError {
+    /// Wraps an I/O error with what was done to which file.
+    pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+}
+
+type Result<T> = std::result::Result<T, StoreError>;
+
+impl Store {
+    /// Opens the state directory, making it (mode 0700) when it does not exist.
+    ///
+    /// A store of a newer format opens for reading; [`Store::writable`] then refuses.
+    pub fn open(root: &Path) -> Result<Self> {
+        let format = root.join("format");
+        let newer = match fs::read_to_string(&format) {
+            Ok(text) => match text.trim().strip_prefix("git-sandbox ").and_then(|n| n.parse::<u32>().ok()) {
+                Some(FORMAT) => None,
+                Some(found) => Some(found),
+                None => return Err(StoreError::Foreign { path: root.to_owned() }),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let foreign = fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_some());
+                if foreign && !root.join("lock").exists() {
+                    return Err(StoreError::Foreign { path: root.to_owned() });
+                }
+                make_dir(root)?;
+                for part in ["repos", "sandboxes", "trash", "tmp"] {
+                    make_dir(&root.join(part))?;
+                }
+                write_whole(&root.join("lock"), b"", false)?;
+                write_whole(&format, format!("git-sandbox {FORMAT}\n").as_bytes(), true)?;
+                None
+            }
+            Err(source) => return Err(StoreError::Io { action: "read", path: format, source }),
+        };
+        Ok(Self { root: root.to_owned(), newer })
+    }
+
+    /// Refuses when a newer program wrote this store.
+    pub fn writable(&self) -> Result<()> {
+        match self.newer {
+            None => Ok(()),
+            Some(found) => Err(StoreError::Newer { path: self.root.clone(), found }),
+        }
+    }
+
+    /// The state directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// `lock`, the store's own.
+    pub fn lock_file(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    /// Where half-made things are put.
+    pub fn tmp(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    /// `repos/<id>`.
+    pub fn repo(&self, id: &RepoId) -> RepoDir {
+        RepoDir(self.root.join("repos").join(id))
+    }
+
+    /// `sandboxes/<id>`.
+    pub fn sandbox(&self, id: &SandboxId) -> SandboxDir {
+        SandboxDir(self.root.join("sandboxes").join(id))
+    }
+
+    /// `trash/<id>`.
+    pub fn trash(&self, id: &SandboxId) -> SandboxDir {
+        SandboxDir(self.root.join("trash").join(id))
+    }
+
+    /// Ids of all directories under `sandboxes`, half-made ones included, sorted.
+    pub fn sandbox_ids(&self) -> Result<Vec<SandboxId>> {
+        list_ids(&self.root.join("sandboxes"), SandboxId::parse)
+    }
+
+    /// Ids of all repositories, sorted.
+    pub fn repo_ids(&self) -> Result<Vec<RepoId>> {
+        list_ids(&self.root.join("repos"), RepoId::parse)
+    }
+}
+
+fn list_ids<T: Ord>(dir: &Path, parse: impl Fn(&str) -> Option<T>) -> Result<Vec<T>> {
+    let mut ids = Vec::new();
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(ids),
+        Err(source) => return Err(StoreError::Io { action: "list", path: dir.to_owned(), source }),
+    };
+    for entry in entries {
+        let entry = entry.map_err(StoreError::io("list", dir))?;
+        ids.extend(entry.file_name().to_str().and_then(&parse));
+    }
+    ids.sort();
+    Ok(ids)
+}
+
+/// `repos/<id>`: what the sandboxes of one host repository share.
+#[derive(Clone, Debug)]
+pub struct RepoDir(PathBuf);
+
+impl RepoDir {
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+    /// `repo.json`.
+    pub fn record(&self) -> PathBuf {
+        self.0.join("repo.json")
+    }
+    /// The repository's lock.
+    pub fn lock_file(&self) -> PathBuf {
+        self.0.join("lock")
+    }
+    /// The vault, a bare repository.
+    pub fn vault(&self) -> PathBuf {
+        self.0.join("packs")
+    }
+    /// All views.
+    pub fn views(&self) -> PathBuf {
+        self.0.join("views")
+    }
+    /// One view.
+    pub fn view(&self, key: &str) -> PathBuf {
+        self.0.join("views").join(key)
+    }
+    /// All layers.
+    pub fn layers(&self) -> PathBuf {
+        self.0.join("layers")
+    }
+    /// One layer (`tree/` and `manifest` are in it).
+    pub fn layer(&self, id: &LayerId) -> PathBuf {
+        self.0.join("layers").join(id)
+    }
+    /// The tree of one layer: a lower directory.
+    pub fn layer_tree(&self, id: &LayerId) -> PathBuf {
+        self.layer(id).join("tree")
+    }
+    /// All snapshots.
+    pub fn snapshots(&self) -> PathBuf {
+        self.0.join("snapshots")
+    }
+    /// One snapshot.
+    pub fn snapshot(&self, id: &SnapshotId) -> PathBuf {
+        self.0.join("snapshots").join(format!("{id}.json"))
+    }
+}
+
+/// `sandboxes/<id>`: what belongs to one sandbox.
+#[derive(Clone, Debug)]
+pub struct SandboxDir(PathBuf);
+
+impl SandboxDir {
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+    /// `sandbox.json`: what was asked.
+    pub fn record(&self) -> PathBuf {
+        self.0.join("sandbox.json")
+    }
+    /// `status.json`: what was last true.
+    pub fn status(&self) -> PathBuf {
+        self.0.join("status.json")
+    }
+    /// `launch.json`: the last launch spec.
+    pub fn launch(&self) -> PathBuf {
+        self.0.join("launch.json")
+    }
+    /// Held by the supervisor, or by who works on a stopped sandbox.
+    pub fn lock_file(&self) -> PathBuf {
+        self.0.join("lock")
+    }
+    /// The supervisor's socket.
+    pub fn ctl(&self) -> PathBuf {
+        self.0.join("ctl")
+    }
+    /// Output of the main session.
+    pub fn log(&self) -> PathBuf {
+        self.0.join("log").join("main.log")
+    }
+    /// The private home.
+    pub fn home(&self) -> PathBuf {
+        self.0.join("home")
+    }
+    /// The private `/tmp`.
+    pub fn tmp(&self) -> PathBuf {
+        self.0.join("tmp")
+    }
+    /// Upper directory of tree number `n`.
+    pub fn upper(&self, n: usize) -> PathBuf {
+        self.0.join("trees").join(n.to_string()).join("upper")
+    }
+    /// Work directory of tree number `n`.
+    pub fn work(&self, n: usize) -> PathBuf {
+        self.0.join("trees").join(n.to_string()).join("work")
+    }
+}
+
+/// Makes a directory (and its parents) with mode 0700; an existing one is left as it is.
+pub fn make_dir(path: &Path) -> Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(StoreError::io("create", path))
+}
+
+/// Writes a file that appears whole: temporary beside it, optionally fsync, rename.
+pub fn write_whole(path: &Path, contents: &[u8], sync: bool) -> Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut random = [0u8; 4];
+    getrandom::fill(&mut random).expect("the kernel's random source works after boot");
+    let base = path.file_name().unwrap_or_default().to_string_lossy();
+    let temp = dir.join(format!(".{base}.{:08x}", u32::from_le_bytes(random)));
+    let write = || -> io::Result<()> {
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp)?;
+        file.write_all(contents)?;
+        if sync {
+            file.sync_all()?;
+        }
+        fs::rename(&temp, path)?;
+        if sync {
+            fs::File::open(dir)?.sync_all()?;
+        }
+        Ok(())
+    };
+    write().map_err(|source| {
+        let _ = fs::remove_file(&temp);
+        StoreError::Io { action: "write", path: path.to_owned(), source }
+    })
+}
+
+/// Writes a record as JSON, whole.
+pub fn write_json<T: Serialize>(path: &Path, value: &T, sync: bool) -> Result<()> {
+    let mut json = serde_json::to_vec_pretty(value).expect("records have no maps with non-string keys");
+    json.push(b'\n');
+    write_whole(path, &json, sync)
+}
+
+/// Reads a record; `None` when there is no such file.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(StoreError::Io { action: "read", path: path.to_owned(), source }),
+    };
+    serde_json::from_slice(&bytes).map(Some).map_err(|source| StoreError::Damaged { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn newer_state_is_read_but_not_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("s");
+        Store::open(&root).unwrap().writable().unwrap();
+        fs::write(root.join("format"), "git-sandbox 7\n").unwrap();
+        let store = Store::open(&root).unwrap();
+        assert!(store.sandbox_ids().unwrap().is_empty());
+        assert!(matches!(store.writable(), Err(StoreError::Newer { found: 7, .. })));
+    }
+
+    #[test]
+    fn a_foreign_directory_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("thesis.txt"), "x").unwrap();
+        assert!(matches!(Store::open(dir.path()), Err(StoreError::Foreign { .. })));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn files_appear_whole_and_leave_nothing_beside() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.json");
+        write_json(&path, &vec![1, 2], true).unwrap();
+        assert_eq!(read_json::<Vec<u32>>(&path).unwrap().unwrap(), [1, 2]);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}
