@@ -1,1 +1,14 @@
-//! sys
+//! The one room with `unsafe`: what the kernel offers and `rustix` does not, made safe.
+//! Knows nothing of sandboxes, git or the protocol.
+
+pub mod caps;
+pub mod copy;
+pub mod lock;
+pub mod mount;
+pub mod namespace;
+pub mod notify;
+pub mod process;
+pub mod pty;
+pub mod seccomp;
+pub mod signals;
+pub mod socket;

@@ -1,0 +1,1 @@
+//! Capabilities, securebits and no_new_privs.

@@ -1,0 +1,1 @@
+//! Mounts: binds, tmpfs, proc, devpts, overlay, pivot_root.

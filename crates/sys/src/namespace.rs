@@ -1,0 +1,1 @@
+//! New namespaces and id maps.

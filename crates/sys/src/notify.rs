@@ -1,0 +1,1 @@
+//! Seccomp user notifications: receiving, reading arguments, answering.

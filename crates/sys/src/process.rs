@@ -1,0 +1,92 @@
+//! Processes that cannot be mistaken for one another: pidfds, start times, the boot id.
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// Returns the kernel's id of this boot.
+pub fn boot_id() -> io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// Returns when process `pid` was started: field 22 of `/proc/<pid>/stat`, in clock ticks since boot.
+pub fn start_time(pid: u32) -> io::Result<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The second field is the command in parentheses and may contain anything: count from its end.
+    let rest = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
+    rest.split_ascii_whitespace()
+        .nth(19)
+        .and_then(|field| field.parse().ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no start time in /proc/<pid>/stat"))
+}
+
+/// Opens a process if it is still the one that had this start time in this boot; `None` when it is gone.
+pub fn open_identified(pid: u32, started: u64, boot: &str) -> io::Result<Option<OwnedFd>> {
+    if boot_id()? != boot {
+        return Ok(None);
+    }
+    let Some(raw) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+    let fd = match pidfd_open(raw, PidfdFlags::empty()) {
+        Ok(fd) => fd,
+        Err(rustix::io::Errno::SRCH) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    // Opened first, then compared: the pid cannot be used again while we hold the descriptor of its owner.
+    match start_time(pid) {
+        Ok(now) if now == started => Ok(Some(fd)),
+        Ok(_) => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Waits until the process of a pidfd has ended; false when `limit` passed first.
+pub fn wait_gone(pidfd: &OwnedFd, limit: Option<Duration>) -> io::Result<bool> {
+    let deadline = limit.map(|limit| std::time::Instant::now() + limit);
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(std::time::Instant::now()));
+        let timeout =
+            left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) });
+        let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(0) => return Ok(false),
+            Ok(_) => return Ok(true),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Sends KILL through a pidfd; a process that has already ended is fine.
+pub fn kill(pidfd: &OwnedFd) -> io::Result<()> {
+    match pidfd_send_signal(pidfd, Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_by_its_start() {
+        let pid = std::process::id();
+        let (start, boot) = (start_time(pid).unwrap(), boot_id().unwrap());
+        let fd = open_identified(pid, start, &boot).unwrap().expect("we live");
+        assert!(!wait_gone(&fd, Some(Duration::from_millis(1))).unwrap());
+        assert!(open_identified(pid, start + 1, &boot).unwrap().is_none());
+        assert!(open_identified(pid, start, "another boot").unwrap().is_none());
+    }
+
+    #[test]
+    fn a_gone_process_is_none() {
+        let mut child = std::process::Command::new("/bin/true").spawn().unwrap();
+        let (pid, boot) = (child.id(), boot_id().unwrap());
+        let start = start_time(pid).unwrap();
+        child.wait().unwrap();
+        assert!(open_identified(pid, start, &boot).unwrap().is_none());
+    }
+}

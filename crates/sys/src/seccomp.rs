@@ -1,0 +1,1 @@
+//! Seccomp filters: a small assembler and the load.

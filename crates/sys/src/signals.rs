@@ -1,0 +1,1 @@
+//! Signals as descriptors, and the set that a child starts with.

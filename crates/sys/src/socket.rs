@@ -1,0 +1,1 @@
+//! Unix sockets through directory descriptors (no length limit), descriptor passing.
