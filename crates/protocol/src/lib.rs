@@ -18,9 +18,11 @@
 //! socket `/run/git-sandbox/agent.sock`). The supervisor renumbers streams between legs.
 #![forbid(unsafe_code)]
 
+mod agent_config;
 mod frame;
 mod message;
 
+pub use agent_config::*;
 pub use frame::{Decoder, Frame, FrameError, FrameType, HEADER, MAX_PAYLOAD, encode, encode_control};
 pub use message::*;
 
