@@ -5,6 +5,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod connection;
 pub mod driver;
 pub mod id;
 pub mod launch;

@@ -1,1 +1,28 @@
-//! (to be written)
+//! The host process that owns one running sandbox: it launches the driver, holds the
+//! sandbox's lock, relays between clients and the agent, keeps the main session's log, and
+//! starts commit-back when a ref moved inside. There is no central daemon.
+//!
+//! ```text
+//!  client ──ctl──┐                               ┌── session (pty or pipes)
+//!  client ──ctl──┤ supervisor ──control channel──┤── session
+//!  commit-back ──┘   │  │                        └── tool inside (`git push host`)
+//!                    │  └ log/main.log (ring)
+//!                    └ status.json
+//!
+//!  launching ─► running ─► bringing home ─► shutting down ─► gone
+//!               (relay)    (last            (TERM, grace,
+//!                           commit-back)     KILL, reap)
+//! ```
+//!
+//! It is one thread and one poll loop, and knows neither git nor the terminal: commit-back
+//! runs in a child process that is an ordinary client, so that its memory is returned and
+//! its crash harms nobody. The driver is handed in.
+#![forbid(unsafe_code)]
+
+mod children;
+mod log;
+mod peer;
+mod supervise;
+
+pub use log::RingLog;
+pub use supervise::{Config, SuperviseError, supervise};

@@ -1,0 +1,315 @@
+//! A client's end of the control protocol, blocking: what commit-back, the command line and
+//! tests speak to a supervisor with.
+
+use rustix::event::{PollFd, PollFlags, poll};
+use sandbox_protocol::{
+    Channel, Decoder, Exec, ExitStatus, Failure, Frame, FrameError, FrameType, Hello, MAX_PAYLOAD, Message, VERSIONS,
+    WINDOW, encode, encode_control,
+};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+/// One connection. Streams that it opens have even numbers from 2.
+#[derive(Debug)]
+pub struct Connection {
+    stream: UnixStream,
+    decoder: Decoder,
+    next: u32,
+    peer: Option<Hello>,
+}
+
+/// Why a conversation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// The other side is gone.
+    #[error("the sandbox's supervisor closed the connection")]
+    Closed,
+    /// The other side broke the protocol.
+    #[error("the sandbox's supervisor sent what is not in the protocol")]
+    Protocol(#[source] FrameError),
+    /// Versions do not overlap.
+    #[error("the running sandbox speaks protocol {min} to {max}, this program {} to {}", VERSIONS.0, VERSIONS.1)]
+    Version {
+        /// Its oldest.
+        min: u32,
+        /// Its newest.
+        max: u32,
+    },
+    /// The request was refused.
+    #[error("{}", .0.message)]
+    Refused(Failure),
+    /// More output than the caller wanted.
+    #[error("more than {0} bytes of output")]
+    TooMuch(usize),
+    /// The socket failed.
+    #[error("cannot speak with the sandbox's supervisor")]
+    Io(#[from] io::Error),
+}
+
+type Result<T> = std::result::Result<T, ConnectionError>;
+
+impl Connection {
+    /// Starts to speak over a connected socket: sends our hello, does not wait for theirs.
+    pub fn new(stream: UnixStream) -> Result<Self> {
+        let mut connection = Self { stream, decoder: Decoder::new(), next: 2, peer: None };
+        let hello = Hello { min: VERSIONS.0, max: VERSIONS.1, features: Vec::new(), enforced: Vec::new() };
+        connection.send(0, &Message::Hello(hello))?;
+        Ok(connection)
+    }
+
+    /// Returns a stream number that was not used before.
+    pub fn open(&mut self) -> u32 {
+        let stream = self.next;
+        self.next += 2;
+        stream
+    }
+
+    /// Sends one control message.
+    pub fn send(&mut self, stream: u32, message: &Message) -> Result<()> {
+        let mut out = Vec::new();
+        encode_control(&mut out, stream, message);
+        self.write(&out)
+    }
+
+    /// Sends data of any length, cut into frames. The caller minds the credit window.
+    pub fn send_data(&mut self, kind: FrameType, stream: u32, bytes: &[u8]) -> Result<()> {
+        let mut out = Vec::with_capacity(bytes.len() + 16);
+        for chunk in bytes.chunks(MAX_PAYLOAD) {
+            encode(&mut out, kind, stream, chunk);
+        }
+        self.write(&out)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.stream.write_all(bytes).map_err(|error| match error.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ConnectionError::Closed,
+            _ => ConnectionError::Io(error),
+        })
+    }
+
+    /// Waits for the next frame. Hellos are consumed and checked.
+    pub fn recv(&mut self) -> Result<Frame> {
+        loop {
+            if let Some(frame) = self.buffered()? {
+                return Ok(frame);
+            }
+            let mut bytes = [0u8; 16 * 1024];
+            match self.stream.read(&mut bytes) {
+                Ok(0) => return Err(ConnectionError::Closed),
+                Ok(n) => self.decoder.push(&bytes[..n]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(ConnectionError::Closed),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Returns a frame that has already arrived, without reading from the socket.
+    pub fn buffered(&mut self) -> Result<Option<Frame>> {
+        while let Some(frame) = self.decoder.next_frame().map_err(ConnectionError::Protocol)? {
+            if frame.stream == 0
+                && frame.kind == FrameType::Control
+                && let Message::Hello(hello) = frame.message().map_err(ConnectionError::Protocol)?
+            {
+                if hello.max < VERSIONS.0 || hello.min > VERSIONS.1 {
+                    return Err(ConnectionError::Version { min: hello.min, max: hello.max });
+                }
+                self.peer = Some(hello);
+                continue;
+            }
+            return Ok(Some(frame));
+        }
+        Ok(None)
+    }
+
+    /// Waits for the peer's hello and returns it.
+    pub fn hello(&mut self) -> Result<Hello> {
+        while self.peer.is_none() {
+            if self.buffered()?.is_some() {
+                return Err(ConnectionError::Protocol(FrameError::Type(255)));
+            }
+            if self.peer.is_some() {
+                break;
+            }
+            let mut bytes = [0u8; 4096];
+            match self.stream.read(&mut bytes)? {
+                0 => return Err(ConnectionError::Closed),
+                n => self.decoder.push(&bytes[..n]),
+            }
+        }
+        Ok(self.peer.clone().expect("set above"))
+    }
+
+    /// Sends a request on a new stream and waits for the one message that answers it,
+    /// collecting data that comes before it (at most `limit` bytes).
+    pub fn ask(&mut self, request: &Message, limit: usize) -> Result<(Message, Vec<u8>)> {
+        let stream = self.open();
+        self.send(stream, request)?;
+        let mut output = Vec::new();
+        loop {
+            let frame = self.recv()?;
+            if frame.stream != stream {
+                continue;
+            }
+            match frame.kind {
+                FrameType::Control => match frame.message().map_err(ConnectionError::Protocol)? {
+                    Message::Error(failure) => return Err(ConnectionError::Refused(failure)),
+                    Message::Credit { .. } | Message::Started { .. } => {}
+                    answer => return Ok((answer, output)),
+                },
+                FrameType::Stdin => {}
+                FrameType::Stdout | FrameType::Stderr => {
+                    let bytes = frame.payload.len() as u64;
+                    output.extend_from_slice(&frame.payload);
+                    if output.len() > limit {
+                        return Err(ConnectionError::TooMuch(limit));
+                    }
+                    let channel = if frame.kind == FrameType::Stdout { Channel::Stdout } else { Channel::Stderr };
+                    self.send(stream, &Message::Credit { channel, bytes })?;
+                }
+            }
+        }
+    }
+
+    /// Runs a command to its end with `input` on its standard input; returns its status,
+    /// standard output and standard error, each at most `limit` bytes.
+    pub fn run(&mut self, exec: Exec, input: &[u8], limit: usize) -> Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
+        let stream = self.open();
+        self.send(stream, &Message::Exec(exec))?;
+        let (mut sent, mut window) = (0, WINDOW as usize);
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        loop {
+            if sent < input.len() && window > 0 {
+                let n = window.min(input.len() - sent).min(MAX_PAYLOAD);
+                self.send_data(FrameType::Stdin, stream, &input[sent..sent + n])?;
+                sent += n;
+                window -= n;
+            }
+            if sent == input.len() && window != usize::MAX {
+                self.send(stream, &Message::CloseStdin)?;
+                window = usize::MAX;
+            }
+            let frame = self.recv()?;
+            if frame.stream != stream {
+                continue;
+            }
+            match frame.kind {
+                FrameType::Control => match frame.message().map_err(ConnectionError::Protocol)? {
+                    Message::Error(failure) => return Err(ConnectionError::Refused(failure)),
+                    Message::Exited(status) => return Ok((status, out, err)),
+                    Message::Credit { channel: Channel::Stdin, bytes } if window != usize::MAX => {
+                        window += bytes as usize;
+                    }
+                    _ => {}
+                },
+                FrameType::Stdin => {}
+                kind @ (FrameType::Stdout | FrameType::Stderr) => {
+                    let (sink, channel) = match kind {
+                        FrameType::Stdout => (&mut out, Channel::Stdout),
+                        _ => (&mut err, Channel::Stderr),
+                    };
+                    sink.extend_from_slice(&frame.payload);
+                    if sink.len() > limit {
+                        return Err(ConnectionError::TooMuch(limit));
+                    }
+                    let bytes = frame.payload.len() as u64;
+                    self.send(stream, &Message::Credit { channel, bytes })?;
+                }
+            }
+        }
+    }
+
+    /// Runs a command and relays its standard input and output to `local` until it ends, or
+    /// until `local`'s other side closes both directions. Standard error is dropped after 64 KiB.
+    ///
+    /// This is how host git speaks with an upload-pack inside: `local` is one end of a socket
+    /// pair, host git has the other.
+    pub fn relay(&mut self, exec: Exec, local: &UnixStream) -> Result<(ExitStatus, Vec<u8>)> {
+        let stream = self.open();
+        self.send(stream, &Message::Exec(exec))?;
+        let mut window = WINDOW as usize;
+        let (mut local_open, mut stderr) = (true, Vec::new());
+        loop {
+            while let Some(frame) = self.buffered()? {
+                if frame.stream != stream {
+                    continue;
+                }
+                match frame.kind {
+                    FrameType::Control => match frame.message().map_err(ConnectionError::Protocol)? {
+                        Message::Error(failure) => return Err(ConnectionError::Refused(failure)),
+                        Message::Exited(status) => return Ok((status, stderr)),
+                        Message::Credit { channel: Channel::Stdin, bytes } => window += bytes as usize,
+                        _ => {}
+                    },
+                    FrameType::Stdin => {}
+                    FrameType::Stdout => {
+                        // The reader may have had enough; then the process gets no more credit and is ended below.
+                        if (&mut &*local).write_all(&frame.payload).is_err() {
+                            local_open = false;
+                            self.send(stream, &Message::Signal { signal: 15 })?;
+                        }
+                        let bytes = frame.payload.len() as u64;
+                        self.send(stream, &Message::Credit { channel: Channel::Stdout, bytes })?;
+                    }
+                    FrameType::Stderr => {
+                        let room = (64 * 1024usize).saturating_sub(stderr.len());
+                        stderr.extend_from_slice(&frame.payload[..frame.payload.len().min(room)]);
+                        let bytes = frame.payload.len() as u64;
+                        self.send(stream, &Message::Credit { channel: Channel::Stderr, bytes })?;
+                    }
+                }
+            }
+            let want_local = local_open && window > 0;
+            let mut fds = vec![PollFd::new(&self.stream, PollFlags::IN)];
+            if want_local {
+                fds.push(PollFd::new(local, PollFlags::IN));
+            }
+            match poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(io::Error::from(error).into()),
+            }
+            let (from_peer, from_local) =
+                (!fds[0].revents().is_empty(), fds.get(1).is_some_and(|fd| !fd.revents().is_empty()));
+            drop(fds);
+            let mut bytes = vec![0u8; MAX_PAYLOAD];
+            if from_peer {
+                match self.stream.read(&mut bytes)? {
+                    0 => return Err(ConnectionError::Closed),
+                    n => self.decoder.push(&bytes[..n]),
+                }
+            }
+            if from_local {
+                let n = (&mut &*local).read(&mut bytes[..window.min(MAX_PAYLOAD)]).unwrap_or(0);
+                if n == 0 {
+                    local_open = false;
+                    self.send(stream, &Message::CloseStdin)?;
+                } else {
+                    self.send_data(FrameType::Stdin, stream, &bytes[..n])?;
+                    window -= n;
+                }
+            }
+        }
+    }
+
+    /// Reads what the socket has into the decoder; false at its end.
+    pub fn fill(&mut self) -> Result<bool> {
+        let mut bytes = [0u8; 16 * 1024];
+        match self.stream.read(&mut bytes) {
+            Ok(0) => Ok(false),
+            Ok(n) => {
+                self.decoder.push(&bytes[..n]);
+                Ok(true)
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}

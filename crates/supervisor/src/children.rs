@@ -1,0 +1,50 @@
+//! Child processes of the supervisor: commit-back and the service of the remote `host`.
+//! Each has one socket pair with us on its descriptor 0 (and 1), and a pidfd.
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+
+/// A running child of ours.
+#[derive(Debug)]
+pub struct Helper {
+    child: Child,
+    /// Readable when it has ended.
+    pub pidfd: OwnedFd,
+}
+
+impl Helper {
+    /// Starts `argv` with `input` as standard input and `output` as standard output;
+    /// standard error goes to `error` when given, else nowhere.
+    pub fn start(argv: &[String], input: OwnedFd, output: OwnedFd, error: Option<OwnedFd>) -> io::Result<Self> {
+        let (program, args) = argv.split_first().expect("helpers have a program");
+        let child = Command::new(program)
+            .args(args)
+            .stdin(Stdio::from(input))
+            .stdout(Stdio::from(output))
+            .stderr(error.map_or_else(Stdio::null, Stdio::from))
+            .spawn()?;
+        let pid = Pid::from_raw(child.id() as i32).expect("a child's pid is not 0");
+        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        Ok(Self { child, pidfd })
+    }
+
+    /// Reaps it; true when it ended with status 0. Blocks until it has ended.
+    pub fn finish(&mut self) -> io::Result<bool> {
+        Ok(self.child.wait()?.success())
+    }
+
+    /// Ends it.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A socket pair: (ours, for the child).
+pub fn pair() -> io::Result<(UnixStream, OwnedFd)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    Ok((ours, theirs.into()))
+}

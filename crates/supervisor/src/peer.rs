@@ -1,0 +1,87 @@
+//! One non-blocking connection: frames in, bytes out.
+
+use sandbox_protocol::{Decoder, Frame, FrameError, FrameType, Message, encode, encode_control};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+/// A client, or the agent.
+#[derive(Debug)]
+pub struct Peer {
+    stream: UnixStream,
+    decoder: Decoder,
+    out: Vec<u8>,
+    sent: usize,
+    /// Nothing more can be read from or written to it.
+    pub gone: bool,
+}
+
+impl Peer {
+    pub fn new(stream: UnixStream) -> io::Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self { stream, decoder: Decoder::new(), out: Vec::new(), sent: 0, gone: false })
+    }
+
+    pub fn control(&mut self, stream: u32, message: &Message) {
+        encode_control(&mut self.out, stream, message);
+    }
+
+    pub fn data(&mut self, kind: FrameType, stream: u32, payload: &[u8]) {
+        encode(&mut self.out, kind, stream, payload);
+    }
+
+    /// Bytes that wait to be written.
+    pub fn backlog(&self) -> usize {
+        self.out.len() - self.sent
+    }
+
+    /// Writes what the socket takes.
+    pub fn flush(&mut self) {
+        while self.sent < self.out.len() && !self.gone {
+            match self.stream.write(&self.out[self.sent..]) {
+                Ok(0) => self.gone = true,
+                Ok(n) => self.sent += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => self.gone = true,
+            }
+        }
+        if self.sent == self.out.len() {
+            self.out.clear();
+            self.sent = 0;
+            self.out.shrink_to(16 * 1024);
+        } else if self.sent > 64 * 1024 {
+            self.out.drain(..self.sent);
+            self.sent = 0;
+        }
+    }
+
+    /// Reads once and returns the frames that are whole; a peer that breaks the protocol is gone.
+    pub fn read(&mut self, frames: &mut Vec<Frame>) {
+        let mut bytes = [0u8; 32 * 1024];
+        match self.stream.read(&mut bytes) {
+            Ok(0) => self.gone = true,
+            Ok(n) => {
+                self.decoder.push(&bytes[..n]);
+                if self.drain(frames).is_err() {
+                    self.gone = true;
+                }
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
+            Err(_) => self.gone = true,
+        }
+    }
+
+    fn drain(&mut self, frames: &mut Vec<Frame>) -> Result<(), FrameError> {
+        while let Some(frame) = self.decoder.next_frame()? {
+            frames.push(frame);
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Peer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
+}
