@@ -3,6 +3,7 @@
 
 pub mod caps;
 pub mod copy;
+pub mod fork;
 pub mod lock;
 pub mod mount;
 pub mod namespace;
