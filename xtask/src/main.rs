@@ -1,1 +1,49 @@
-fn main() {}
+//! Developer tasks, run as `cargo xtask …`.
+//!
+//! - `test`: everything, as every kind of user, with every git of the machine.
+#![forbid(unsafe_code)]
+
+mod build;
+mod install;
+mod runner;
+mod test;
+mod user;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask test [--fast | --all] [--no-install] [FILTER]
+       cargo xtask bench [--rows PATTERN] [--files N] [--runs N] [--json] [--no-install]
+
+test   builds once, then runs every test as an ordinary user and as root (when root),
+       with each git of this machine; the last line is `N passed, N failed, N skipped`
+         --fast        one user and one git
+         --all         ignored tests and documentation tests too
+         --no-install  installs nothing and makes no user
+bench  prints the table of docs/performance.md, measured now; never fails on a time
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let outcome = match args.split_first() {
+        Some((&"test", rest)) => test::Options::parse(rest).map(|options| test::run(&options)),
+        Some((&("help" | "-h" | "--help"), _)) => {
+            print!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        _ => Err("expected a task".to_owned()),
+    };
+    match outcome {
+        Ok(Ok(true)) => ExitCode::SUCCESS,
+        Ok(Ok(false)) => ExitCode::FAILURE,
+        Ok(Err(error)) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+        Err(problem) => {
+            eprintln!("error: {problem}\n{USAGE}");
+            ExitCode::from(2)
+        }
+    }
+}

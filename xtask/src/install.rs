@@ -1,0 +1,44 @@
+//! What the full suite and the bench need beside Rust, git and a C compiler.
+
+use sandbox_testkit::{is_root, which};
+use std::process::Command;
+
+/// A program, the Debian package that has it, and what is skipped without it.
+pub struct Need {
+    program: &'static str,
+    package: &'static str,
+    without: &'static str,
+}
+
+/// What tests use when it is there.
+pub const TESTS: &[Need] = &[
+    Need { program: "strace", package: "strace", without: "counting the files that git opens" },
+    Need { program: "mkfs.btrfs", package: "btrfs-progs", without: "reflinks on Btrfs" },
+    Need { program: "mkfs.xfs", package: "xfsprogs", without: "reflinks on XFS" },
+];
+
+/// Installs what is missing when that is possible, and says what is still missing.
+pub fn install(needs: &[Need], allowed: bool) {
+    let missing = |need: &&Need| which(need.program).is_none();
+    let packages: Vec<&str> = needs.iter().filter(missing).map(|need| need.package).collect();
+    if packages.is_empty() {
+        return;
+    }
+    if allowed && is_root() && which("apt-get").is_some() {
+        println!("installing {}", packages.join(", "));
+        if !apt(&["install", "-y", "--no-install-recommends"], &packages) {
+            apt(&["update"], &[]);
+            apt(&["install", "-y", "--no-install-recommends"], &packages);
+        }
+    }
+    for need in needs.iter().filter(missing) {
+        println!("without '{}' ({}): skips {}", need.program, need.package, need.without);
+    }
+}
+
+fn apt(verb: &[&str], packages: &[&str]) -> bool {
+    let mut command = Command::new("apt-get");
+    command.args(["-qq", "-o", "Acquire::http::Timeout=20", "-o", "Acquire::Retries=1"]);
+    command.args(verb).args(packages).env("DEBIAN_FRONTEND", "noninteractive");
+    command.output().is_ok_and(|output| output.status.success())
+}

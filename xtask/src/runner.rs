@@ -1,0 +1,160 @@
+//! Runs one test executable and reads what libtest prints.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The longest that one executable may take.
+const LIMIT: Duration = Duration::from_secs(12 * 60);
+
+/// Counts, and why tests were skipped.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Totals {
+    /// Tests that ran and passed.
+    pub passed: usize,
+    /// Tests that failed, and executables that did not end as they should.
+    pub failed: usize,
+    /// Tests that said why they could not run: reason and how many.
+    pub skipped: BTreeMap<String, usize>,
+}
+
+impl Totals {
+    /// Adds another's counts.
+    pub fn add(&mut self, other: &Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        for (reason, count) in &other.skipped {
+            *self.skipped.entry(reason.clone()).or_default() += count;
+        }
+    }
+
+    /// How many were skipped.
+    pub fn skips(&self) -> usize {
+        self.skipped.values().sum()
+    }
+}
+
+impl std::fmt::Display for Totals {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skips())
+    }
+}
+
+/// Runs a test executable to its end. Returns the counts, and the whole output if something failed.
+pub fn run(command: &mut Command) -> (Totals, Option<String>) {
+    // Both streams into one file: libtest writes to one, a panic in a thread to the other.
+    let mut collect = || -> std::io::Result<(std::process::ExitStatus, String, bool)> {
+        let file = tempfile::tempfile()?;
+        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file.try_clone()?);
+        let mut child = command.spawn()?;
+        let start = Instant::now();
+        let mut late = false;
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            if start.elapsed() > LIMIT && !late {
+                late = true;
+                child.kill()?;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        let mut bytes = Vec::new();
+        let mut file = file;
+        std::io::Seek::rewind(&mut file)?;
+        file.read_to_end(&mut bytes)?;
+        Ok((status, String::from_utf8_lossy(&bytes).into_owned(), late))
+    };
+    match collect() {
+        Err(error) => (Totals { failed: 1, ..Totals::default() }, Some(format!("cannot run it: {error}"))),
+        Ok((status, mut text, late)) => {
+            let mut totals = parse(&text);
+            if late {
+                text.push_str(&format!("\nkilled: it still ran after {LIMIT:?}\n"));
+            }
+            if !status.success() && totals.failed == 0 {
+                totals.failed = 1;
+                text.push_str(&format!("\nit ended with {status}\n"));
+            }
+            let output = (totals.failed > 0).then_some(text);
+            (totals, output)
+        }
+    }
+}
+
+/// Reads libtest's output as `--show-output` makes it.
+fn parse(text: &str) -> Totals {
+    let mut totals = Totals::default();
+    let mut test = None;
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("---- ") {
+            test = rest.strip_suffix(" stdout ----");
+        } else if let Some(reason) = line.strip_prefix("SKIP: ") {
+            // One test is one skip, however often it says so.
+            if test.take().is_some() {
+                *totals.skipped.entry(reason.to_owned()).or_default() += 1;
+                totals.passed = totals.passed.saturating_sub(1);
+            }
+        } else if let Some((_, reason)) = line.split_once(" ... ignored") {
+            let reason = reason.trim_start_matches(", ");
+            let reason = if reason.is_empty() { "ignored by default (--all runs it)" } else { reason };
+            *totals.skipped.entry(reason.to_owned()).or_default() += 1;
+        } else if let Some(summary) = line.strip_prefix("test result: ") {
+            let count = |word: &str| {
+                let words: Vec<&str> = summary.split([' ', ';']).filter(|word| !word.is_empty()).collect();
+                let at = words.iter().position(|other| *other == word)?;
+                words.get(at.checked_sub(1)?)?.parse::<usize>().ok()
+            };
+            let skipped: usize = totals.skips();
+            let ignored = count("ignored").unwrap_or(0);
+            totals.passed += count("passed").unwrap_or(0);
+            totals.passed -= totals.passed.min(skipped - skipped.min(ignored));
+            totals.failed += count("failed").unwrap_or(0);
+        }
+    }
+    totals
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn skips_are_counted_with_their_reasons_and_not_as_passed() {
+        let text = "
+running 5 tests
+test a ... ok
+test b ... ok
+test c ... FAILED
+test d ... ignored, takes an hour
+test e ... ok
+
+successes:
+
+---- a stdout ----
+SKIP: no strace
+SKIP: and no second reason
+
+---- b stdout ----
+something else
+
+failures:
+
+---- c stdout ----
+thread 'c' panicked
+
+test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s
+";
+        let totals = parse(text);
+        assert_eq!(totals.to_string(), "2 passed, 1 failed, 2 skipped");
+        assert_eq!(totals.skipped.keys().collect::<Vec<_>>(), ["no strace", "takes an hour"]);
+    }
+
+    #[test]
+    fn an_executable_that_dies_is_a_failure() {
+        let (totals, output) = run(Command::new("sh").args(["-c", "echo running 1 test; kill -9 $$"]));
+        assert_eq!(totals.failed, 1);
+        assert!(output.unwrap().contains("signal: 9"));
+    }
+}

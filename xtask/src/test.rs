@@ -1,0 +1,301 @@
+//! `cargo xtask test`: the one test command.
+//!
+//! ```text
+//! install ─► build once ─► for each user × git: every test executable ─► totals
+//! ```
+//!
+//! The executables are copied to a directory that every user can read, on a file system that an
+//! overlay can stand on, and run from there: nothing of the build directory changes meanwhile.
+
+use crate::build::{self, Built, TestExecutable};
+use crate::install;
+use crate::runner::{self, Totals};
+use crate::user::User;
+use sandbox_testkit::{Git, gits, is_root};
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+/// What the command line asks for.
+#[derive(Debug, Default, PartialEq)]
+pub struct Options {
+    fast: bool,
+    all: bool,
+    no_install: bool,
+    filter: Option<String>,
+}
+
+impl Options {
+    /// Reads the arguments after `test`.
+    pub fn parse(args: &[&str]) -> Result<Self, String> {
+        let mut options = Self::default();
+        for arg in args {
+            match *arg {
+                "--fast" => options.fast = true,
+                "--all" => options.all = true,
+                "--no-install" => options.no_install = true,
+                flag if flag.starts_with('-') => return Err(format!("unknown option '{flag}'")),
+                filter => options.filter = Some(filter.to_owned()),
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// One pass over all executables.
+#[derive(Clone, Debug, PartialEq)]
+struct Pass {
+    user: User,
+    git: Git,
+}
+
+/// What will be run, and what will not.
+#[derive(Debug, Default, PartialEq)]
+struct Plan {
+    passes: Vec<Pass>,
+    left_out: Vec<String>,
+}
+
+/// Decides who runs the tests with which git.
+fn plan(options: &Options, me: &User, ordinary: Option<Result<User, String>>, gits: &[Git]) -> Plan {
+    let mut plan = Plan::default();
+    let mut users = Vec::new();
+    match ordinary {
+        None => plan.left_out.push("as root: not run by root".to_owned()),
+        Some(Ok(user)) => users.push(user),
+        Some(Err(reason)) => plan.left_out.push(format!("as an ordinary user: {reason}")),
+    }
+    users.push(me.clone());
+    for git in gits {
+        for user in &users {
+            plan.passes.push(Pass { user: user.clone(), git: git.clone() });
+        }
+    }
+    if options.fast {
+        plan.passes.truncate(1);
+        plan.left_out.clear();
+    } else if gits.len() < 2 {
+        plan.left_out.push("with a second git: this machine has one".to_owned());
+    }
+    plan
+}
+
+/// Runs everything; whether nothing failed.
+pub fn run(options: &Options) -> Result<bool, String> {
+    let start = Instant::now();
+    install::install(install::TESTS, !options.no_install);
+    let ordinary = is_root().then(|| User::ordinary(!options.no_install));
+    let plan = plan(options, &User::current(), ordinary, &gits());
+    println!("plan:");
+    for pass in &plan.passes {
+        println!("  all tests as {} with {}", pass.user.name, pass.git);
+    }
+    for left_out in &plan.left_out {
+        println!("  not {left_out}");
+    }
+    let built = build::tests()?;
+    println!("built {} test executables in {:.0} s", built.tests.len(), start.elapsed().as_secs_f64());
+    let stage = Stage::new(&built)?;
+    let mut totals = Totals::default();
+    for left_out in &plan.left_out {
+        *totals.skipped.entry(format!("a whole pass, {left_out}")).or_default() += 1;
+    }
+    for pass in &plan.passes {
+        totals.add(&stage.run(pass, options)?);
+    }
+    if options.all {
+        totals.add(&documentation_tests());
+    }
+    if totals.skips() > 0 {
+        println!("\nskipped:");
+        for (reason, count) in &totals.skipped {
+            println!("  {count} × {reason}");
+        }
+    }
+    println!("\nin {:.0} s:", start.elapsed().as_secs_f64());
+    println!("{totals}");
+    Ok(totals.failed == 0)
+}
+
+/// A directory with the executables, and one for temporary files of each user.
+struct Stage {
+    dir: tempfile::TempDir,
+    product: Option<PathBuf>,
+    tests: Vec<TestExecutable>,
+}
+
+impl Stage {
+    fn new(built: &Built) -> Result<Self, String> {
+        let base = disk()?;
+        let make = || -> std::io::Result<Self> {
+            let dir = tempfile::Builder::new().prefix("git-sandbox-test.").tempdir_in(&base)?;
+            fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
+            let bin = dir.path().join("bin");
+            fs::create_dir(&bin)?;
+            let copy = |from: &Path, name: &str| -> std::io::Result<PathBuf> {
+                let to = bin.join(name);
+                fs::copy(from, &to)?;
+                fs::set_permissions(&to, fs::Permissions::from_mode(0o755))?;
+                Ok(to)
+            };
+            let product = built.product.as_ref().map(|from| copy(from, "git-sandbox")).transpose()?;
+            let mut tests = built.tests.clone();
+            for test in &mut tests {
+                test.path = copy(&test.path, &test.name.replace('/', "-"))?;
+            }
+            Ok(Self { dir, product, tests })
+        };
+        make().map_err(|error| format!("cannot copy the tests to '{}': {error}", base.display()))
+    }
+
+    fn run(&self, pass: &Pass, options: &Options) -> Result<Totals, String> {
+        let start = Instant::now();
+        println!("\nas {} with {}", pass.user.name, pass.git);
+        let temp = self.temp(&pass.user).map_err(|error| format!("cannot make a directory: {error}"))?;
+        let mut totals = Totals::default();
+        for test in &self.tests {
+            let start = Instant::now();
+            let (counts, failure) = runner::run(&mut self.command(test, pass, &temp, options));
+            totals.add(&counts);
+            if counts != Totals::default() {
+                println!("  {:24} {counts} ({:.1} s)", test.name, start.elapsed().as_secs_f64());
+            }
+            if let Some(text) = failure {
+                println!("{text}");
+            }
+        }
+        println!("  {totals} ({:.0} s)", start.elapsed().as_secs_f64());
+        Ok(totals)
+    }
+
+    /// A directory for temporary files that belongs to the user.
+    fn temp(&self, user: &User) -> std::io::Result<PathBuf> {
+        let dir = self.dir.path().join(&user.name);
+        fs::create_dir_all(&dir)?;
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))?;
+        if is_root() {
+            chown(&dir, Some(user.uid), Some(user.gid))?;
+        }
+        Ok(dir)
+    }
+
+    fn command(&self, test: &TestExecutable, pass: &Pass, temp: &Path, options: &Options) -> Command {
+        let mut command = Command::new(&test.path);
+        command.env_clear().arg("--show-output");
+        if let Some(filter) = &options.filter {
+            command.arg(filter);
+        }
+        if options.all {
+            command.arg("--include-ignored");
+        }
+        let git_dir = pass.git.path.parent().unwrap_or(Path::new("/usr/bin")).to_owned();
+        let standard = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin"];
+        let path = std::env::join_paths([git_dir].into_iter().chain(standard.map(PathBuf::from)));
+        pass.user.apply(&mut command);
+        command
+            .current_dir(temp)
+            .env("PATH", path.unwrap_or_default())
+            .env("TMPDIR", temp)
+            .env("LANG", "C.UTF-8")
+            .env("TESTKIT_GIT", &pass.git.path)
+            .env("CARGO_MANIFEST_DIR", &test.manifest_dir)
+            .env("INSTA_WORKSPACE_ROOT", build::workspace())
+            .env("INSTA_UPDATE", "no");
+        if let Some(product) = &self.product {
+            command.env("GIT_SANDBOX_BIN", product);
+        }
+        command
+    }
+}
+
+/// A directory for the tests on a file system that an overlay can have its upper directory on.
+fn disk() -> Result<PathBuf, String> {
+    const OVERLAYFS: i64 = 0x794c_7630;
+    const TMPFS: i64 = 0x0102_1994;
+    const RAMFS: i64 = 0x8584_58f6;
+    const NFS: i64 = 0x6969;
+    let target = build::workspace().join("target");
+    let wanted = std::env::var_os("TMPDIR").map(PathBuf::from);
+    let candidates = wanted.into_iter().chain(["/var/tmp", "/tmp"].map(PathBuf::from)).chain([target]);
+    let fit = |dir: &PathBuf| {
+        let kind = rustix::fs::statfs(dir).map(|stat| stat.f_type);
+        dir.is_dir() && kind.is_ok_and(|kind| ![OVERLAYFS, TMPFS, RAMFS, NFS].contains(&kind))
+    };
+    let mut candidates = candidates;
+    candidates.find(fit).ok_or_else(|| {
+        "no directory for the tests on a local disk: set TMPDIR to one (in a container: a volume)".into()
+    })
+}
+
+/// Runs the examples of the documentation, as whoever runs this.
+fn documentation_tests() -> Totals {
+    println!("\ndocumentation");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(cargo);
+    command.args(["test", "--workspace", "--doc", "--quiet"]).current_dir(build::workspace());
+    let (totals, failure) = runner::run(&mut command);
+    println!("  {totals}");
+    if let Some(text) = failure {
+        println!("{text}");
+    }
+    totals
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(name: &str, uid: u32) -> User {
+        User { name: name.into(), uid, gid: uid, home: "/h".into() }
+    }
+
+    fn git(path: &str, minor: u32) -> Git {
+        Git { path: path.into(), version: (2, minor, 0) }
+    }
+
+    fn text(plan: &Plan) -> String {
+        let mut text = String::new();
+        for pass in &plan.passes {
+            text.push_str(&format!("{} with {}\n", pass.user.name, pass.git));
+        }
+        for left_out in &plan.left_out {
+            text.push_str(&format!("not {left_out}\n"));
+        }
+        text
+    }
+
+    #[test]
+    fn root_runs_everything_as_two_users_with_every_git() {
+        let gits = [git("/usr/bin/git", 39), git("/usr/local/bin/git", 47)];
+        let plan = plan(&Options::default(), &user("root", 0), Some(Ok(user("ann", 7))), &gits);
+        assert_eq!(
+            text(&plan),
+            "ann with git 2.39.0 (/usr/bin/git)\n\
+             root with git 2.39.0 (/usr/bin/git)\n\
+             ann with git 2.47.0 (/usr/local/bin/git)\n\
+             root with git 2.47.0 (/usr/local/bin/git)\n"
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_said() {
+        let plan = plan(&Options::default(), &user("ann", 7), None, &[git("/usr/bin/git", 39)]);
+        assert_eq!(
+            text(&plan),
+            "ann with git 2.39.0 (/usr/bin/git)\n\
+             not as root: not run by root\n\
+             not with a second git: this machine has one\n"
+        );
+    }
+
+    #[test]
+    fn fast_is_one_pass() {
+        let gits = [git("/usr/bin/git", 39), git("/usr/local/bin/git", 47)];
+        let options = Options::parse(&["--fast", "merge"]).unwrap();
+        let plan = plan(&options, &user("root", 0), Some(Ok(user("ann", 7))), &gits);
+        assert_eq!(text(&plan), "ann with git 2.39.0 (/usr/bin/git)\n");
+        assert!(Options::parse(&["--slow"]).is_err());
+    }
+}
