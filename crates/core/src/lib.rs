@@ -7,7 +7,9 @@
 
 pub mod connection;
 pub mod driver;
+pub mod host_view;
 pub mod id;
 pub mod launch;
 pub mod record;
+pub mod sandbox;
 pub mod store;

@@ -1,0 +1,297 @@
+//! One sandbox as it is on disk now: finding it, its state, speaking to its supervisor,
+//! and taking it into one's own hands while it is stopped.
+
+use crate::connection::{Connection, ConnectionError};
+use crate::id::{Name, RepoId, SandboxId};
+use crate::record::{RepoRecord, SandboxRecord, Snapshot, StatusRecord};
+use crate::store::{RepoDir, SandboxDir, Store, StoreError, make_dir, read_json, write_whole};
+use sandbox_sys::lock::FileLock;
+use sandbox_sys::process;
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// A sandbox that is fully made.
+#[derive(Clone, Debug)]
+pub struct Sandbox {
+    /// Where it is.
+    pub dir: SandboxDir,
+    /// What was asked.
+    pub record: SandboxRecord,
+}
+
+/// What is true of a sandbox now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Its supervisor runs.
+    Running,
+    /// It was stopped, or its command ended.
+    Stopped,
+    /// Its supervisor or its first process was killed.
+    Crashed,
+}
+
+impl State {
+    /// The words that `list` prints.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+            Self::Crashed => "stopped (crashed)",
+        }
+    }
+}
+
+/// Why a sandbox cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// There is none of this name.
+    #[error("no sandbox named '{name}'")]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// Names that exist.
+        known: Vec<String>,
+    },
+    /// More than one repository has a sandbox of this name.
+    #[error("more than one repository has a sandbox named '{name}'")]
+    Ambiguous {
+        /// What was asked for.
+        name: String,
+    },
+    /// It must run for this.
+    #[error("the sandbox '{name}' is not running")]
+    NotRunning {
+        /// Which.
+        name: String,
+    },
+    /// It must not run for this.
+    #[error("the sandbox '{name}' is running")]
+    Running {
+        /// Which.
+        name: String,
+    },
+    /// Another command works on it.
+    #[error("busy: another command works on the sandbox '{name}'")]
+    Busy {
+        /// Which.
+        name: String,
+    },
+    /// Its first process does not end.
+    #[error("process {pid} of the sandbox '{name}' does not end")]
+    Lingering {
+        /// Which.
+        name: String,
+        /// The host's pid.
+        pid: u32,
+    },
+    /// A snapshot that it stands on is gone.
+    #[error("the sandbox '{name}' stands on '{path}', which is gone", path = path.display())]
+    Vanished {
+        /// Which.
+        name: String,
+        /// What is gone.
+        path: PathBuf,
+    },
+    /// The state directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The supervisor.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    /// The kernel.
+    #[error("cannot {step}")]
+    Io {
+        /// What was being done.
+        step: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl Sandbox {
+    /// Reads one; `None` when it is half-made or gone.
+    pub fn load(store: &Store, id: &SandboxId) -> Result<Option<Self>, SandboxError> {
+        let dir = store.sandbox(id);
+        Ok(read_json(&dir.record())?.map(|record| Self { dir, record }))
+    }
+
+    /// Reads all of one repository (or of all), oldest first. One that cannot be read is an error.
+    pub fn all(store: &Store, repo: Option<&RepoId>) -> Result<Vec<Self>, SandboxError> {
+        let mut all = Vec::new();
+        for id in store.sandbox_ids()? {
+            if let Some(sandbox) = Self::load(store, &id)?
+                && repo.is_none_or(|repo| sandbox.record.repos.iter().any(|mount| mount.repo == *repo))
+            {
+                all.push(sandbox);
+            }
+        }
+        all.sort_by(|a, b| (a.record.created, &a.record.name).cmp(&(b.record.created, &b.record.name)));
+        Ok(all)
+    }
+
+    /// Finds one by its name in a repository, or anywhere when there is no repository.
+    pub fn find(store: &Store, repo: Option<&RepoId>, name: &str) -> Result<Self, SandboxError> {
+        if let Some(repo) = repo {
+            if let Some(id) = Names::of(&store.repo(repo)).get(name)
+                && let Some(sandbox) = Self::load(store, &id)?
+            {
+                return Ok(sandbox);
+            }
+        }
+        let all = Self::all(store, repo)?;
+        let mut found: Vec<Self> = all
+            .iter()
+            .filter(|sandbox| sandbox.record.name.as_str() == name || sandbox.record.id.as_str() == name)
+            .cloned()
+            .collect();
+        match found.len() {
+            1 => Ok(found.remove(0)),
+            0 => Err(SandboxError::Unknown {
+                name: name.to_owned(),
+                known: all.iter().map(|sandbox| sandbox.record.name.to_string()).collect(),
+            }),
+            _ => Err(SandboxError::Ambiguous { name: name.to_owned() }),
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.record.name.as_str()
+    }
+
+    /// What was last written about it.
+    pub fn status(&self) -> Result<StatusRecord, SandboxError> {
+        Ok(read_json(&self.dir.status())?.unwrap_or_default())
+    }
+
+    /// What is true now.
+    pub fn state(&self) -> Result<State, SandboxError> {
+        let status = self.status()?;
+        Ok(self.state_of(&status))
+    }
+
+    /// What is true now, given what was last written.
+    pub fn state_of(&self, status: &StatusRecord) -> State {
+        let alive = |who: &crate::driver::ProcessIdentity| {
+            matches!(process::open_identified(who.pid, who.start_time, &who.boot_id), Ok(Some(_)))
+        };
+        match &status.supervisor {
+            Some(supervisor) if alive(supervisor) => State::Running,
+            Some(_) => State::Crashed,
+            // Written, locked by a supervisor that is still launching.
+            None if matches!(FileLock::try_exclusive(&self.dir.lock_file()), Ok(None)) => State::Running,
+            None if status.started.is_some() && !status.stopped => State::Crashed,
+            None => State::Stopped,
+        }
+    }
+
+    /// Connects to its supervisor.
+    pub fn connect(&self) -> Result<Connection, SandboxError> {
+        let not_running = || SandboxError::NotRunning { name: self.name().to_owned() };
+        let until = Instant::now() + Duration::from_secs(5);
+        loop {
+            match connect(&self.dir) {
+                Ok(stream) => return Ok(Connection::new(stream)?),
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                    // A supervisor that is still launching has the lock and no socket yet.
+                    if self.state()? != State::Running || Instant::now() > until {
+                        return Err(not_running());
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Err(source) => {
+                    return Err(SandboxError::Io { step: format!("connect to the sandbox '{}'", self.name()), source });
+                }
+            }
+        }
+    }
+
+    /// Takes the lock of a sandbox that does not run, once nothing of an earlier life is left:
+    /// a pid namespace's first process is reaped only after all its members, so that waiting
+    /// for it is waiting for the last writer of the upper directory.
+    pub fn take(&self, patience: Duration) -> Result<FileLock, SandboxError> {
+        let path = self.dir.lock_file();
+        let io = |source| SandboxError::Io { step: format!("lock '{}'", path.display()), source };
+        let until = Instant::now() + patience;
+        let lock = loop {
+            if let Some(lock) = FileLock::try_exclusive(&path).map_err(io)? {
+                break lock;
+            }
+            if Instant::now() >= until {
+                let name = self.name().to_owned();
+                return Err(match self.status()?.supervisor {
+                    Some(_) => SandboxError::Running { name },
+                    None => SandboxError::Busy { name },
+                });
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        if let Some(init) = self.status()?.init
+            && let Some(pidfd) = process::open_identified(init.pid, init.start_time, &init.boot_id).map_err(io)?
+            && !process::wait_gone(&pidfd, Some(Duration::from_secs(10))).map_err(io)?
+        {
+            return Err(SandboxError::Lingering { name: self.name().to_owned(), pid: init.pid });
+        }
+        Ok(lock)
+    }
+
+    /// The snapshot that repository number `n` stands on.
+    pub fn snapshot(&self, store: &Store, n: usize) -> Result<Snapshot, SandboxError> {
+        let mount = &self.record.repos[n];
+        let path = store.repo(&mount.repo).snapshot(&mount.snapshot);
+        read_json(&path)?.ok_or_else(|| SandboxError::Vanished { name: self.name().to_owned(), path })
+    }
+
+    /// The record of repository number `n`.
+    pub fn repo(&self, store: &Store, n: usize) -> Result<RepoRecord, SandboxError> {
+        let path = store.repo(&self.record.repos[n].repo).record();
+        read_json(&path)?.ok_or_else(|| SandboxError::Vanished { name: self.name().to_owned(), path })
+    }
+}
+
+/// Connects to a supervisor's socket through a descriptor of its directory: paths may be long.
+fn connect(dir: &SandboxDir) -> io::Result<UnixStream> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(dir.path(), flags, Mode::empty())?;
+    UnixStream::connect(format!("/proc/self/fd/{}/ctl", std::os::fd::AsRawFd::as_raw_fd(&fd)))
+}
+
+/// `repos/<id>/names/<name>`: a file with the sandbox's id, so that a name is found without
+/// reading every record, and given only once.
+#[derive(Debug)]
+pub struct Names(PathBuf);
+
+impl Names {
+    /// The names of one repository.
+    pub fn of(repo: &RepoDir) -> Self {
+        Self(repo.path().join("names"))
+    }
+
+    /// Who has this name.
+    pub fn get(&self, name: &str) -> Option<SandboxId> {
+        Name::parse(name).ok()?;
+        SandboxId::parse(fs::read_to_string(self.0.join(name)).ok()?.trim())
+    }
+
+    /// Gives a name; the repository's lock must be held.
+    pub fn give(&self, name: &Name, id: &SandboxId) -> Result<(), StoreError> {
+        make_dir(&self.0)?;
+        write_whole(&self.0.join(name.as_str()), format!("{id}\n").as_bytes(), false)
+    }
+
+    /// Takes a name back, if this sandbox has it.
+    pub fn take_back(&self, name: &Name, id: &SandboxId) {
+        if self.get(name.as_str()).as_ref() == Some(id) {
+            let _ = fs::remove_file(self.0.join(name.as_str()));
+        }
+    }
+}
+
+/// Returns where a path inside a tree is in a stack of layers, uppermost first; the first one that has it.
+pub fn find_in_layers(layers: &[PathBuf], relative: &Path) -> Option<PathBuf> {
+    layers.iter().map(|layer| layer.join(relative)).find(|path| fs::symlink_metadata(path).is_ok())
+}
