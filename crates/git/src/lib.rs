@@ -29,3 +29,9 @@ pub use escape::printable;
 pub use oid::{ObjectFormat, Oid};
 pub use refname::RefName;
 pub use version::{MINIMUM, Version};
+
+/// Returns the SHA-256 of bytes: for keys and fingerprints, where no repository says which hash.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    use sha2::Digest;
+    sha2::Sha256::digest(bytes).into()
+}
