@@ -20,10 +20,12 @@
 
 mod agent_config;
 mod frame;
+mod inside;
 mod message;
 
 pub use agent_config::*;
 pub use frame::{Decoder, Frame, FrameError, FrameType, HEADER, MAX_PAYLOAD, encode, encode_control};
+pub use inside::*;
 pub use message::*;
 
 /// The first and the last protocol version that this build speaks.

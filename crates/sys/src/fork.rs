@@ -7,6 +7,7 @@
 use rustix::process::Pid;
 use std::ffi::{CStr, CString};
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
 
 /// Ends the process when the child's work panics, so that it never runs its parent's code.
 struct NeverReturn;
@@ -70,6 +71,17 @@ pub fn close_from(first: u32, keep: Option<u32>) -> io::Result<()> {
             close_range(keep + 1, u32::MAX, 0)
         }
     }
+}
+
+/// Takes a descriptor that the program was started with, and marks it to be closed by an exec.
+/// Ask once for each number: the value owns it.
+pub fn inherited(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl takes numbers, and refuses one that is not open.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open, and the caller says that nobody else in this program owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// Marks every descriptor from `first` on to be closed by an exec.

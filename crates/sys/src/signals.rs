@@ -74,10 +74,14 @@ pub fn block_all() {
 
 /// Puts every signal back to its default action. The mask is left as it is.
 pub fn default_actions() {
+    // `struct sigaction` of the kernel with all fields zero: SIG_DFL, no flags, an empty mask.
+    // By the system call, because libc keeps two signals for itself, and a program may have been
+    // started with these ignored.
+    let default = [0u64; 4];
     for signal in 1..=64 {
-        // SAFETY: SIG_DFL is a valid action for every signal; KILL, STOP and the two that libc
-        // keeps for itself are refused with EINVAL, which changes nothing.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the structure is readable for the whole call, the set's size is the kernel's;
+        // KILL and STOP are refused with EINVAL, which changes nothing.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null_mut::<u64>(), 8) };
     }
 }
 
