@@ -228,15 +228,15 @@ pub fn limit(resource: u32, soft: Option<u64>, hard: Option<u64>) -> io::Result<
 /// The numbers of [`limit`]: those that the driver sets.
 pub mod resource {
     #![allow(missing_docs, reason = "the names are those of setrlimit(2)")]
-    pub const FSIZE: u32 = libc::RLIMIT_FSIZE as u32;
-    pub const STACK: u32 = libc::RLIMIT_STACK as u32;
-    pub const CORE: u32 = libc::RLIMIT_CORE as u32;
-    pub const NPROC: u32 = libc::RLIMIT_NPROC as u32;
-    pub const NOFILE: u32 = libc::RLIMIT_NOFILE as u32;
-    pub const MEMLOCK: u32 = libc::RLIMIT_MEMLOCK as u32;
-    pub const MSGQUEUE: u32 = libc::RLIMIT_MSGQUEUE as u32;
-    pub const NICE: u32 = libc::RLIMIT_NICE as u32;
-    pub const RTPRIO: u32 = libc::RLIMIT_RTPRIO as u32;
+    pub const FSIZE: u32 = libc::RLIMIT_FSIZE;
+    pub const STACK: u32 = libc::RLIMIT_STACK;
+    pub const CORE: u32 = libc::RLIMIT_CORE;
+    pub const NPROC: u32 = libc::RLIMIT_NPROC;
+    pub const NOFILE: u32 = libc::RLIMIT_NOFILE;
+    pub const MEMLOCK: u32 = libc::RLIMIT_MEMLOCK;
+    pub const MSGQUEUE: u32 = libc::RLIMIT_MSGQUEUE;
+    pub const NICE: u32 = libc::RLIMIT_NICE;
+    pub const RTPRIO: u32 = libc::RLIMIT_RTPRIO;
 }
 
 #[cfg(test)]

@@ -1,0 +1,424 @@
+//! The namespace driver: user, mount, pid, ipc, uts, net and cgroup namespaces on the host's kernel.
+//!
+//! ```text
+//!   supervisor (one thread)                     child = PID 1
+//!   ───────────────────────                     ─────────────
+//!   plan (a value), checks
+//!   clone3 ───────────────────────────────────► waits
+//!   id map, cgroup, "go" ─────────────────────► mounts, user, limits, pivot, capabilities   (apply)
+//!   reads reports until the pipe closes ◄────── exec of our own binary as agent
+//!   waits for the agent's first word ◄───────── filter, nursery, Hello                      (agent crate)
+//!   Machine
+//! ```
+//!
+//! | module | |
+//! |---|---|
+//! | `plan` | the mount tree as a value, readable as text |
+//! | `view` | what of the host's system is shown |
+//! | `apply` | the child: applies the plan, gives up what it has, becomes the agent |
+//! | `wall` | which system calls are refused |
+//! | `cgroup` | limits, where the user may set them |
+//! | `check` | what this machine can do |
+
+pub mod apply;
+pub mod cgroup;
+pub mod check;
+pub mod plan;
+pub mod view;
+pub mod wall;
+
+use apply::{Child, Line, Report};
+use cgroup::Cgroup;
+use plan::Kernel;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
+use sandbox_core::driver::{Check, Driver, DriverError, Isolation, Machine, ProcessIdentity};
+use sandbox_core::launch::{LaunchSpec, Mode, Network};
+use sandbox_protocol::{AgentConfig, AgentTree, AgentUser, FilterBytes};
+use sandbox_sys::namespace::{self, Forked, Namespaces};
+use sandbox_sys::process;
+use std::fs;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use view::Host;
+
+/// The driver's name.
+pub const NAME: &str = "namespace";
+
+/// How long the agent may take to say its first word. It needs a few milliseconds; a machine that swaps, more.
+const READY: Duration = Duration::from_secs(20);
+
+/// The driver.
+#[derive(Debug)]
+pub struct Namespace;
+
+impl Driver for Namespace {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn isolation(&self) -> Isolation {
+        Isolation::Namespace
+    }
+
+    fn check(&self) -> Vec<Check> {
+        check::all()
+    }
+
+    fn plan(&self, spec: &LaunchSpec) -> Result<String, DriverError> {
+        Ok(plan::plan(&effective(spec), &Host::default(), kernel())?.to_string())
+    }
+
+    fn launch(&self, spec: &LaunchSpec) -> Result<Box<dyn Machine>, DriverError> {
+        Ok(Box::new(launch(&effective(spec))?))
+    }
+}
+
+/// The spec as it is carried out: a helper never has a network.
+fn effective(spec: &LaunchSpec) -> LaunchSpec {
+    let mut spec = spec.clone();
+    if spec.mode == Mode::Helper {
+        spec.network = Network::None;
+    }
+    spec
+}
+
+/// What of the running kernel changes a plan.
+fn kernel() -> Kernel {
+    Kernel { own_pid_max: check::version() >= (6, 14) }
+}
+
+fn during(step: &str) -> impl FnOnce(io::Error) -> DriverError {
+    let step = step.to_owned();
+    move |source| DriverError::Step { step, source }
+}
+
+fn launch(spec: &LaunchSpec) -> Result<NamespaceMachine, DriverError> {
+    let switch_user = rustix::process::geteuid().is_root();
+    if !switch_user && rustix::process::geteuid().as_raw() != spec.user.uid {
+        let what = format!("run as uid {} when uid {} starts it", spec.user.uid, rustix::process::geteuid().as_raw());
+        return Err(DriverError::Unsupported { driver: NAME, what });
+    }
+    let plan = plan::plan(spec, &Host::default(), kernel())?;
+    check::layers(spec)?;
+    let membership = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let created = Cgroup::create(Path::new("/sys/fs/cgroup"), &membership, &spec.id, &spec.limits);
+    let mut machine = Starting { cgroup: created.cgroup, child: None };
+    let mut notes = plan.notes.clone();
+    let nice = spec.limits.cpu_percent.is_some() && !created.enforced.contains(&"cpu");
+    // Without a cgroup, the limit of processes is the pid namespace's and the user namespace's own.
+    notes.extend(created.notes.into_iter().filter(|note| !note.starts_with("process ")));
+
+    let (config, weak) = agent_config(spec, &created.enforced)?;
+    notes.extend(weak);
+    let config = sealed(&config).map_err(during("hand the agent its parameters"))?;
+    let pair = SocketFlags::CLOEXEC;
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, pair, None)
+        .map_err(|error| during("create the control channel")(error.into()))?;
+    let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|error| during("create a pipe")(error.into()));
+    let ((go_read, go_write), (report_read, report_write)) = (pipe()?, pipe()?);
+
+    let mut namespaces = Namespaces::USER.and(Namespaces::MOUNT).and(Namespaces::PID);
+    namespaces = namespaces.and(Namespaces::IPC).and(Namespaces::UTS);
+    if spec.network == Network::None {
+        namespaces = namespaces.and(Namespaces::NET);
+    }
+    // Supplementary groups are inherited and cannot be dropped inside, where setgroups is denied.
+    let groups = if switch_user { Some(namespace::groups().map_err(during("read the groups"))?) } else { None };
+    if groups.is_some() {
+        namespace::set_groups(&[]).map_err(during("drop the supplementary groups"))?;
+    }
+    let forked = namespace::fork_into(namespaces, machine.cgroup.for_clone());
+    if let Ok(Forked::Child) = forked {
+        drop((ours, go_write, report_read));
+        let (go, report) = (go_read, report_write);
+        Child { spec, plan: &plan, switch_user, go, report, control: theirs, config, nice }.run();
+    }
+    if let Some(groups) = &groups {
+        namespace::set_groups(groups).map_err(during("restore the supplementary groups"))?;
+    }
+    drop((theirs, config, go_read, report_write));
+    let pid = match forked {
+        Ok(Forked::Parent { pid, pidfd }) => {
+            machine.child = Some(pidfd);
+            pid
+        }
+        Ok(Forked::Child) => unreachable!("the child does not come back"),
+        Err(source) => return Err(user_namespace(source)),
+    };
+
+    let user = &spec.user;
+    let inside = if user.root { (0, 0) } else { (user.uid, user.gid) };
+    namespace::write_id_map(pid, inside, (user.uid, user.gid)).map_err(during("write the id map"))?;
+    machine.cgroup.add(pid).map_err(during("put the sandbox into its cgroup"))?;
+    rustix::io::write(&go_write, b"g").map_err(|error| during("start the first process")(error.into()))?;
+
+    for line in reports(report_read)? {
+        match line {
+            Line::Note(note) => notes.push(note),
+            Line::Failed(report) => return Err(failed(spec, report)),
+        }
+    }
+    let identity = ProcessIdentity {
+        pid,
+        start_time: process::start_time(pid).map_err(during("read the first process's start time"))?,
+        boot_id: process::boot_id().map_err(during("read the boot id"))?,
+    };
+    wait_until_ready(&ours, &mut machine)?;
+    machine.finish(UnixStream::from(ours), identity, notes)
+}
+
+/// What the agent is told, and what is weak.
+fn agent_config(spec: &LaunchSpec, limits: &[&'static str]) -> Result<(AgentConfig, Vec<String>), DriverError> {
+    let user = &spec.user;
+    let (uid, gid) = if user.root { (0, 0) } else { (user.uid, user.gid) };
+    let mut notes = Vec::new();
+    let writable = spec.mode == Mode::Work && spec.trees.iter().any(|tree| !tree.read_only);
+    // At 3 not even CAP_SYS_PTRACE may read a path out of another process.
+    let yama = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").is_ok_and(|scope| scope.trim() == "3");
+    if writable && yama {
+        notes.push("directories of the snapshot cannot be renamed: kernel.yama.ptrace_scope is 3".to_owned());
+    }
+    let rename_notify = writable && !yama;
+    let (base, session) = wall::programs(rename_notify).map_err(during("compile the system call filter"))?;
+    let mut enforced: Vec<String> = ["user-namespace", "mount-namespace", "pid-namespace", "ipc-namespace"]
+        .into_iter()
+        .chain((spec.network == Network::None).then_some("net-namespace"))
+        .chain(["no-new-privs", "read-only-proc-sys"])
+        .map(str::to_owned)
+        .collect();
+    enforced.extend(limits.iter().map(|controller| format!("cgroup-{controller}")));
+    let config = AgentConfig {
+        id: spec.id.clone(),
+        name: spec.name.clone(),
+        helper: spec.mode == Mode::Helper,
+        env: spec.env.clone(),
+        cwd: spec.trees.first().map_or(&spec.home.at, |tree| &tree.at).clone(),
+        user: AgentUser { name: user.name.clone(), uid, gid, home: spec.home.at.clone(), shell: user.shell.clone() },
+        trees: spec
+            .trees
+            .iter()
+            .map(|tree| AgentTree {
+                at: tree.at.clone(),
+                read_only: tree.read_only || spec.mode == Mode::Helper,
+                rename_exdev: !tree.read_only && spec.mode == Mode::Work,
+            })
+            .collect(),
+        base_filter: FilterBytes(base),
+        session_filter: FilterBytes(session),
+        rename_notify,
+        rlimits: Vec::new(),
+        enforced,
+        allow_weak: spec.allow_weak.clone(),
+    };
+    Ok((config, notes))
+}
+
+/// A memory file with the parameters, which nobody can change any more.
+fn sealed(config: &AgentConfig) -> io::Result<OwnedFd> {
+    let text = serde_json::to_vec(config)?;
+    let fd = rustix::fs::memfd_create("agent", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    let mut offset = 0;
+    while offset < text.len() {
+        offset += rustix::io::pwrite(&fd, &text[offset..], offset as u64)?;
+    }
+    rustix::fs::fcntl_add_seals(&fd, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(fd)
+}
+
+fn user_namespace(source: io::Error) -> DriverError {
+    match source.raw_os_error() {
+        // EUSERS: nested too deep; EINVAL: this kernel has no user namespaces.
+        Some(libc_errno::EPERM | libc_errno::ENOSPC | libc_errno::EUSERS | libc_errno::EINVAL) => {
+            DriverError::UserNamespace { apparmor: check::apparmor_restricts(), source }
+        }
+        _ => DriverError::Step { step: "start the first process".to_owned(), source },
+    }
+}
+
+/// The few numbers that are told apart here.
+mod libc_errno {
+    pub const EPERM: i32 = 1;
+    pub const EACCES: i32 = 13;
+    pub const EINVAL: i32 = 22;
+    pub const ENOSPC: i32 = 28;
+    pub const EUSERS: i32 = 87;
+}
+
+/// Reads what the child says until it executes the agent, or ends.
+fn reports(pipe: OwnedFd) -> Result<Vec<Line>, DriverError> {
+    let mut text = String::new();
+    fs::File::from(pipe).read_to_string(&mut text).map_err(during("read the first process's report"))?;
+    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+fn failed(spec: &LaunchSpec, report: Report) -> DriverError {
+    // The kernel's own words where it gave some; else the errno alone, as everywhere.
+    let bare = report.errno.map(io::Error::from_raw_os_error);
+    let source = match bare {
+        Some(bare) if bare.to_string() == report.said => bare,
+        Some(bare) => io::Error::new(bare.kind(), report.said),
+        None => io::Error::other(report.said),
+    };
+    if let Some(path) = report.vanished {
+        return DriverError::Vanished { path };
+    }
+    if let Some(tree) = report.tree.and_then(|at| spec.trees.iter().find(|tree| tree.at == at)) {
+        let (at, upper, work) = (tree.at.clone(), tree.upper.clone(), tree.work.clone());
+        return DriverError::Overlay { at, upper, work, source };
+    }
+    // With AppArmor's restriction the namespace is made, and then has no power at all.
+    let powerless = matches!(report.errno, Some(libc_errno::EPERM | libc_errno::EACCES));
+    if powerless && report.step == "make the mounts private" {
+        return DriverError::UserNamespace { apparmor: check::apparmor_restricts(), source };
+    }
+    DriverError::Step { step: report.step, source }
+}
+
+/// Waits until the agent has sent something, which it does when its part of the wall stands.
+fn wait_until_ready(control: &OwnedFd, machine: &mut Starting) -> Result<(), DriverError> {
+    let deadline = Instant::now() + READY;
+    let source = loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        let mut fds = [PollFd::new(control, PollFlags::IN)];
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(0) => break io::ErrorKind::TimedOut.into(),
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(error) => break error.into(),
+        }
+        let mut first = [0u8; 1];
+        match rustix::net::recv(control, &mut first, RecvFlags::PEEK) {
+            Ok((0, _)) | Err(Errno::CONNRESET) => break machine.last_words(),
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(error) => break error.into(),
+        }
+    };
+    Err(DriverError::NotReady { source })
+}
+
+/// A child under way: dropped, it ends and leaves nothing behind.
+struct Starting {
+    cgroup: Cgroup,
+    child: Option<OwnedFd>,
+}
+
+impl Starting {
+    /// How the child ended, after it hung up.
+    fn last_words(&mut self) -> io::Error {
+        let Some(pidfd) = self.child.take() else { return io::ErrorKind::NotFound.into() };
+        // It may have hung up without ending.
+        let _ = process::wait_gone(&pidfd, Some(Duration::from_secs(1)));
+        let _ = process::kill(&pidfd);
+        match reap(&pidfd) {
+            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => io::Error::other(format!("it exited with status {code}")),
+                (None, Some(signal)) => io::Error::other(format!("it was killed by signal {signal}")),
+                (None, None) => io::Error::other("it stopped"),
+            },
+            Ok(None) => io::Error::other("it is gone"),
+            Err(error) => error,
+        }
+    }
+
+    fn finish(
+        mut self,
+        control: UnixStream,
+        identity: ProcessIdentity,
+        notes: Vec<String>,
+    ) -> Result<NamespaceMachine, DriverError> {
+        let Some(pidfd) = self.child.take() else {
+            return Err(DriverError::NotReady { source: io::ErrorKind::NotFound.into() });
+        };
+        let cgroup = std::mem::take(&mut self.cgroup);
+        Ok(NamespaceMachine { control, identity, pidfd, notes, cgroup })
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if let Some(pidfd) = &self.child {
+            end(pidfd);
+        }
+        self.cgroup.remove();
+    }
+}
+
+/// Kills a process and takes its status, so that no zombie stays.
+fn end(pidfd: &OwnedFd) {
+    // Both can only fail when it has ended and somebody else took its status.
+    let _ = process::kill(pidfd);
+    let _ = reap(pidfd);
+}
+
+/// Waits for the child of a pidfd; `None` when its status was taken before.
+fn reap(pidfd: &OwnedFd) -> io::Result<Option<WaitIdStatus>> {
+    loop {
+        match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
+            Ok(status) => return Ok(status),
+            Err(Errno::CHILD) => return Ok(None),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// A running sandbox of this driver.
+#[derive(Debug)]
+struct NamespaceMachine {
+    control: UnixStream,
+    identity: ProcessIdentity,
+    pidfd: OwnedFd,
+    notes: Vec<String>,
+    cgroup: Cgroup,
+}
+
+impl Machine for NamespaceMachine {
+    fn control(&self) -> &UnixStream {
+        &self.control
+    }
+
+    fn process(&self) -> &ProcessIdentity {
+        &self.identity
+    }
+
+    /// A pid namespace's first process ends only after all its members.
+    fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    fn kill(&mut self) -> io::Result<()> {
+        process::kill(&self.pidfd)?;
+        // A frozen process of cgroup v1 gets even this signal only when it thaws.
+        let _ = self.cgroup.freeze(false);
+        reap(&self.pidfd).map(drop)
+    }
+
+    fn freeze(&mut self) -> io::Result<()> {
+        self.cgroup.freeze(true)
+    }
+
+    fn thaw(&mut self) -> io::Result<()> {
+        self.cgroup.freeze(false)
+    }
+}
+
+impl Drop for NamespaceMachine {
+    fn drop(&mut self) {
+        end(&self.pidfd);
+        self.cgroup.remove();
+    }
+}
