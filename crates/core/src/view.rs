@@ -23,7 +23,7 @@ mod closure;
 mod serve;
 mod whole;
 
-pub use closure::{Found, Kind, look_up, outside};
+pub use closure::{Found, Kind, look_up, outside, resolve};
 pub use serve::{ServeError, prepare_serve, serve_command};
 
 use crate::host_repo::HostRepo;

@@ -158,6 +158,11 @@ impl Index {
         Ok(Self { format, entries, entries_end, extensions, bytes })
     }
 
+    /// The file as it was parsed, with the stat data as it is now.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// All entries in order.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
@@ -172,6 +177,11 @@ impl Index {
     /// Whether it needs something that is bound to the machine and is left out by [`Index::finish`].
     pub fn has_machine_bound(&self) -> bool {
         self.extensions.iter().any(|ext| MACHINE_BOUND.contains(&&ext.signature))
+    }
+
+    /// Whether it remembers conflicts that were resolved.
+    pub fn has_resolve_undo(&self) -> bool {
+        self.extension(b"REUC").is_some_and(|data| !data.is_empty())
     }
 
     /// The tree that the whole index stands for, if git has computed it and it is still valid.
