@@ -2,13 +2,12 @@
 //!
 //! ```text
 //!   fork_into(flags)──┬──► Forked::Parent { pid, pidfd }   write_id_map(pid, …)
-//!                     └──► Forked::Child                   … become(uid, gid) … execute(program)
+//!                     └──► Forked::Child  … switch_user(uid, gid) … fork::exec(program)
 //! ```
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::process::{Gid, Uid};
-use std::ffi::{CStr, CString};
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -176,21 +175,7 @@ pub fn place_descriptors(placed: &[(BorrowedFd<'_>, RawFd)], first_free: RawFd) 
             return Err(io::Error::last_os_error());
         }
     }
-    let (first, last) = (first_free as libc::c_uint, libc::c_uint::MAX);
-    // SAFETY: only sets the close-on-exec flag.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-/// Replaces the program of this process. Returns only when that failed.
-pub fn execute(program: &CStr, argv: &[CString], env: &[CString]) -> io::Error {
-    let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
-        list.iter().map(|one| one.as_ptr()).chain([std::ptr::null()]).collect()
-    };
-    let (argv, env) = (pointers(argv), pointers(env));
-    // SAFETY: both arrays end with a null pointer and, like the strings they point to, live over the call.
-    unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), env.as_ptr()) };
-    io::Error::last_os_error()
+    crate::fork::cloexec_from(first_free as u32)
 }
 
 /// Ends this process at once, running no destructor and no exit handler of the process it was forked from.
@@ -217,12 +202,8 @@ pub fn limit(resource: u32, soft: Option<u64>, hard: Option<u64>) -> io::Result<
         return Err(io::Error::last_os_error());
     }
     let hard = hard.unwrap_or(libc::RLIM64_INFINITY).min(now.rlim_max);
-    let wanted = libc::rlimit64 { rlim_cur: soft.unwrap_or(libc::RLIM64_INFINITY).min(hard), rlim_max: hard };
-    // SAFETY: as above, only read.
-    if unsafe { libc::setrlimit64(resource as _, &raw const wanted) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    let soft = soft.unwrap_or(libc::RLIM64_INFINITY).min(hard);
+    crate::fork::set_rlimit(resource, Some(soft), Some(hard))
 }
 
 /// The numbers of [`limit`]: those that the driver sets.

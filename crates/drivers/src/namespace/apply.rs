@@ -205,7 +205,7 @@ impl Child<'_> {
         rustix::process::umask(umask);
         let program = CString::new(format!("{}/bin/git-sandbox", sandbox_core::launch::INSIDE)).unwrap_or_default();
         let argv = [CString::new(ARGV0).unwrap_or_default()];
-        let error = namespace::execute(&program, &argv, &[]);
+        let error = sandbox_sys::fork::exec(&program, &argv, &[]);
         Err(Report::new(format!("execute '{}' inside", self.spec.program.display()), &error))
     }
 

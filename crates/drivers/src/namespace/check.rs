@@ -14,7 +14,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const OVERLAYFS: u64 = 0x794c_7630;
 const NFS: u64 = 0x6969;
@@ -85,6 +85,13 @@ fn upper(tree: &Tree, gid: u32) -> Result<(), DriverError> {
     let work = fs::metadata(&tree.work).map_err(step)?;
     if upper.dev() != work.dev() {
         return Err(refused(tree, "they are on two file systems".to_owned()));
+    }
+    if tree.upper.starts_with(&tree.work) || tree.work.starts_with(&tree.upper) {
+        return Err(refused(tree, "one of them is inside the other".to_owned()));
+    }
+    let overlaps = |lower: &PathBuf| lower.starts_with(&tree.upper) || tree.upper.starts_with(lower);
+    if let Some(lower) = tree.lowers.iter().find(|lower| overlaps(lower)) {
+        return Err(refused(tree, format!("the layer '{}' and the upper directory overlap", lower.display())));
     }
     if upper.mode() & 0o2000 != 0 && upper.gid() != gid {
         return Err(refused(tree, "the upper directory has the setgid bit and another group".to_owned()));

@@ -71,7 +71,10 @@ fn a_session_has_nothing() -> Result<(), String> {
     }
     assert!(status.contains("NoNewPrivs:\t1"), "{status}");
     assert!(status.contains("Seccomp:\t2"), "{status}");
-    assert!(status.contains("Groups:\t\n") || status.contains("Groups:\t \n"), "{status}");
+    // An ordinary user cannot give groups away; root can, and does.
+    if is_root() {
+        assert!(status.contains("Groups:\t\n") || status.contains("Groups:\t \n"), "{status}");
+    }
     let user = &kit.spec.user;
     // A08
     assert_eq!(
@@ -172,7 +175,7 @@ fn mounts_are_exactly_what_was_planned() -> Result<(), String> {
     assert_eq!(sandbox.out("readlink /run/git-sandbox/bin/git-remote-sandbox; cat /run/git-sandbox/repo.config; stat -c %a /run/git-sandbox/repo.config; cat /etc/passwd"), "git-sandbox\n[x]\n600\np\n");
     // C05
     assert_eq!(
-        sandbox.out("ls -x -w 200 /dev | tr -s ' ' '\\n' | sort | tr '\\n' ' '"),
+        sandbox.out("ls /dev | LC_ALL=C sort | tr '\\n' ' '"),
         "fd full null ptmx pts random shm stderr stdin stdout tty urandom zero "
     );
     sandbox.contained(
@@ -339,7 +342,7 @@ fn nothing_of_the_hosts_is_seen() -> Result<(), String> {
     );
     sandbox.contained(
         "A11",
-        "test $(ls -d /proc/[0-9]* | wc -l) -lt 12 && ! grep -lz 'cargo' /proc/[0-9]*/cmdline 2>/dev/null | grep .",
+        "test $(ls -d /proc/[0-9]* | wc -l) -lt 12 && ! grep -lz 'rust[c]\\|carg[o]' /proc/[0-9]*/cmdline 2>/dev/null | grep .",
     );
     sandbox.contained("F01", "! ls -d /var/run/docker.sock /run/docker.sock /run/dbus /run/systemd /run/user /tmp/.X11-unix 2>/dev/null | grep .");
     sandbox.contained("F03", "! find / -xdev -type s 2>/dev/null | grep .");
@@ -596,12 +599,11 @@ fn errors_name_their_object() -> Result<(), String> {
     );
     assert_eq!((error.to_string(), cause), (text, "they are on two file systems".to_owned()));
 
-    // What no check foresees has the kernel's own reason.
     let mut kit = Kit::new();
     kit.spec.trees[0].work = kit.path("upper");
     let (error, cause) = kit.refused();
     assert!(matches!(error, DriverError::Overlay { .. }), "{error:?}");
-    assert!(cause.contains("workdir and upperdir must be separate subtrees"), "{cause}");
+    assert_eq!(cause, "one of them is inside the other");
 
     let mut kit = Kit::new();
     kit.spec.user.uid = 0;
@@ -654,6 +656,7 @@ fn an_unreachable_parent() -> Result<(), String> {
     }
     // As under /root: nobody but root may pass, and the sandbox's user is somebody else.
     let outer = tempfile::tempdir().unwrap();
+    fs::set_permissions(outer.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
     let mut kit = Kit::in_dir(tempfile::tempdir_in(outer.path()).unwrap(), Path::new("/root/project"));
     fs::create_dir(kit.path("tool")).unwrap();
     fs::write(kit.path("tool/t"), "tool\n").unwrap();
@@ -661,7 +664,7 @@ fn an_unreachable_parent() -> Result<(), String> {
     kit.spec.toolchains = vec![Mount { source: kit.path("tool"), at: "/root/.tool".into() }];
     assert_eq!(fs::metadata(outer.path()).unwrap().mode() & 0o777, 0o700);
     let mut sandbox = kit.launch();
-    assert_eq!(sandbox.out("cat kept; cat ~/../root/.tool/t; echo x > made; rm new; mv dir/deep d"), "kept\ntool\n");
+    assert_eq!(sandbox.out("cat kept; cat /root/.tool/t; echo x > made; rm new; mv dir/deep d"), "kept\ntool\n");
     assert_eq!(fs::metadata(kit.path("upper/made")).unwrap().uid(), kit.spec.user.uid);
     sandbox.contained("files of root", "! cat /etc/shadow 2>/dev/null; ! ls /root/.ssh 2>/dev/null");
     Ok(())
