@@ -83,8 +83,8 @@ fn what_cannot_be_run_is_said() {
 fn the_request_changes_the_environment() {
     let home = Home::new();
     let mut agent = home.start();
-    let mut exec =
-        agent.command(&["sh", "-c", "echo $ADDED-$TERM-${HOME-none}; printf %s \"$1\"", "sh", "\\xff|\\x5cx41"]);
+    let mut exec = agent.command(&["sh", "-c", "echo $ADDED-$TERM-${HOME-none}; printf %s \"$1\"", "sh"]);
+    exec.argv.push("\\xff|\\x5cx41".into());
     exec.env = vec![("ADDED".into(), Some("yes".into())), ("HOME".into(), None)];
     let ran = agent.client.run(exec, b"");
     assert_eq!(ran.out, b"yes-dumb-none\n\xff|\\x41");

@@ -159,7 +159,7 @@ impl Agent {
     /// An `Exec` in the tree.
     pub fn command(&self, argv: &[&str]) -> Exec {
         Exec {
-            argv: argv.iter().map(|text| (*text).to_owned()).collect(),
+            argv: argv.iter().map(|text| escape_bytes(text.as_bytes())).collect(),
             cwd: self.tree.to_str().unwrap().into(),
             ..Exec::default()
         }
@@ -274,9 +274,13 @@ impl Client {
     }
 
     pub fn send_data(&mut self, stream: u32, bytes: &[u8]) {
+        self.send_data_as(FrameType::Stdin, stream, bytes);
+    }
+
+    pub fn send_data_as(&mut self, kind: FrameType, stream: u32, bytes: &[u8]) {
         let mut out = Vec::new();
         for chunk in bytes.chunks(MAX_PAYLOAD) {
-            encode(&mut out, FrameType::Stdin, stream, chunk);
+            encode(&mut out, kind, stream, chunk);
         }
         self.stream.write_all(&out).unwrap();
     }
