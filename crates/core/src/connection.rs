@@ -226,8 +226,13 @@ impl Connection {
     /// This is how host git speaks with an upload-pack inside: `local` is one end of a socket
     /// pair, host git has the other.
     pub fn relay(&mut self, exec: Exec, local: &UnixStream) -> Result<(ExitStatus, Vec<u8>)> {
+        self.relay_request(&Message::Exec(exec), local)
+    }
+
+    /// As [`Connection::relay`], for any request that is answered by data and `Exited`.
+    pub fn relay_request(&mut self, request: &Message, local: &UnixStream) -> Result<(ExitStatus, Vec<u8>)> {
         let stream = self.open();
-        self.send(stream, &Message::Exec(exec))?;
+        self.send(stream, request)?;
         let mut window = WINDOW as usize;
         let (mut local_open, mut stderr) = (true, Vec::new());
         loop {

@@ -5,11 +5,25 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod assemble;
+pub mod commit_back;
 pub mod connection;
+pub mod copy_out;
 pub mod driver;
+pub mod gitdir;
+pub mod host_repo;
 pub mod host_view;
 pub mod id;
+pub mod landing;
 pub mod launch;
+pub mod prepare;
+pub mod prune;
 pub mod record;
+pub mod refmap;
+pub mod removal;
 pub mod sandbox;
+pub mod served;
 pub mod store;
+pub mod trash;
+pub mod view;
+pub mod work;

@@ -62,6 +62,9 @@ pub struct GitFacts {
     pub object_format: String,
     /// Git configuration of system and user scope, as it is shown inside at `/etc/gitconfig`.
     pub user_config: String,
+    /// Names of the remotes that the generated configuration has, of all repositories.
+    #[serde(default)]
+    pub remotes: Vec<String>,
     /// Told once: signing is off, a filter is missing, …
     #[serde(default)]
     pub notes: Vec<String>,

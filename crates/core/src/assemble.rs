@@ -1,0 +1,158 @@
+//! From a sandbox's record and its snapshots to a [`LaunchSpec`]: the value that a driver gets.
+
+use crate::launch::{GeneratedFile, INSIDE, LaunchSpec, Mode, Mount, Network, Tree, View};
+use crate::record::{GitFacts, Snapshot};
+use crate::sandbox::{Sandbox, SandboxError};
+use crate::store::Store;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Makes the launch spec of a sandbox, in the state in which it is now.
+pub fn launch_spec(store: &Store, sandbox: &Sandbox, mode: Mode, program: &Path) -> Result<LaunchSpec, SandboxError> {
+    let record = &sandbox.record;
+    let mut trees = Vec::new();
+    let mut views: Vec<View> = Vec::new();
+    let mut remotes = BTreeSet::new();
+    let mut user_config = String::new();
+    for (n, mount) in record.repos.iter().enumerate() {
+        let snapshot = sandbox.snapshot(store, n)?;
+        let repo = store.repo(&mount.repo);
+        let gone = |path: PathBuf| SandboxError::Vanished { name: sandbox.name().to_owned(), path };
+        let lowers = stack(&snapshot, |id| repo.layer_tree(id));
+        if let Some(missing) = lowers.iter().find(|path| !path.is_dir()) {
+            return Err(gone(missing.clone()));
+        }
+        for view in &snapshot.git.views {
+            let dir = repo.view(&view.key).join("objects");
+            if !dir.is_dir() {
+                return Err(gone(dir));
+            }
+            if views.iter().all(|known| known.key != view.key) {
+                views.push(View { key: view.key.clone(), dir });
+            }
+        }
+        remotes.extend(remote_names(&snapshot.git));
+        if n == 0 {
+            user_config.clone_from(&snapshot.git.user_config);
+        }
+        trees.push(Tree {
+            at: mount.worktree.clone(),
+            lowers,
+            upper: sandbox.dir.upper(n),
+            work: sandbox.dir.work(n),
+            read_only: false,
+        });
+    }
+    let mut env = record.env.clone();
+    set(&mut env, "HOME", &record.home.to_string_lossy());
+    for name in ["USER", "LOGNAME"] {
+        set(&mut env, name, if record.user.root { "root" } else { &record.user.name });
+    }
+    set(&mut env, "SHELL", &record.user.shell.to_string_lossy());
+    set(&mut env, "GIT_SANDBOX", record.name.as_str());
+    set(&mut env, "GIT_TERMINAL_PROMPT", "0");
+    set(&mut env, "ZDOTDIR", &format!("{INSIDE}/zsh"));
+    if !env.iter().any(|(name, _)| name == "LANG" || name == "LC_ALL") {
+        set(&mut env, "LANG", "C.UTF-8");
+    }
+    let path = env.iter().find(|(name, _)| name == "PATH").map(|(_, path)| path.clone());
+    let path = path.unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+    set(&mut env, "PATH", &format!("{path}:{INSIDE}/bin"));
+
+    let mut links = record.links.clone();
+    if let Some(first) = record.repos.first() {
+        links.push((PathBuf::from("/workspace"), first.worktree.clone()));
+    }
+    let offline = record.network == Network::None;
+    if offline {
+        links.push((format!("{INSIDE}/bin/git-remote-sandbox-offline").into(), "git-sandbox".into()));
+    }
+    Ok(LaunchSpec {
+        id: record.id.to_string(),
+        name: record.name.to_string(),
+        mode,
+        trees,
+        views,
+        home: Mount { source: sandbox.dir.home(), at: record.home.clone() },
+        tmp: sandbox.dir.tmp(),
+        system: crate::host_view::SYSTEM.iter().map(PathBuf::from).collect(),
+        toolchains: record
+            .toolchains
+            .iter()
+            .map(|(source, at)| Mount { source: source.clone(), at: at.clone() })
+            .collect(),
+        links,
+        files: files(record.name.as_str(), &user_config, offline.then_some(&remotes)),
+        user: record.user.clone(),
+        hostname: record.name.as_str().replace(['.', '_'], "-"),
+        env,
+        network: record.network,
+        limits: record.limits.clone(),
+        allow_weak: record.allow_weak.clone(),
+        program: program.to_owned(),
+    })
+}
+
+/// The lower directories of a snapshot, uppermost first: git's own layer, then the tree's.
+pub fn stack(snapshot: &Snapshot, tree: impl Fn(&crate::id::LayerId) -> PathBuf) -> Vec<PathBuf> {
+    std::iter::once(&snapshot.git_layer).chain(&snapshot.layers).map(tree).collect()
+}
+
+fn set(env: &mut Vec<(String, String)>, name: &str, value: &str) {
+    env.retain(|(known, _)| known != name);
+    env.push((name.to_owned(), value.to_owned()));
+}
+
+fn remote_names(git: &GitFacts) -> Vec<String> {
+    git.remotes.clone()
+}
+
+/// What is generated inside besides what every driver makes.
+fn files(name: &str, user_config: &str, offline_remotes: Option<&BTreeSet<String>>) -> Vec<GeneratedFile> {
+    let file = |path: String, contents: String| GeneratedFile { path: path.into(), mode: 0o644, contents };
+    vec![
+        file("/etc/gitconfig".into(), user_config.to_owned()),
+        file(format!("{INSIDE}/repo.config"), repo_config(offline_remotes)),
+        file(
+            format!("{INSIDE}/bashrc"),
+            format!(
+                "[ -r /etc/bash.bashrc ] && . /etc/bash.bashrc\n[ -r ~/.bashrc ] && . ~/.bashrc\n\
+                 PS1='\\[\\e[1;36m\\]({name})\\[\\e[0m\\] \\w\\$ '\n"
+            ),
+        ),
+        file(
+            format!("{INSIDE}/zsh/.zshrc"),
+            format!("[[ -r ~/.zshrc ]] && ZDOTDIR=~ source ~/.zshrc\nPROMPT='%B%F{{cyan}}({name})%f%b %~%# '\n"),
+        ),
+    ]
+}
+
+/// Git configuration of one sandbox, included by each generated `.git/config`.
+fn repo_config(offline_remotes: Option<&BTreeSet<String>>) -> String {
+    let mut text = String::from("[remote \"host\"]\n\turl = sandbox::host\n\tfetch = +refs/*:refs/remotes/host/*\n");
+    for remote in offline_remotes.into_iter().flatten() {
+        // Without a network git would fail late and say nothing of `host`: this helper fails at
+        // once and says it. The URL that the user sees stays as it is.
+        let quoted = remote.replace('\\', "\\\\").replace('"', "\\\"");
+        if !remote.contains(['\n', '\0']) && remote != "host" {
+            text.push_str(&format!("[remote \"{quoted}\"]\n\tvcs = sandbox-offline\n"));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offline_remotes_fail_at_once_and_host_is_there() {
+        let remotes = ["origin", "we\"ird", "host"].map(str::to_owned).into();
+        assert_eq!(
+            repo_config(Some(&remotes)),
+            "[remote \"host\"]\n\turl = sandbox::host\n\tfetch = +refs/*:refs/remotes/host/*\n\
+             [remote \"origin\"]\n\tvcs = sandbox-offline\n[remote \"we\\\"ird\"]\n\tvcs = sandbox-offline\n"
+        );
+        assert!(!repo_config(None).contains("vcs"));
+    }
+}

@@ -1,0 +1,284 @@
+//! Files out of a sandbox, read from the host: by descriptors beneath the roots of its layers,
+//! never following a link, so that nothing inside decides which file of the host is read or
+//! written.
+//!
+//! The view is put together as the kernel does: `upper : git layer : delta : … : base`; a device
+//! `0:0` hides, an opaque directory (`user.overlay.opaque`) hides what is below it.
+
+use crate::sandbox::{Sandbox, SandboxError};
+use crate::store::Store;
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fstat, openat, readlinkat, statat};
+use std::collections::BTreeSet;
+use std::ffi::{CString, OsStr};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// Deeper than this nothing is copied.
+const MAX_DEPTH: usize = 256;
+
+/// What to copy.
+#[derive(Clone, Copy, Debug)]
+pub struct CopyOut<'a> {
+    /// Relative to the work tree, without `..`.
+    pub path: &'a Path,
+    /// On the host; must not exist, unless it is a directory for a directory or a file for a file.
+    pub target: &'a Path,
+    /// Symbolic links too, if they are relative and stay inside what is copied.
+    pub links: bool,
+    /// Bytes at most, by apparent size.
+    pub limit: u64,
+}
+
+/// What was copied.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// Files and links.
+    pub files: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// What was not, and why.
+    pub skipped: Vec<(String, &'static str)>,
+}
+
+/// Why nothing (more) was copied.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyOutError {
+    /// There is no such file in the sandbox.
+    #[error("there is no '{path}' in the sandbox", path = path.display())]
+    Missing {
+        /// The path asked for.
+        path: PathBuf,
+    },
+    /// More bytes than allowed.
+    #[error("'{path}' is more than {limit} bytes", path = path.display())]
+    TooLarge {
+        /// The path asked for.
+        path: PathBuf,
+        /// The limit.
+        limit: u64,
+    },
+    /// The sandbox.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// A file.
+    #[error("cannot copy '{path}'", path = path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// One directory of the view: the directories of the layers that it is made of, uppermost first.
+struct Merged(Vec<OwnedFd>);
+
+/// What a name is in the view.
+enum Found {
+    Nothing,
+    Directory(Merged),
+    /// The layer's directory that holds it, and its type.
+    Leaf(OwnedFd, FileType),
+}
+
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+impl Merged {
+    fn roots(store: &Store, sandbox: &Sandbox) -> Result<Self, CopyOutError> {
+        let snapshot = sandbox.snapshot(store, 0)?;
+        let repo = store.repo(&sandbox.record.repos[0].repo);
+        let mut paths = vec![sandbox.dir.upper(0)];
+        paths.extend(crate::assemble::stack(&snapshot, |id| repo.layer_tree(id)));
+        let open = |path: PathBuf| {
+            rustix::fs::open(&path, DIRECTORY, Mode::empty()).map_err(|e| CopyOutError::Io { path, source: e.into() })
+        };
+        Ok(Self(paths.into_iter().map(open).collect::<Result<_, _>>()?))
+    }
+
+    /// Looks a name up through the layers.
+    fn look(&self, name: &OsStr) -> io::Result<Found> {
+        let mut dirs = Vec::new();
+        for layer in &self.0 {
+            let stat = match statat(layer, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => stat,
+                Err(rustix::io::Errno::NOENT) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => {
+                    let dir = openat(layer, name, DIRECTORY, Mode::empty())?;
+                    let opaque = is_opaque(&dir);
+                    dirs.push(dir);
+                    if opaque {
+                        break;
+                    }
+                }
+                FileType::CharacterDevice if stat.st_rdev == 0 => break,
+                _ if !dirs.is_empty() => break,
+                kind => return Ok(Found::Leaf(layer.try_clone()?, kind)),
+            }
+        }
+        Ok(if dirs.is_empty() { Found::Nothing } else { Found::Directory(Self(dirs)) })
+    }
+
+    fn names(&self) -> io::Result<BTreeSet<CString>> {
+        let mut names = BTreeSet::new();
+        for layer in &self.0 {
+            for entry in Dir::read_from(layer)? {
+                let name = entry?.file_name().to_owned();
+                if !matches!(name.to_bytes(), b"." | b"..") {
+                    names.insert(name);
+                }
+            }
+        }
+        Ok(names)
+    }
+}
+
+fn is_opaque(dir: &OwnedFd) -> bool {
+    let mut value = [0u8; 4];
+    matches!(rustix::fs::fgetxattr(dir, "user.overlay.opaque", &mut value), Ok(n) if value[..n] == *b"y")
+}
+
+/// Copies a file or a directory out.
+pub fn copy_out(store: &Store, sandbox: &Sandbox, request: &CopyOut<'_>) -> Result<Copied, CopyOutError> {
+    let fail = |source: io::Error| CopyOutError::Io { path: request.path.to_owned(), source };
+    let missing = || CopyOutError::Missing { path: request.path.to_owned() };
+    let mut at = Merged::roots(store, sandbox)?;
+    let mut copy = Copy { request, copied: Copied::default() };
+    let parts: Vec<&OsStr> = request.path.iter().collect();
+    for (n, part) in parts.iter().enumerate() {
+        match at.look(part).map_err(fail)? {
+            Found::Nothing => return Err(missing()),
+            Found::Directory(dir) => at = dir,
+            Found::Leaf(layer, kind) if n + 1 == parts.len() => {
+                copy.leaf(&layer, part, kind, request.target)?;
+                return Ok(copy.copied);
+            }
+            Found::Leaf(..) => return Err(missing()),
+        }
+    }
+    copy.directory(at, request.target)?;
+    Ok(copy.copied)
+}
+
+struct Copy<'a> {
+    request: &'a CopyOut<'a>,
+    copied: Copied,
+}
+
+impl Copy<'_> {
+    fn fail(path: &Path) -> impl FnOnce(io::Error) -> CopyOutError {
+        let path = path.to_owned();
+        move |source| CopyOutError::Io { path, source }
+    }
+
+    fn skip(&mut self, target: &Path, why: &'static str) {
+        let shown = target.strip_prefix(self.request.target).unwrap_or(target);
+        self.copied.skipped.push((shown.to_string_lossy().into_owned(), why));
+    }
+
+    /// Copies directories with a list of our own: depth is the sandbox's choice.
+    fn directory(&mut self, top: Merged, target: &Path) -> Result<(), CopyOutError> {
+        let mut waiting = vec![(top, target.to_owned(), 0usize)];
+        while let Some((dir, target, depth)) = waiting.pop() {
+            match std::fs::create_dir(&target) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && target.is_dir() => {}
+                other => other.map_err(Self::fail(&target))?,
+            }
+            for name in dir.names().map_err(Self::fail(&target))? {
+                let name = OsStr::from_bytes(name.to_bytes());
+                let below = target.join(name);
+                match dir.look(name).map_err(Self::fail(&below))? {
+                    Found::Nothing => {}
+                    // A copied `.git` would be a repository whose configuration came from inside.
+                    _ if name.eq_ignore_ascii_case(".git") => self.skip(&below, "a git directory"),
+                    Found::Directory(_) if depth >= MAX_DEPTH => self.skip(&below, "too deep"),
+                    Found::Directory(sub) => waiting.push((sub, below, depth + 1)),
+                    Found::Leaf(layer, kind) => self.leaf(&layer, name, kind, &below)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn leaf(&mut self, layer: &OwnedFd, name: &OsStr, kind: FileType, target: &Path) -> Result<(), CopyOutError> {
+        match kind {
+            FileType::RegularFile => self.file(layer, name, target),
+            FileType::Symlink if self.request.links => self.link(layer, name, target),
+            FileType::Symlink => {
+                self.skip(target, "a symbolic link");
+                Ok(())
+            }
+            _ => {
+                self.skip(target, "not a regular file");
+                Ok(())
+            }
+        }
+    }
+
+    fn file(&mut self, layer: &OwnedFd, name: &OsStr, target: &Path) -> Result<(), CopyOutError> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let source = match openat(layer, name, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(rustix::io::Errno::ACCESS) => {
+                self.skip(target, "not readable");
+                return Ok(());
+            }
+            Err(error) => return Err(Self::fail(target)(error.into())),
+        };
+        let stat = fstat(&source).map_err(|e| Self::fail(target)(e.into()))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            self.skip(target, "not a regular file");
+            return Ok(());
+        }
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        if self.copied.bytes.saturating_add(size) > self.request.limit {
+            return Err(CopyOutError::TooLarge { path: self.request.path.to_owned(), limit: self.request.limit });
+        }
+        let parent = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let temp = tempfile::NamedTempFile::new_in(parent).map_err(Self::fail(target))?;
+        // Never more than was counted, whatever grows meanwhile; holes stay holes.
+        let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
+        sandbox_sys::copy::Copier::new()
+            .copy(source.as_fd(), temp.as_fd(), size, blocks, stat.st_dev)
+            .map_err(Self::fail(target))?;
+        let mode = Mode::from_raw_mode(if stat.st_mode & 0o100 != 0 { 0o755 } else { 0o644 });
+        rustix::fs::fchmod(temp.as_file(), mode & !umask()).map_err(|e| Self::fail(target)(e.into()))?;
+        temp.persist(target).map_err(|error| Self::fail(target)(error.error))?;
+        self.copied.files += 1;
+        self.copied.bytes += size;
+        Ok(())
+    }
+
+    fn link(&mut self, layer: &OwnedFd, name: &OsStr, target: &Path) -> Result<(), CopyOutError> {
+        let to = readlinkat(layer, name, Vec::new()).map_err(|e| Self::fail(target)(e.into()))?;
+        let to = Path::new(OsStr::from_bytes(to.to_bytes()));
+        let below = target.strip_prefix(self.request.target).unwrap_or(Path::new(""));
+        let mut depth = below.components().count() as i64 - 1;
+        let stays = to.components().all(|part| {
+            match part {
+                std::path::Component::Normal(_) => depth += 1,
+                std::path::Component::ParentDir => depth -= 1,
+                std::path::Component::CurDir => {}
+                _ => return false,
+            }
+            depth >= 0
+        });
+        if !stays {
+            self.skip(target, "a symbolic link that leads out");
+            return Ok(());
+        }
+        std::os::unix::fs::symlink(to, target).map_err(Self::fail(target))?;
+        self.copied.files += 1;
+        Ok(())
+    }
+}
+
+fn umask() -> Mode {
+    let mask = rustix::process::umask(Mode::empty());
+    rustix::process::umask(mask);
+    mask
+}

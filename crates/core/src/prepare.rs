@@ -1,0 +1,527 @@
+//! Everything of a spawn that comes before the launch: capture, git layer, snapshot, record.
+//!
+//! ```text
+//! lock repository ─► capture ─► git layer + views ─► snapshot ─► name, directories, record
+//!                    (nothing      (no process when
+//!                     new: no       nothing changed)
+//!                     layer)
+//! ```
+//!
+//! Nothing is fsynced: up to the launch nothing can be lost, and a half-made sandbox is a
+//! directory without `sandbox.json`, which the next `gc` sweeps.
+
+use crate::gitdir::{self, Carried, GitDirError, Grant, Remembered, Request as GitRequest};
+use crate::host_repo::{HostRepo, HostRepoError};
+use crate::id::{LayerId, Name, RepoId, SnapshotId};
+use crate::launch::User;
+use crate::record::{GitFacts, SandboxRecord, Snapshot};
+use crate::sandbox::{Names, Sandbox};
+use crate::store::{RepoDir, Store, StoreError, make_dir, read_json, write_json};
+use rustix::fs::{AtFlags, Timespec, Timestamps, utimensat};
+use sandbox_capture::{Entry, Manifest, Reason};
+use sandbox_capture::{CaptureError, CaptureRequest, Captured, Limit, Progress, Secrets};
+use sandbox_git::Git;
+use sandbox_git::index::Stat;
+use sandbox_sys::lock::FileLock;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What a sandbox is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The working tree as it is.
+    WorkTree,
+    /// The tracked files of `HEAD`.
+    Head,
+    /// The tracked files of a revision.
+    Revision(String),
+}
+
+/// What is asked.
+#[derive(Clone, Copy)]
+pub struct Request<'a> {
+    /// Git.
+    pub git: &'a Git,
+    /// The store.
+    pub store: &'a Store,
+    /// The host repository.
+    pub host: &'a HostRepo,
+    /// Of what.
+    pub source: &'a Source,
+    /// Who the sandbox runs as.
+    pub user: &'a User,
+    /// What happens to untracked files that look like secrets.
+    pub secrets: Secrets,
+    /// The most that is copied for one ignored directory without reflinks.
+    pub capture_limit: Option<u64>,
+    /// Directories that are carried whatever their size.
+    pub with: &'a [PathBuf],
+    /// Refs granted by name.
+    pub grants: &'a [Grant],
+    /// `sandbox.objects = all`.
+    pub all_objects: bool,
+    /// Threads to scan and copy with.
+    pub threads: usize,
+    /// Hears how the capture goes.
+    pub progress: &'a dyn Progress,
+}
+
+/// What was taken; the repository's lock is held as long as it lives.
+#[derive(Debug)]
+pub struct Taken {
+    /// The repository's id.
+    pub repo: RepoId,
+    /// The snapshot.
+    pub snapshot: Snapshot,
+    /// What is to be told.
+    pub told: Told,
+    lock: FileLock,
+}
+
+/// One line about a capture, and what needs more than a line.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Files in it.
+    pub files: u64,
+    /// Files that were copied now.
+    pub copied: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// How many of them share blocks with the host's files.
+    pub reflinked: u64,
+    /// Files that look like secrets and were carried.
+    pub secrets_carried: Vec<PathBuf>,
+    /// Files that look like secrets and stayed on the host.
+    pub secrets_left: Vec<PathBuf>,
+    /// What else is not in it, and why.
+    pub left_out: Vec<(PathBuf, &'static str)>,
+    /// Files that kept changing.
+    pub unsettled: Vec<PathBuf>,
+    /// About git.
+    pub notes: Vec<String>,
+    /// The revision, if it is not the working tree.
+    pub revision: Option<String>,
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let files = |n: u64| if n == 1 { "1 file".to_owned() } else { format!("{n} files") };
+        match &self.revision {
+            Some(revision) => write!(f, "{} of {revision}", files(self.files))?,
+            None => write!(f, "{} as they are here", files(self.files))?,
+        }
+        if self.copied > 0 {
+            let shared = if self.reflinked == self.copied { ", blocks shared" } else { "" };
+            write!(f, ", {} copied ({:.1} MB{shared})", self.copied, self.bytes as f64 / 1e6)?;
+        }
+        Ok(())
+    }
+}
+
+/// Why nothing was taken or made.
+#[derive(Debug, thiserror::Error)]
+pub enum PrepareError {
+    /// The host repository.
+    #[error(transparent)]
+    Host(#[from] HostRepoError),
+    /// The capture.
+    #[error("cannot capture the working tree")]
+    Capture(#[from] CaptureError),
+    /// The git layer.
+    #[error("cannot take over the repository")]
+    GitDir(#[from] GitDirError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The name is taken.
+    #[error("there is a sandbox named '{name}' already")]
+    NameTaken {
+        /// Which name.
+        name: String,
+    },
+    /// A file or directory of the store.
+    #[error("cannot {action} '{path}'", path = path.display())]
+    Io {
+        /// `create`, `lock`, …
+        action: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+type Result<T> = std::result::Result<T, PrepareError>;
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PrepareError {
+    let path = path.to_owned();
+    move |source| PrepareError::Io { action, path, source }
+}
+
+/// `repos/<id>/latest/<digest>.json`: the last snapshot of each work tree.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Latest {
+    /// The work tree.
+    pub worktree: PathBuf,
+    /// Its last snapshot.
+    pub snapshot: SnapshotId,
+}
+
+/// Where they are.
+pub fn latest_dir(repo: &RepoDir) -> PathBuf {
+    repo.path().join("latest")
+}
+
+fn latest_file(repo: &RepoDir, worktree: &Path) -> PathBuf {
+    latest_dir(repo).join(format!("{}.json", crate::view::digest(worktree.as_os_str().as_bytes())))
+}
+
+/// Takes the snapshot that a sandbox will stand on. Waits for another spawn of the same
+/// repository: the second one then finds nothing new to copy.
+pub fn take(request: &Request<'_>) -> Result<Taken> {
+    let id = request.host.repo_id(request.store)?;
+    let repo = request.store.repo(&id);
+    let lock_file = repo.lock_file();
+    let lock = FileLock::exclusive(&lock_file).map_err(failed("lock", &lock_file))?;
+    let (snapshot, told) = match request.source {
+        Source::WorkTree => worktree(request, &repo)?,
+        Source::Head => revision(request, &repo, "HEAD")?,
+        Source::Revision(rev) => revision(request, &repo, rev)?,
+    };
+    Ok(Taken { repo: id, snapshot, told, lock })
+}
+
+fn owner(user: &User) -> Option<(u32, u32)> {
+    rustix::process::geteuid().is_root().then_some((user.uid, user.gid))
+}
+
+fn worktree(request: &Request<'_>, repo: &RepoDir) -> Result<(Snapshot, Told)> {
+    let top = request.host.worktree()?.to_owned();
+    let latest: Option<Latest> = read_json(&latest_file(repo, &top))?;
+    let before: Option<Snapshot> = match latest.filter(|latest| latest.worktree == top) {
+        Some(latest) => read_json(&repo.snapshot(&latest.snapshot))?,
+        None => None,
+    };
+    let captured = capture(request, repo, &top, before.as_ref())?;
+    let layers: Vec<LayerId> = captured.layers.iter().filter_map(|id| LayerId::parse(id)).collect();
+    let nested: Vec<PathBuf> =
+        captured.git_boundaries.iter().filter(|path| !path.as_os_str().is_empty()).cloned().collect();
+    let (git_layer, git) = git_layer(request, repo, &top, &captured, &nested)?;
+    let told = told(&captured, &git);
+    let (root_mode, root_mtime) = (captured.root_mode, (captured.root_mtime.sec, captured.root_mtime.nsec));
+    if let Some(before) = before
+        && before.layers == layers
+        && before.git_layer == git_layer
+        && (before.root_mode, before.root_mtime) == (root_mode, root_mtime)
+    {
+        return Ok((before, told));
+    }
+    let snapshot = Snapshot {
+        id: SnapshotId::random(),
+        worktree: top.clone(),
+        layers,
+        git_layer,
+        git,
+        created: now(),
+        root_mode,
+        root_mtime,
+        notes: notes(&told),
+    };
+    write_json(&repo.snapshot(&snapshot.id), &snapshot, false)?;
+    make_dir(&latest_dir(repo))?;
+    write_json(&latest_file(repo, &top), &Latest { worktree: top, snapshot: snapshot.id.clone() }, false)?;
+    Ok((snapshot, told))
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0)
+}
+
+fn capture(request: &Request<'_>, repo: &RepoDir, top: &Path, before: Option<&Snapshot>) -> Result<Captured> {
+    let previous: Vec<String> = before
+        .map(|snapshot| snapshot.layers.iter().map(ToString::to_string).collect::<Vec<_>>())
+        .filter(|layers| layers.iter().all(|id| repo.layers().join(id).join("tree").is_dir()))
+        .unwrap_or_default();
+    let tracked = Tracked::new(request);
+    let exclude = [request.store.root().to_owned()];
+    let new_layer = LayerId::random();
+    let asked = CaptureRequest {
+        root: top,
+        previous: &previous,
+        layers_dir: &repo.layers(),
+        tmp_dir: &request.store.tmp(),
+        new_layer_id: new_layer.as_str(),
+        owner: owner(request.user),
+        exclude: &exclude,
+        secrets: request.secrets,
+        tracked: &|path| tracked.has(path),
+        ignored: &|path, _| ignored(request, top, path),
+        limit: request.capture_limit.map(|limit| Limit {
+            ignored_over: limit,
+            // Virtual environments of uv and others have this file too, and belong to what the
+            // developer sees: only build output of some size is left out.
+            cachedir_over: limit.min(256 << 20),
+            with_reflinks: false,
+            with: request.with,
+        }),
+        threads: request.threads,
+        progress: request.progress,
+    };
+    Ok(sandbox_capture::capture(&asked)?)
+}
+
+/// Paths in the host's index, read when first asked for: only files that look like secrets and
+/// large directories are.
+struct Tracked<'a> {
+    request: &'a Request<'a>,
+    paths: std::sync::OnceLock<Vec<Vec<u8>>>,
+}
+
+impl<'a> Tracked<'a> {
+    fn new(request: &'a Request<'a>) -> Self {
+        Self { request, paths: std::sync::OnceLock::new() }
+    }
+
+    /// Whether a file is tracked; with a `/` at the end, whether anything below is.
+    fn has(&self, path: &[u8]) -> bool {
+        let paths = self.paths.get_or_init(|| {
+            let host = self.request.host;
+            let out = host.read(self.request.git).args(["ls-files", "-z", "--cached"]).output();
+            let mut paths: Vec<Vec<u8>> = out
+                .map(|out| out.stdout.split(|b| *b == 0).filter(|p| !p.is_empty()).map(<[u8]>::to_vec).collect())
+                .unwrap_or_default();
+            paths.sort();
+            paths
+        });
+        let at = paths.partition_point(|known| known.as_slice() < path);
+        match paths.get(at) {
+            Some(known) if path.ends_with(b"/") => known.starts_with(path),
+            Some(known) => known == path,
+            None => false,
+        }
+    }
+}
+
+/// Whether git ignores a directory. One process for each: asked only of large ones.
+fn ignored(request: &Request<'_>, top: &Path, path: &[u8]) -> bool {
+    let path = Path::new(std::ffi::OsStr::from_bytes(path));
+    let command = request.git.user(top).config("core.fsmonitor=false");
+    command.args(["check-ignore", "--quiet"]).arg(path).try_output().is_ok_and(|(status, _)| status.success())
+}
+
+fn git_layer(
+    request: &Request<'_>,
+    repo: &RepoDir,
+    top: &Path,
+    captured: &Captured,
+    nested: &[PathBuf],
+) -> Result<(LayerId, GitFacts)> {
+    // The index inside names inodes of the base layer, and the sandbox's owner; whatever else a
+    // delta layer changes differs in its mtime as well.
+    let (uid, gid) = if request.user.root { (0, 0) } else { (request.user.uid, request.user.gid) };
+    let grants: Vec<&str> = request.grants.iter().map(|grant| grant.pattern.as_str()).collect();
+    let base = captured.layers.last().map_or("", String::as_str);
+    let salt = format!("{base} {uid} {gid} {} {grants:?} {nested:?}", request.all_objects);
+    let remembered = Remembered::load(repo, top)?;
+    if let Some(remembered) = &remembered
+        && remembered.is_for(&gitdir::fingerprint(request.git, request.host, nested, &remembered.hints), &salt)
+    {
+        return Ok((remembered.layer.clone(), remembered.facts.clone()));
+    }
+    let id = LayerId::random();
+    let temp = request.store.tmp().join(format!("git-{id}"));
+    let manifest: &Manifest = &captured.manifest;
+    let host_owner = fs::metadata(top).map(|meta| (meta.uid(), meta.gid())).map_err(failed("look at", top))?;
+    let git_request = GitRequest {
+        git: request.git,
+        repo,
+        host: request.host,
+        nested,
+        captured: &|path: &[u8]| manifest.lookup(path).and_then(|entry| carried(&entry, host_owner, uid, gid)),
+        owner: owner(request.user),
+        grants: request.grants,
+        all_objects: request.all_objects,
+    };
+    let guard = TempTree(temp.clone());
+    let made = gitdir::make(&git_request, &temp.join("tree"))?;
+    publish(repo, &temp, &id)?;
+    std::mem::forget(guard);
+    let facts = made.facts.clone();
+    Remembered::new(made, id.clone(), &salt).save(repo, top)?;
+    Ok((id, facts))
+}
+
+/// Removes a directory unless it was moved into place.
+struct TempTree(PathBuf);
+
+impl Drop for TempTree {
+    fn drop(&mut self) {
+        let _ = sandbox_capture::remove_tree(&self.0);
+    }
+}
+
+/// Moves a finished layer into place.
+fn publish(repo: &RepoDir, temp: &Path, id: &LayerId) -> Result<()> {
+    make_dir(&repo.layers())?;
+    fs::rename(temp, repo.layer(id)).map_err(failed("move into place", temp))
+}
+
+/// Both sides of a captured file. The capture does not keep owners: a file of another owner than
+/// the top directory's looks changed to git, which then reads it, and finds it the same.
+fn carried(entry: &Entry<'_>, host_owner: (u32, u32), uid: u32, gid: u32) -> Option<Carried> {
+    let copy = entry.copy?;
+    let time = |time: sandbox_capture::Time| (time.sec as u32, time.nsec);
+    let host = Stat {
+        ctime: time(entry.stat.ctime),
+        mtime: time(entry.stat.mtime),
+        dev: entry.stat.dev as u32,
+        ino: entry.stat.ino as u32,
+        uid: host_owner.0,
+        gid: host_owner.1,
+        size: entry.stat.size as u32,
+    };
+    let layer = Stat { ctime: time(copy.ctime), ino: copy.ino as u32, uid, gid, ..host };
+    Some(Carried { host, layer })
+}
+
+fn revision(request: &Request<'_>, repo: &RepoDir, rev: &str) -> Result<(Snapshot, Told)> {
+    let top = request.host.top_or_gitdir().to_owned();
+    let (files_id, git_id) = (LayerId::random(), LayerId::random());
+    let tmp = request.store.tmp();
+    let (files_tmp, git_tmp) = (tmp.join(format!("rev-{files_id}")), tmp.join(format!("git-{git_id}")));
+    let guards = (TempTree(files_tmp.clone()), TempTree(git_tmp.clone()));
+    for dir in [&files_tmp, &git_tmp] {
+        make_dir(dir)?;
+    }
+    let git_request = GitRequest {
+        git: request.git,
+        repo,
+        host: request.host,
+        nested: &[],
+        captured: &|_: &[u8]| None,
+        owner: owner(request.user),
+        grants: request.grants,
+        all_objects: request.all_objects,
+    };
+    let out = gitdir::tree_checkout(&git_request, rev, &top, &files_tmp.join("tree"), &git_tmp.join("tree"))?;
+    let root = fs::metadata(files_tmp.join("tree")).map_err(failed("look at", &files_tmp))?;
+    publish(repo, &files_tmp, &files_id)?;
+    publish(repo, &git_tmp, &git_id)?;
+    std::mem::forget(guards);
+    let told = Told {
+        files: out.files as u64,
+        revision: Some(format!("{} ({})", sandbox_git::printable(rev.as_bytes()), out.commit.short())),
+        notes: out.facts.notes.clone(),
+        ..Told::default()
+    };
+    let snapshot = Snapshot {
+        id: SnapshotId::random(),
+        worktree: top,
+        layers: vec![files_id],
+        git_layer: git_id,
+        git: out.facts,
+        created: now(),
+        root_mode: root.mode() & 0o777,
+        root_mtime: (root.mtime(), root.mtime_nsec() as u32),
+        notes: Vec::new(),
+    };
+    write_json(&repo.snapshot(&snapshot.id), &snapshot, false)?;
+    Ok((snapshot, told))
+}
+
+fn told(captured: &Captured, git: &GitFacts) -> Told {
+    let mut told = Told {
+        files: captured.stats.files,
+        copied: captured.stats.copied_files,
+        bytes: captured.stats.copied_bytes,
+        reflinked: captured.stats.reflinked,
+        secrets_carried: captured.carried_secrets.clone(),
+        unsettled: captured.unsettled.clone(),
+        notes: git.notes.clone(),
+        ..Told::default()
+    };
+    for left in &captured.left_out {
+        let why = match left.reason {
+            Reason::Secret => {
+                told.secrets_left.push(left.path.clone());
+                continue;
+            }
+            // Asked for: no news.
+            Reason::Ignored => continue,
+            Reason::Special => "a FIFO, socket or device",
+            Reason::Unreadable => "not readable",
+            Reason::OverLimit => "over `sandbox.captureLimit`, and never captured",
+            Reason::Stale => "over `sandbox.captureLimit`: as it was when last captured",
+        };
+        told.left_out.push((left.path.clone(), why));
+    }
+    told
+}
+
+/// What `show` still tells later.
+fn notes(told: &Told) -> Vec<String> {
+    let mut notes = Vec::new();
+    for path in told.secrets_left.iter().take(10) {
+        notes.push(format!("left out: '{}' looks like a secret", path.display()));
+    }
+    for (path, why) in told.left_out.iter().take(10) {
+        notes.push(format!("left out: '{}' ({why})", path.display()));
+    }
+    notes
+}
+
+/// Makes a sandbox of what was taken: gives its name, makes its directories, writes its record.
+/// Returns it with its lock held.
+pub fn create(store: &Store, mut record: SandboxRecord, taken: &Taken) -> Result<(Sandbox, FileLock)> {
+    let _ = &taken.lock;
+    let names = Names::of(&store.repo(&taken.repo));
+    let is_taken = |name: &Name| names.get(name.as_str()).is_some_and(|id| store.sandbox(&id).path().exists());
+    if record.unnamed {
+        for n in 0u32.. {
+            if !is_taken(&record.name) {
+                break;
+            }
+            record.name = Name::random();
+            if n > 64 {
+                record.name = Name::parse(&format!("{}-{n}", record.name)).unwrap_or_else(|_| Name::random());
+            }
+        }
+    } else if is_taken(&record.name) {
+        return Err(PrepareError::NameTaken { name: record.name.to_string() });
+    }
+    let dir = store.sandbox(&record.id);
+    make_dir(dir.path())?;
+    let guard = TempTree(dir.path().to_owned());
+    let lock_file = dir.lock_file();
+    let lock = FileLock::exclusive(&lock_file).map_err(failed("lock", &lock_file))?;
+    let (upper, work) = (dir.upper(0), dir.work(0));
+    for path in [&upper, &work, &dir.home(), &dir.tmp()] {
+        make_dir(path)?;
+        if let Some((uid, gid)) = owner(&record.user) {
+            std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(failed("change the owner of", path))?;
+        }
+    }
+    // The top directory of the merged tree is the upper one: it looks like the host's.
+    fs::set_permissions(&upper, fs::Permissions::from_mode(taken.snapshot.root_mode & 0o777 | 0o700))
+        .map_err(failed("change the mode of", &upper))?;
+    let (secs, nanos) = taken.snapshot.root_mtime;
+    let time = Timespec { tv_sec: secs, tv_nsec: i64::from(nanos) };
+    utimensat(rustix::fs::CWD, &upper, &Timestamps { last_access: time, last_modification: time }, AtFlags::empty())
+        .map_err(|error| failed("change the time of", &upper)(error.into()))?;
+    names.give(&record.name, &record.id)?;
+    write_json(&dir.record(), &record, false)?;
+    std::mem::forget(guard);
+    Ok((Sandbox { dir, record }, lock))
+}
+
+/// Takes a sandbox back whose launch failed: nothing was ever done in it.
+pub fn undo(store: &Store, sandbox: &Sandbox) {
+    let Ok(lock) = sandbox.take(std::time::Duration::from_secs(5)) else { return };
+    let _ = crate::removal::remove(store, sandbox, lock);
+}

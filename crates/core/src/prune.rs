@@ -1,0 +1,187 @@
+//! What of the store nothing stands on: a plan that can be printed, then applied.
+//!
+//! Kept are: every snapshot of a sandbox (in the trash too) and the last one of each work tree;
+//! the layers of those; the views of those; packs that a kept view links (a pack is one file with
+//! several names: removing a name never takes it from another). The trash goes after 30 days.
+
+use crate::id::{LayerId, SandboxId, SnapshotId};
+use crate::record::{SandboxRecord, Snapshot};
+use crate::store::{RepoDir, Store, StoreError, read_json};
+use crate::trash::{self, KEEP_DAYS};
+use sandbox_sys::lock::FileLock;
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// What will be removed.
+#[derive(Clone, Debug, Default)]
+pub struct PrunePlan {
+    /// Each thing, in the order in which it goes: who names another goes first.
+    pub items: Vec<Item>,
+}
+
+/// One thing.
+#[derive(Clone, Debug)]
+pub struct Item {
+    /// In words.
+    pub what: String,
+    /// Its path.
+    pub path: PathBuf,
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// The repository whose lock must be held; `None` for the trash.
+    repo: Option<RepoDir>,
+}
+
+impl PrunePlan {
+    /// Bytes of all.
+    pub fn bytes(&self) -> u64 {
+        self.items.iter().map(|item| item.bytes).sum()
+    }
+}
+
+/// Decides what goes. Changes nothing.
+pub fn plan(store: &Store) -> Result<PrunePlan, StoreError> {
+    let mut plan = PrunePlan::default();
+    let mut expired: BTreeSet<SandboxId> = BTreeSet::new();
+    for item in trash::list(store)?.into_iter().filter(|item| item.age_seconds > KEEP_DAYS * 86_400) {
+        expired.insert(item.record.id.clone());
+        plan.items.push(Item {
+            what: format!("dropped sandbox '{}' of {} days ago", item.record.name, item.age_seconds / 86_400),
+            path: item.dir.path().to_owned(),
+            bytes: item.disk,
+            repo: None,
+        });
+    }
+    let used = used_snapshots(store, &expired)?;
+    for id in store.repo_ids()? {
+        let repo = store.repo(&id);
+        let mut keep = latest_snapshots(&repo)?;
+        keep.extend(used.iter().cloned());
+        plan_repo(&repo, &keep, &mut plan)?;
+    }
+    Ok(plan)
+}
+
+fn plan_repo(repo: &RepoDir, keep: &BTreeSet<SnapshotId>, plan: &mut PrunePlan) -> Result<(), StoreError> {
+    let (mut layers, mut views): (BTreeSet<LayerId>, BTreeSet<String>) = Default::default();
+    for path in entries(&repo.snapshots())? {
+        let Some(id) = path.file_stem().and_then(|stem| stem.to_str()).and_then(SnapshotId::parse) else { continue };
+        if keep.contains(&id) {
+            if let Some(snapshot) = read_json::<Snapshot>(&path)? {
+                layers.extend(snapshot.layers);
+                layers.insert(snapshot.git_layer);
+                views.extend(snapshot.git.views.into_iter().map(|view| view.key));
+            }
+        } else {
+            plan.items.push(Item { what: format!("snapshot {id}"), bytes: size_of(&path), path, repo: Some(repo.clone()) });
+        }
+    }
+    for path in entries(&repo.layers())? {
+        let Some(id) = path.file_name().and_then(|name| name.to_str()).and_then(LayerId::parse) else { continue };
+        if !layers.contains(&id) {
+            let bytes = crate::work::disk_of(&path);
+            plan.items.push(Item { what: format!("layer {id}"), path, bytes, repo: Some(repo.clone()) });
+        }
+    }
+    for path in entries(&repo.views())? {
+        let key = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !views.contains(&key) {
+            let bytes = crate::work::disk_of(&path);
+            plan.items.push(Item { what: format!("view {key}"), path, bytes, repo: Some(repo.clone()) });
+        }
+    }
+    // A pack whose only name is the vault's own: no view links it any more. (The last views of a
+    // plan go in the same run; their packs follow in the next one.)
+    for path in entries(&repo.vault().join("objects/pack"))? {
+        let single = fs::symlink_metadata(&path).is_ok_and(|meta| meta.nlink() == 1);
+        if single && path.extension().is_some_and(|ext| ext == "pack") && !has_refs(&repo.vault()) {
+            let stem = path.with_extension("");
+            for ext in ["idx", "rev", "promisor", "pack"] {
+                let path = stem.with_extension(ext);
+                if path.exists() {
+                    let bytes = size_of(&path);
+                    let what = format!("pack file {}", path.file_name().unwrap_or_default().to_string_lossy());
+                    plan.items.push(Item { what, path, bytes, repo: Some(repo.clone()) });
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes what was planned and still is not needed; returns how many.
+pub fn apply(store: &Store, planned: &PrunePlan) -> Result<usize, StoreError> {
+    let mut removed = 0;
+    let mut locked: Option<(PathBuf, FileLock)> = None;
+    let mut again: Option<PrunePlan> = None;
+    for item in &planned.items {
+        if let Some(repo) = &item.repo
+            && locked.as_ref().is_none_or(|(path, _)| path != repo.path())
+        {
+            drop(locked.take());
+            let lock = repo.lock_file();
+            locked = Some((repo.path().to_owned(), FileLock::exclusive(&lock).map_err(StoreError::io("lock", lock))?));
+            // Between plan and lock a spawn may have come to stand on it.
+            again = Some(plan(store)?);
+        }
+        if item.repo.is_some() && !again.as_ref().is_some_and(|now| now.items.iter().any(|other| other.path == item.path)) {
+            continue;
+        }
+        sandbox_capture::remove_tree(&item.path).map_err(StoreError::io("delete", &item.path))?;
+        removed += 1;
+    }
+    Ok(removed)
+}
+
+fn used_snapshots(store: &Store, except: &BTreeSet<SandboxId>) -> Result<BTreeSet<SnapshotId>, StoreError> {
+    let mut used = BTreeSet::new();
+    for dir in ["sandboxes", "trash"] {
+        for path in entries(&store.root().join(dir))? {
+            let Some(record) = read_json::<SandboxRecord>(&path.join("sandbox.json"))? else { continue };
+            if dir == "sandboxes" || !except.contains(&record.id) {
+                used.extend(record.repos.into_iter().map(|mount| mount.snapshot));
+            }
+        }
+    }
+    Ok(used)
+}
+
+fn latest_snapshots(repo: &RepoDir) -> Result<BTreeSet<SnapshotId>, StoreError> {
+    let mut latest = BTreeSet::new();
+    for path in entries(&crate::prepare::latest_dir(repo))? {
+        if let Some(record) = read_json::<crate::prepare::Latest>(&path)? {
+            // A work tree that is gone needs no next capture.
+            if record.worktree.is_dir() {
+                latest.insert(record.snapshot);
+            }
+        }
+    }
+    Ok(latest)
+}
+
+fn has_refs(vault: &Path) -> bool {
+    let loose = |dir: PathBuf| crate::work::disk_of(&dir) > 0 && walk_has_file(&dir);
+    vault.join("packed-refs").exists() || loose(vault.join("refs"))
+}
+
+fn walk_has_file(dir: &Path) -> bool {
+    fs::read_dir(dir).into_iter().flatten().flatten().any(|entry| match entry.file_type() {
+        Ok(kind) if kind.is_dir() => walk_has_file(&entry.path()),
+        Ok(_) => true,
+        Err(_) => true,
+    })
+}
+
+fn entries(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    match fs::read_dir(dir) {
+        Ok(entries) => Ok(entries.flatten().map(|entry| entry.path()).collect()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(StoreError::Io { action: "list", path: dir.to_owned(), source }),
+    }
+}
+
+fn size_of(path: &Path) -> u64 {
+    fs::symlink_metadata(path).map(|meta| meta.blocks() * 512).unwrap_or(0)
+}

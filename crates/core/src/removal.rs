@@ -1,0 +1,49 @@
+//! Removing a sandbox whose work is saved, and sweeping what half-made commands left.
+
+use crate::sandbox::{Names, Sandbox};
+use crate::store::{Store, StoreError, read_json};
+use sandbox_sys::lock::FileLock;
+use std::fs;
+use std::path::Path;
+
+/// Removes a sandbox whose lock is held: one rename makes it vanish, then it is deleted.
+pub fn remove(store: &Store, sandbox: &Sandbox, lock: FileLock) -> Result<(), StoreError> {
+    let gone = store.tmp().join(format!("dropped-{}", sandbox.record.id));
+    fs::rename(sandbox.dir.path(), &gone).map_err(StoreError::io("move away", sandbox.dir.path()))?;
+    for mount in &sandbox.record.repos {
+        Names::of(&store.repo(&mount.repo)).take_back(&sandbox.record.name, &sandbox.record.id);
+    }
+    drop(lock);
+    sandbox_capture::remove_tree(&gone).map_err(StoreError::io("delete", &gone))
+}
+
+/// Deletes what a killed command left: sandboxes without a record, dropped directories that
+/// were not deleted to the end, temporary files. What somebody still works on is locked.
+/// Returns how many things were deleted.
+pub fn sweep(store: &Store) -> Result<usize, StoreError> {
+    let mut swept = 0;
+    for id in store.sandbox_ids()? {
+        let dir = store.sandbox(&id);
+        if read_json::<crate::record::SandboxRecord>(&dir.record()).is_ok_and(|record| record.is_none())
+            && let Ok(Some(_lock)) = FileLock::try_exclusive(&dir.lock_file())
+        {
+            sandbox_capture::remove_tree(dir.path()).map_err(StoreError::io("delete", dir.path()))?;
+            swept += 1;
+        }
+    }
+    let tmp = store.tmp();
+    for entry in fs::read_dir(&tmp).map_err(StoreError::io("list", &tmp))?.flatten() {
+        if old(&entry.path()) || entry.file_name().to_string_lossy().starts_with("dropped-") {
+            sandbox_capture::remove_tree(&entry.path()).map_err(StoreError::io("delete", entry.path()))?;
+            swept += 1;
+        }
+    }
+    Ok(swept)
+}
+
+/// Nothing works on one temporary thing for a day.
+fn old(path: &Path) -> bool {
+    fs::symlink_metadata(path)
+        .and_then(|meta| meta.modified())
+        .is_ok_and(|at| at.elapsed().is_ok_and(|age| age.as_secs() > 86_400))
+}

@@ -1,0 +1,542 @@
+//! The command line as types. Each verb's own file has what it does.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Isolated copy-on-write sandboxes of a git working tree
+#[derive(Debug, Parser)]
+#[command(
+    name = "git-sandbox",
+    bin_name = "git sandbox",
+    version,
+    disable_help_subcommand = true,
+    infer_subcommands = false,
+    max_term_width = 100,
+    after_help = "A sandbox starts from exactly what you see: uncommitted work, untracked files, installed\n\
+dependencies. What is committed in it comes back as refs/sandbox/NAME of this repository.\n\n\
+Start with:\n  git sandbox spawn fix-login          a shell in an isolated copy of this working tree\n  \
+git sandbox spawn -d a -- make test  a command in the background\n  \
+git sandbox list                     what there is\n  \
+git merge sandbox/fix-login          its commits are ordinary commits here\n\n\
+`git sandbox help VERB` tells about one verb."
+)]
+pub struct Cli {
+    /// Run as if started in DIR
+    #[arg(short = 'C', value_name = "DIR", global = true)]
+    pub directory: Option<PathBuf>,
+    /// What to do
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Make a sandbox and run a command (or a shell) in it
+    Spawn(Spawn),
+    /// Run a command in a sandbox
+    Exec(Exec),
+    /// Open a shell in a sandbox
+    Shell(Shell),
+    /// Join the main command of a sandbox; leave with Ctrl-P Ctrl-Q
+    Attach(One),
+    /// Print the output of the main command
+    Logs(Logs),
+    /// Wait until the main commands have ended; the status is that of the last one
+    Wait(Wait),
+    /// Stop sandboxes; their files stay
+    Stop(Stop),
+    /// Start a stopped sandbox again, on the same files
+    Start(Start),
+    /// List sandboxes
+    List(List),
+    /// Tell everything about one sandbox
+    Show(OneJson),
+    /// List the commits that a sandbox made
+    Log(Log),
+    /// Show what a sandbox changed
+    Diff(Diff),
+    /// Bring the commits of sandboxes into this repository now
+    #[command(visible_alias = "sync")]
+    Fetch(Many),
+    /// Bring a sandbox's commits here now (inside a sandbox: ask the host to)
+    Push(Push),
+    /// Merge a sandbox's commits into the branch that is checked out here
+    Merge(Merge),
+    /// Put what a sandbox changed and did not commit here as uncommitted edits
+    Apply(Apply),
+    /// Commit, inside a sandbox, what is not committed there
+    Commit(Commit),
+    /// Make a branch here of a sandbox's commits
+    Branch(Branch),
+    /// Copy files out of or into a sandbox
+    Cp(Cp),
+    /// Remove sandboxes, once their work is here
+    Drop(Drop),
+    /// What was dropped: list it, bring it back, or empty it
+    Trash(Trash),
+    /// Remove from the store what no sandbox needs
+    Gc(Gc),
+    /// Look at what this machine can do, and what to change
+    Doctor(Doctor),
+    /// Put man pages, completions and the AppArmor profile in place
+    Setup(Setup),
+    /// Print a completion script
+    Completions(Completions),
+    /// Tell about git-sandbox or about one verb
+    Help(Help),
+}
+
+/// Make a sandbox and run a command (or a shell) in it.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  git sandbox spawn                        a shell, in a sandbox with a made-up name\n  \
+git sandbox spawn fix-login -- claude    a command in the sandbox 'fix-login'\n  \
+git sandbox spawn -d a -- make test      in the background; `git sandbox logs -f a` shows it\n  \
+git sandbox spawn --clean -- cargo test  as of HEAD, without uncommitted work")]
+pub struct Spawn {
+    /// Its name: a-z 0-9 . _ - (two short words when left out)
+    pub name: Option<String>,
+    /// In the background
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Drop it when its command has ended and nothing is left to bring home
+    #[arg(long)]
+    pub rm: bool,
+    /// How to isolate (see `git sandbox doctor`)
+    #[arg(long, value_name = "DRIVER")]
+    pub driver: Option<String>,
+    /// Exactly the tracked files of a revision, nothing else
+    #[arg(long, value_name = "REV", conflicts_with = "clean")]
+    pub from: Option<String>,
+    /// Exactly the tracked files of HEAD, nothing else
+    #[arg(long)]
+    pub clean: bool,
+    /// Check out a new branch inside
+    #[arg(short, long, value_name = "BRANCH")]
+    pub branch: Option<String>,
+    /// Network: none, or the host's
+    #[arg(long, value_name = "NET")]
+    pub net: Option<Net>,
+    /// Processors, e.g. 1.5
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<f64>,
+    /// Memory, e.g. 4g
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// Processes and threads
+    #[arg(long, value_name = "N")]
+    pub pids: Option<u32>,
+    /// End the command after this time (90s, 10m, 2h)
+    #[arg(long, value_name = "TIME")]
+    pub timeout: Option<String>,
+    /// Be root inside (of nothing but the sandbox)
+    #[arg(long)]
+    pub root: bool,
+    /// A variable inside: NAME=VALUE, or NAME for the value that it has here
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// What to do with commits when the command ends
+    #[arg(long, value_name = "WHAT")]
+    pub on_exit: Option<OnExit>,
+    /// Give a terminal to the command even if this is not one
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Refs (or patterns) whose commits are visible inside too
+    #[arg(long, value_name = "REF")]
+    pub grant: Vec<String>,
+    /// Go on without this layer of the wall
+    #[arg(long, value_name = "LAYER")]
+    pub allow_weak: Vec<String>,
+    /// Carry files that look like secrets, or leave them out, without asking
+    #[arg(long, value_name = "YES|NO")]
+    pub carry_secrets: Option<YesNo>,
+    /// Show what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print one JSON object about the sandbox (with --detach)
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing but errors and the command's output
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// The command; a shell when left out
+    #[arg(last = true, value_name = "CMD")]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+/// The network of a sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Net {
+    /// Only a loopback device
+    None,
+    /// The host's network
+    Host,
+}
+
+/// What happens to new commits when the command ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnExit {
+    /// Ask on a terminal, else keep
+    Ask,
+    /// Fast-forward the branch if that is possible
+    Merge,
+    /// Leave them at refs/sandbox/NAME
+    Keep,
+}
+
+/// Yes or no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum YesNo {
+    /// Yes
+    Yes,
+    /// No
+    No,
+}
+
+/// One sandbox.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  git sandbox attach fix-login")]
+pub struct One {
+    /// Which sandbox
+    pub name: String,
+}
+
+/// One sandbox, printed.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  git sandbox show fix-login --json")]
+pub struct OneJson {
+    /// Which sandbox
+    pub name: String,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Run a command in a sandbox.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  git sandbox exec fix-login -- cargo test\n  git sandbox exec -t fix-login -- vim src/main.rs")]
+pub struct Exec {
+    /// Which sandbox; a stopped one is started for it
+    pub name: String,
+    /// With a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Start in this directory inside
+    #[arg(short = 'w', long, value_name = "DIR")]
+    pub workdir: Option<PathBuf>,
+    /// A variable for the command: NAME=VALUE, or NAME for the value that it has here
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    pub env: Vec<String>,
+    /// The command
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+/// Open a shell in a sandbox.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  git sandbox shell fix-login")]
+pub struct Shell {
+    /// Which sandbox; a stopped one is started for it
+    pub name: String,
+    /// Start in this directory inside
+    #[arg(short = 'w', long, value_name = "DIR")]
+    pub workdir: Option<PathBuf>,
+}
+
+/// Print the output of the main command.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  git sandbox logs -f fix-login")]
+pub struct Logs {
+    /// Which sandbox
+    pub name: String,
+    /// Go on until the command ends
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only the last N lines
+    #[arg(short = 'n', long, value_name = "N")]
+    pub lines: Option<usize>,
+    /// Pass control characters on to the terminal instead of escaping them
+    #[arg(long)]
+    pub raw: bool,
+}
+
+/// Wait until main commands have ended.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  git sandbox wait a b && git sandbox merge a")]
+pub struct Wait {
+    /// Which sandboxes
+    #[arg(required = true)]
+    pub names: Vec<String>,
+    /// Until the first of them has ended; its name is printed
+    #[arg(long)]
+    pub any: bool,
+    /// Give up after this time (status 124)
+    #[arg(long, value_name = "TIME")]
+    pub timeout: Option<String>,
+}
+
+/// Stop sandboxes.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  git sandbox stop fix-login")]
+pub struct Stop {
+    /// Which sandboxes
+    #[arg(required_unless_present = "all")]
+    pub names: Vec<String>,
+    /// All of this repository
+    #[arg(long)]
+    pub all: bool,
+    /// Time between TERM and KILL
+    #[arg(long, value_name = "TIME", default_value = "2s")]
+    pub grace: String,
+}
+
+/// Start a stopped sandbox again.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  git sandbox start fix-login\n  git sandbox start fix-login -- make test")]
+pub struct Start {
+    /// Which sandbox
+    pub name: String,
+    /// A command to run in the background; idle when left out
+    #[arg(last = true, value_name = "CMD")]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+/// List sandboxes.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  git sandbox list")]
+pub struct List {
+    /// Of all repositories
+    #[arg(short = 'A', long)]
+    pub all: bool,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// List the commits that a sandbox made.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  git sandbox log fix-login")]
+pub struct Log {
+    /// Which sandbox
+    pub name: String,
+    /// At most N
+    #[arg(short = 'n', long, value_name = "N")]
+    pub max_count: Option<usize>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Show what a sandbox changed.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  git sandbox diff fix-login --stat\n  git sandbox diff fix-login --uncommitted")]
+pub struct Diff {
+    /// Which sandbox
+    pub name: String,
+    /// Only which files and how much
+    #[arg(long)]
+    pub stat: bool,
+    /// What is not committed inside, against the state that it started from
+    #[arg(long)]
+    pub uncommitted: bool,
+}
+
+/// Sandboxes, or all.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  git sandbox fetch --all")]
+pub struct Many {
+    /// Which sandboxes
+    #[arg(required_unless_present = "all")]
+    pub names: Vec<String>,
+    /// All of this repository
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// Bring commits home.
+#[derive(Debug, Args)]
+#[command(after_help = "Example (inside a sandbox):\n  git sandbox push")]
+pub struct Push {
+    /// Which sandbox (inside one: this one)
+    pub name: Option<String>,
+}
+
+/// Merge a sandbox's commits.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  git sandbox merge fix-login\n  git sandbox merge --squash -m 'Fix login' fix-login")]
+pub struct Merge {
+    /// Which sandbox
+    pub name: String,
+    /// Only if no merge commit is needed
+    #[arg(long, conflicts_with_all = ["no_ff", "squash"])]
+    pub ff_only: bool,
+    /// Always make a merge commit
+    #[arg(long, conflicts_with = "squash")]
+    pub no_ff: bool,
+    /// One commit with all changes
+    #[arg(long)]
+    pub squash: bool,
+    /// Message of the commit
+    #[arg(short, long, value_name = "MSG")]
+    pub message: Option<String>,
+    /// Show the plan and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Put uncommitted changes here.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  git sandbox apply fix-login\n  git sandbox apply --stash fix-login")]
+pub struct Apply {
+    /// Which sandbox
+    pub name: String,
+    /// Into the stash list instead of the working tree
+    #[arg(long)]
+    pub stash: bool,
+    /// Show the plan and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Commit inside.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  git sandbox commit fix-login -m 'Fix login'")]
+pub struct Commit {
+    /// Which sandbox
+    pub name: String,
+    /// Message of the commit
+    #[arg(short, long, value_name = "MSG")]
+    pub message: String,
+}
+
+/// Make a branch.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  git sandbox branch fix-login topic/login")]
+pub struct Branch {
+    /// Which sandbox
+    pub name: String,
+    /// The new branch
+    pub branch: String,
+}
+
+/// Copy files.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  git sandbox cp fix-login:out/report.md .\n  git sandbox cp notes.txt fix-login:notes.txt")]
+pub struct Cp {
+    /// From: PATH, or NAME:PATH in a sandbox
+    pub source: String,
+    /// To: PATH, or NAME:PATH in a sandbox
+    pub target: String,
+    /// Symbolic links too (only relative ones that stay inside)
+    #[arg(long)]
+    pub links: bool,
+    /// At most this many bytes
+    #[arg(long, value_name = "SIZE", default_value = "1g")]
+    pub max_size: String,
+}
+
+/// Remove sandboxes.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  git sandbox drop fix-login\n  git sandbox drop --merged")]
+pub struct Drop {
+    /// Which sandboxes
+    #[arg(required_unless_present_any = ["all", "merged"])]
+    pub names: Vec<String>,
+    /// All of this repository
+    #[arg(long)]
+    pub all: bool,
+    /// Those whose commits are all in the branch that is checked out here
+    #[arg(long)]
+    pub merged: bool,
+    /// Even if there is work that is not here: it goes to the trash for 30 days
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+/// What was dropped.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  git sandbox trash list\n  git sandbox trash restore fix-login")]
+pub struct Trash {
+    /// list (default), restore NAME, empty
+    #[command(subcommand)]
+    pub action: Option<TrashAction>,
+}
+
+/// What to do with the trash.
+#[derive(Debug, Subcommand)]
+pub enum TrashAction {
+    /// List dropped sandboxes
+    List {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Bring a dropped sandbox back as it was
+    Restore {
+        /// Its name (or id)
+        name: String,
+    },
+    /// Delete what was dropped, for good
+    Empty {
+        /// Without asking
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// Clean the store.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  git sandbox gc --dry-run")]
+pub struct Gc {
+    /// Show what would be removed
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Do nothing if it ran within a day
+    #[arg(long)]
+    pub auto: bool,
+}
+
+/// Look at the machine.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  git sandbox doctor\n  git sandbox doctor --require isolation=namespace,limits=memory")]
+pub struct Doctor {
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Status 1 unless these hold: isolation=namespace|vm, limits=memory|pids|cpu, a check's name
+    #[arg(long, value_name = "WHAT", value_delimiter = ',')]
+    pub require: Vec<String>,
+}
+
+/// Install what cannot be in the binary.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  git sandbox setup\n  git sandbox setup --remove")]
+pub struct Setup {
+    /// Take it away again
+    #[arg(long)]
+    pub remove: bool,
+    /// Print the AppArmor profile and how to load it
+    #[arg(long)]
+    pub apparmor: bool,
+    /// Below this directory instead of ~/.local
+    #[arg(long, value_name = "DIR")]
+    pub prefix: Option<PathBuf>,
+}
+
+/// Print a completion script.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  git sandbox completions bash > ~/.local/share/bash-completion/completions/git-sandbox")]
+pub struct Completions {
+    /// For which shell
+    pub shell: clap_complete::Shell,
+}
+
+/// Tell about a verb.
+#[derive(Debug, Args)]
+pub struct Help {
+    /// Which verb
+    pub verb: Option<String>,
+}

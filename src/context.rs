@@ -1,0 +1,243 @@
+//! What every verb starts from: the caller's directory and environment, git, the state
+//! directory, and the repository that is meant. The one place that reads the environment.
+
+use crate::error::CliError;
+use sandbox_core::host_repo::HostRepo;
+use sandbox_core::id::RepoId;
+use sandbox_core::launch::User;
+use sandbox_core::sandbox::Sandbox;
+use sandbox_core::store::Store;
+use sandbox_git::{Git, HostEnv};
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// The uid (and gid) of sandboxes of root in a repository that root owns: a number that no
+/// account has (`sandbox.rootUid` overrides it).
+pub const ROOT_UID: u32 = 1_879_048_192;
+
+/// The caller.
+#[derive(Debug)]
+pub struct Context {
+    /// Where the command was started, canonical.
+    pub cwd: PathBuf,
+    /// The caller's spelling of it (`$PWD`), when that names the same directory.
+    pub spelled: Option<PathBuf>,
+    /// The caller's variables.
+    pub vars: BTreeMap<String, String>,
+    /// The caller's home.
+    pub home: PathBuf,
+    /// This program.
+    pub program: PathBuf,
+    git: OnceCell<Git>,
+    repo: OnceCell<Option<HostRepo>>,
+    settings: OnceCell<BTreeMap<String, Vec<String>>>,
+}
+
+impl Context {
+    /// Reads the environment; goes to `directory` first.
+    pub fn new(directory: Option<PathBuf>) -> Result<Self, CliError> {
+        if let Some(directory) = &directory {
+            std::env::set_current_dir(directory)
+                .map_err(CliError::io(format!("change to '{}'", directory.display())))?;
+        }
+        let cwd = std::env::current_dir().map_err(|error| {
+            CliError::new("the current directory is gone").cause(error.to_string()).hint("`cd` to a directory that exists")
+        })?;
+        let vars: BTreeMap<String, String> =
+            std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
+        let home = match vars.get("HOME").filter(|home| home.starts_with('/')) {
+            Some(home) => PathBuf::from(home),
+            None => account(rustix::process::geteuid().as_raw())
+                .map(|account| account.home)
+                .ok_or_else(|| CliError::new("HOME is not set").hint("set it to your home directory"))?,
+        };
+        let same = |path: &Path| match (path.metadata(), cwd.metadata()) {
+            (Ok(a), Ok(b)) => a.dev() == b.dev() && a.ino() == b.ino(),
+            _ => false,
+        };
+        let spelled = vars
+            .get("PWD")
+            .map(PathBuf::from)
+            .filter(|pwd| directory.is_none() && pwd.is_absolute() && *pwd != cwd && same(pwd));
+        let program = std::fs::read_link("/proc/self/exe").map_err(CliError::io("find this program"))?;
+        let (git, repo, settings) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
+        Ok(Self { cwd, spelled, vars, home, program, git, repo, settings })
+    }
+
+    /// The caller's git.
+    pub fn git(&self) -> Result<&Git, CliError> {
+        if self.git.get().is_none() {
+            let vars: Vec<(OsString, OsString)> = std::env::vars_os().collect();
+            let _ = self.git.set(Git::new(HostEnv::from_vars(vars))?);
+        }
+        Ok(self.git.get().expect("set above"))
+    }
+
+    /// The repository that the current directory is in.
+    pub fn repo(&self) -> Result<&HostRepo, CliError> {
+        if self.repo.get().is_none() {
+            let repo = HostRepo::discover(self.git()?, &self.cwd)?;
+            let _ = self.repo.set(Some(repo));
+        }
+        self.repo.get().and_then(Option::as_ref).ok_or_else(|| CliError::new("not a git repository"))
+    }
+
+    /// The repository, if there is one; being outside of any is not an error.
+    pub fn maybe_repo(&self) -> Option<&HostRepo> {
+        self.repo().ok()
+    }
+
+    /// A user setting (`sandbox.*` of git's configuration), the last one that is set.
+    pub fn setting(&self, key: &str) -> Option<String> {
+        self.settings(key).last().cloned()
+    }
+
+    /// All values of a user setting, in git's order of precedence.
+    pub fn settings(&self, key: &str) -> Vec<String> {
+        let all = self.settings.get_or_init(|| {
+            let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
+            let Ok(git) = self.git() else { return all };
+            let dir = self.maybe_repo().map_or(self.cwd.as_path(), HostRepo::top_or_gitdir);
+            let listing = git.user(dir).args(["config", "--null", "--get-regexp", r"^sandbox\."]).output();
+            for entry in listing.map(|out| out.stdout).unwrap_or_default().split(|b| *b == 0) {
+                let entry = String::from_utf8_lossy(entry);
+                let (key, value) = entry.split_once('\n').unwrap_or((&entry, "true"));
+                if !key.is_empty() {
+                    all.entry(key.to_ascii_lowercase()).or_default().push(value.to_owned());
+                }
+            }
+            all
+        });
+        all.get(&key.to_ascii_lowercase()).cloned().unwrap_or_default()
+    }
+
+    /// Where the state directory is: `GIT_SANDBOX_STATE`, `sandbox.stateDir`, `$XDG_STATE_HOME`, `~/.local/state`.
+    pub fn state_dir(&self) -> PathBuf {
+        if let Some(dir) = self.vars.get("GIT_SANDBOX_STATE").filter(|dir| dir.starts_with('/')) {
+            return dir.into();
+        }
+        // Asked of git only when the default does not exist yet or a repository was found anyway:
+        // one process less on the way of `spawn`.
+        let default = self
+            .vars
+            .get("XDG_STATE_HOME")
+            .filter(|dir| dir.starts_with('/'))
+            .map_or_else(|| self.home.join(".local/state"), PathBuf::from)
+            .join("git-sandbox");
+        match self.state_setting() {
+            Some(dir) => match dir.strip_prefix("~/") {
+                Some(rest) => self.home.join(rest),
+                None => dir.into(),
+            },
+            None => default,
+        }
+    }
+
+    /// `sandbox.stateDir`: looked for as text first, in the two files that may set it for a
+    /// user, because asking git costs more than a millisecond on each spawn.
+    fn state_setting(&self) -> Option<String> {
+        let xdg = self.vars.get("XDG_CONFIG_HOME").map_or_else(|| self.home.join(".config"), PathBuf::from);
+        let mut files = vec![PathBuf::from("/etc/gitconfig"), self.home.join(".gitconfig"), xdg.join("git/config")];
+        files.extend(self.vars.get("GIT_CONFIG_GLOBAL").map(PathBuf::from));
+        files.extend(self.vars.get("GIT_CONFIG_SYSTEM").map(PathBuf::from));
+        files.extend(self.maybe_repo().map(|repo| repo.common_dir().join("config")));
+        let mentioned = |file: &PathBuf| {
+            std::fs::read(file).is_ok_and(|bytes| {
+                let text = String::from_utf8_lossy(&bytes).to_ascii_lowercase();
+                text.contains("statedir") || text.contains("include")
+            })
+        };
+        let asked = self.vars.contains_key("GIT_CONFIG_COUNT") || files.iter().any(mentioned);
+        asked.then(|| self.setting("sandbox.stateDir")).flatten()
+    }
+
+    /// The state directory, made when it does not exist.
+    pub fn store(&self) -> Result<Store, CliError> {
+        let dir = self.state_dir();
+        // Made with the caller's own group and no setgid bit: files of another group could not
+        // be copied up by the overlay (EOVERFLOW).
+        Ok(Store::open(&dir)?)
+    }
+
+    /// The id of the repository that the current directory is in, if it has sandboxes.
+    pub fn repo_id(&self, store: &Store) -> Result<Option<RepoId>, CliError> {
+        match self.maybe_repo() {
+            Some(repo) => Ok(repo.known_id(store)?),
+            None => Ok(None),
+        }
+    }
+
+    /// Finds a sandbox by name: of this repository, or of any when this is not one.
+    pub fn sandbox(&self, store: &Store, name: &str) -> Result<Sandbox, CliError> {
+        let repo = self.repo_id(store)?;
+        if self.maybe_repo().is_some() && repo.is_none() {
+            return Err(sandbox_core::sandbox::SandboxError::Unknown { name: name.to_owned(), known: Vec::new() }.into());
+        }
+        Ok(Sandbox::find(store, repo.as_ref(), name)?)
+    }
+
+    /// Who sandboxes of a work tree run as: the caller; run by root, the owner of the tree, or a
+    /// number that nobody has. Never uid 0.
+    pub fn user(&self, tree: &Path) -> Result<User, CliError> {
+        let (euid, egid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let shell = self.vars.get("SHELL").filter(|shell| shell.starts_with('/')).map(PathBuf::from);
+        let (uid, gid) = if euid != 0 {
+            (euid, egid)
+        } else {
+            let owner = tree.metadata().map_err(CliError::io(format!("look at '{}'", tree.display())))?;
+            if owner.uid() != 0 {
+                (owner.uid(), if owner.gid() == 0 { owner.uid() } else { owner.gid() })
+            } else {
+                let uid = self.setting("sandbox.rootUid").and_then(|text| text.parse().ok()).unwrap_or(ROOT_UID);
+                (uid, uid)
+            }
+        };
+        let known = account(uid);
+        let name = known.as_ref().map_or_else(
+            || if euid == 0 { "sandbox".to_owned() } else { self.vars.get("USER").cloned().unwrap_or("user".into()) },
+            |account| account.name.clone(),
+        );
+        let shell = shell
+            .or_else(|| known.map(|account| account.shell))
+            .filter(|shell| shell.exists() && !shell.ends_with("nologin") && !shell.ends_with("false"))
+            .unwrap_or_else(|| ["/bin/bash", "/bin/sh"].map(PathBuf::from).into_iter().find(|s| s.exists()).unwrap_or("/bin/sh".into()));
+        let group = group(gid).unwrap_or_else(|| name.clone());
+        Ok(User { name, group, uid, gid, shell, root: false })
+    }
+}
+
+/// One line of `/etc/passwd`. Read by ourselves: a static program must not call NSS.
+struct Account {
+    name: String,
+    home: PathBuf,
+    shell: PathBuf,
+}
+
+fn account(uid: u32) -> Option<Account> {
+    let line = |text: &str| {
+        text.lines().find_map(|line| {
+            let fields: Vec<&str> = line.split(':').collect();
+            (fields.len() >= 7 && fields[2].parse() == Ok(uid)).then(|| Account {
+                name: fields[0].to_owned(),
+                home: fields[5].into(),
+                shell: fields[6].into(),
+            })
+        })
+    };
+    std::fs::read_to_string("/etc/passwd").ok().and_then(|text| line(&text)).or_else(|| {
+        // Accounts of LDAP or systemd-homed: ask the program that may load NSS.
+        let out = std::process::Command::new("getent").args(["passwd", &uid.to_string()]).output().ok()?;
+        line(&String::from_utf8_lossy(&out.stdout))
+    })
+}
+
+fn group(gid: u32) -> Option<String> {
+    std::fs::read_to_string("/etc/group").ok()?.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(gid)).then(|| name.to_owned())
+    })
+}

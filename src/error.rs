@@ -1,0 +1,333 @@
+//! Every failure as the user sees it: `error:`, `caused by:`, `hint:`, and an exit status.
+//! Library errors come in by `From`; this is where they get hints.
+
+use crate::text::escape;
+use sandbox_capture::CaptureError;
+use sandbox_core::connection::ConnectionError;
+use sandbox_core::copy_out::CopyOutError;
+use sandbox_core::driver::DriverError;
+use sandbox_core::gitdir::GitDirError;
+use sandbox_core::host_repo::HostRepoError;
+use sandbox_core::id::NameError;
+use sandbox_core::prepare::PrepareError;
+use sandbox_core::sandbox::SandboxError;
+use sandbox_core::store::StoreError;
+use sandbox_core::work::WorkError;
+use sandbox_protocol::FailureKind;
+use sandbox_supervisor::SuperviseError;
+use serde::{Deserialize, Serialize};
+use std::error::Error;
+use std::io::{self, Write};
+
+/// A failure, ready to be printed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CliError {
+    /// What failed, with its object.
+    pub message: String,
+    /// Why, outermost first.
+    pub causes: Vec<String>,
+    /// What to do next.
+    pub hints: Vec<String>,
+    /// The exit status; verbs that run a command turn 128 into 125.
+    pub status: u8,
+}
+
+/// The result of a verb: its exit status.
+pub type Outcome = Result<u8, CliError>;
+
+/// Fatal, in git's manner.
+pub const FATAL: u8 = 128;
+/// Wrong usage, in git's manner.
+pub const USAGE: u8 = 129;
+
+impl CliError {
+    /// A failure with a message of its own.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), causes: Vec::new(), hints: Vec::new(), status: FATAL }
+    }
+
+    /// The next step.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+
+    /// Why.
+    pub fn cause(mut self, cause: impl Into<String>) -> Self {
+        self.causes.push(cause.into());
+        self
+    }
+
+    /// Another exit status than 128.
+    pub fn status(mut self, status: u8) -> Self {
+        self.status = status;
+        self
+    }
+
+    /// Wrong usage.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(message).status(USAGE)
+    }
+
+    /// An I/O failure with what was being done.
+    pub fn io(step: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let step = step.into();
+        move |error| Self::new(format!("cannot {step}")).cause(error.to_string())
+    }
+
+    /// Takes message and causes from an error and its sources.
+    pub fn chain(error: &dyn Error) -> Self {
+        let mut failure = Self::new(escape(&error.to_string()));
+        let mut source = error.source();
+        while let Some(cause) = source {
+            let text = escape(&cause.to_string());
+            if text != failure.message && failure.causes.last() != Some(&text) {
+                failure.causes.push(text);
+            }
+            source = cause.source();
+        }
+        failure
+    }
+
+    /// Prints it on standard error.
+    pub fn print(&self) {
+        let mut err = io::stderr().lock();
+        let _ = writeln!(err, "error: {}", self.message);
+        for cause in &self.causes {
+            let _ = writeln!(err, "caused by: {cause}");
+        }
+        for hint in &self.hints {
+            let _ = writeln!(err, "hint: {hint}");
+        }
+    }
+}
+
+impl From<NameError> for CliError {
+    fn from(error: NameError) -> Self {
+        Self::chain(&error).hint("a name is 1 to 41 of a-z, 0-9, '.', '_', '-', and starts with a letter or digit").status(USAGE)
+    }
+}
+
+impl From<StoreError> for CliError {
+    fn from(error: StoreError) -> Self {
+        let failure = Self::chain(&error);
+        match &error {
+            StoreError::Newer { .. } => {
+                failure.hint("it was written by a newer git-sandbox: upgrade this one; nothing was changed")
+            }
+            StoreError::Foreign { .. } => {
+                failure.hint("`git config --global sandbox.stateDir DIR` names another directory")
+            }
+            StoreError::Io { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull => failure.hint("make room on that disk; nothing was lost"),
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => failure.hint(
+                    "the state directory must be writable: `git config --global sandbox.stateDir DIR` names another one",
+                ),
+                _ => failure,
+            },
+            StoreError::Damaged { .. } => failure.hint("move the file away; `git sandbox doctor` tells what is missing then"),
+        }
+    }
+}
+
+impl From<ConnectionError> for CliError {
+    fn from(error: ConnectionError) -> Self {
+        let failure = Self::chain(&error);
+        match &error {
+            ConnectionError::Closed => failure.hint("`git sandbox list` tells how it is now"),
+            ConnectionError::Protocol(_) | ConnectionError::Version { .. } => {
+                failure.hint("it was started by another version of git-sandbox: use that one, or `git sandbox stop` and start it again")
+            }
+            ConnectionError::Refused(refused) => match refused.kind {
+                FailureKind::NotFound => failure.status(127),
+                FailureKind::CannotExecute => failure.status(126),
+                _ => failure,
+            },
+            ConnectionError::TooMuch(_) | ConnectionError::Io(_) => failure,
+        }
+    }
+}
+
+impl From<SandboxError> for CliError {
+    fn from(error: SandboxError) -> Self {
+        match error {
+            SandboxError::Store(error) => error.into(),
+            SandboxError::Connection(error) => error.into(),
+            error => {
+                let failure = Self::chain(&error);
+                match &error {
+                    SandboxError::Unknown { name, known } => {
+                        let near = known
+                            .iter()
+                            .map(|other| (strsim::damerau_levenshtein(name, other), other))
+                            .filter(|(distance, _)| *distance <= 2.max(name.len() / 3))
+                            .min();
+                        match near {
+                            Some((_, other)) => failure.hint(format!(
+                                "did you mean '{other}'? `git sandbox list` shows them all"
+                            )),
+                            None if known.is_empty() => failure.hint("`git sandbox spawn` makes one"),
+                            None => failure.hint("`git sandbox list` shows them all"),
+                        }
+                    }
+                    SandboxError::Ambiguous { .. } => failure.hint("run this inside the repository that is meant"),
+                    SandboxError::NotRunning { name } => failure.hint(format!("`git sandbox start {name}` starts it")),
+                    SandboxError::Running { name } => failure.hint(format!("`git sandbox stop {name}` stops it")),
+                    SandboxError::Busy { .. } => failure.hint("try again when that command has ended"),
+                    SandboxError::Lingering { pid, .. } => {
+                        failure.hint(format!("it may hang in the kernel (a dead network file system?): see /proc/{pid}/stack"))
+                    }
+                    SandboxError::Vanished { name, .. } => failure.hint(format!(
+                        "its own changes are still there: `git sandbox show {name}` names their directory"
+                    )),
+                    SandboxError::Store(_) | SandboxError::Connection(_) | SandboxError::Io { .. } => failure,
+                }
+            }
+        }
+    }
+}
+
+impl From<DriverError> for CliError {
+    fn from(error: DriverError) -> Self {
+        let failure = Self::chain(&error);
+        match &error {
+            DriverError::UserNamespace { apparmor: true, .. } => failure
+                .hint("AppArmor forbids user namespaces to this program: `git sandbox setup --apparmor` prints the profile and the one `sudo` command that allows it"),
+            DriverError::UserNamespace { source, .. } if source.raw_os_error() == Some(28) => {
+                failure.hint("this is the namespace limit, not the disk: raise sysctl 'user.max_user_namespaces'")
+            }
+            DriverError::UserNamespace { .. } => failure.hint(
+                "user namespaces may be switched off: `git sandbox doctor` tells how to allow them; in Docker add `--security-opt seccomp=unconfined --security-opt systempaths=unconfined`",
+            ),
+            DriverError::Overlay { .. } => failure.hint(
+                "the state directory must be on a local file system such as ext4, XFS or Btrfs: `git config --global sandbox.stateDir DIR` names another place",
+            ),
+            DriverError::Weak { layer, .. } => {
+                failure.hint(format!("`--allow-weak={layer}` goes on without it, at your risk"))
+            }
+            DriverError::Vanished { .. } => failure.hint("`git sandbox doctor` tells what a sandbox needs"),
+            DriverError::Unsupported { .. } => failure.hint("`git sandbox doctor` shows what each driver can do here"),
+            DriverError::NotReady { .. } | DriverError::Step { .. } => {
+                failure.hint("`git sandbox doctor` looks at what this machine allows")
+            }
+        }
+    }
+}
+
+impl From<SuperviseError> for CliError {
+    fn from(error: SuperviseError) -> Self {
+        match error {
+            SuperviseError::Driver(error) => error.into(),
+            SuperviseError::Store(error) => error.into(),
+            SuperviseError::Io { .. } => Self::chain(&error),
+        }
+    }
+}
+
+impl From<sandbox_git::GitError> for CliError {
+    fn from(error: sandbox_git::GitError) -> Self {
+        use sandbox_git::GitError;
+        let failure = Self::chain(&error);
+        match &error {
+            GitError::Missing => failure.hint("install git 2.39 or newer, or put it on PATH"),
+            GitError::TooOld { .. } => failure.hint("install a newer git, or put one earlier on PATH"),
+            _ => failure,
+        }
+    }
+}
+
+impl From<HostRepoError> for CliError {
+    fn from(error: HostRepoError) -> Self {
+        let failure = Self::chain(&error);
+        match error {
+            HostRepoError::Git(error) => error.into(),
+            HostRepoError::Store(error) => error.into(),
+            HostRepoError::NotARepository { .. } => failure.hint("`cd` into a repository, or make one with `git init`"),
+            HostRepoError::DubiousOwnership { path } => failure.hint(format!(
+                "if you trust it: `git config --global --add safe.directory '{}'`",
+                crate::text::escape(&path.to_string_lossy())
+            )),
+            HostRepoError::Bare { .. } => failure.hint("`git sandbox spawn --from REV` takes the files of a revision"),
+            HostRepoError::InsideGitDir { .. } => failure.hint("`cd` into the working tree"),
+            HostRepoError::Busy { lock } => failure.hint(format!(
+                "wait for that command; if none runs any more, remove '{}'",
+                crate::text::escape(&lock.to_string_lossy())
+            )),
+            HostRepoError::Io { .. } => failure,
+        }
+    }
+}
+
+impl From<GitDirError> for CliError {
+    fn from(error: GitDirError) -> Self {
+        let failure = Self::chain(&error);
+        match error {
+            GitDirError::Host(error) => error.into(),
+            GitDirError::Git(error) => error.into(),
+            GitDirError::Store(error) => error.into(),
+            GitDirError::NoSuchCommit { .. } => failure.hint("`git log --oneline --all` shows what there is"),
+            GitDirError::NoSuchRef { .. } => failure.hint("`git for-each-ref` shows what there is"),
+            GitDirError::MissingObject { .. } => failure.hint("`git fsck` tells more: the repository is damaged"),
+            GitDirError::Unsettled { .. } => failure.hint("another git command is at work: try again when it has ended"),
+            GitDirError::Refs(_) | GitDirError::Index(_) => failure.hint("`git status` and `git fsck` tell more"),
+            GitDirError::View(_) | GitDirError::BadPath { .. } | GitDirError::Io { .. } => failure,
+        }
+    }
+}
+
+impl From<PrepareError> for CliError {
+    fn from(error: PrepareError) -> Self {
+        let failure = Self::chain(&error);
+        match error {
+            PrepareError::Host(error) => error.into(),
+            PrepareError::GitDir(error) => error.into(),
+            PrepareError::Store(error) => error.into(),
+            PrepareError::NameTaken { name } => {
+                failure.hint(format!("`git sandbox shell {name}` opens a shell in it; `git sandbox drop {name}` removes it"))
+            }
+            PrepareError::Capture(CaptureError::Io { ref source, .. }) | PrepareError::Io { ref source, .. }
+                if source.kind() == io::ErrorKind::StorageFull =>
+            {
+                failure.hint("make room on the disk of the state directory, or `git config --global sandbox.stateDir DIR`; nothing is left half made")
+            }
+            PrepareError::Capture(_) | PrepareError::Io { .. } => failure,
+        }
+    }
+}
+
+impl From<WorkError> for CliError {
+    fn from(error: WorkError) -> Self {
+        match error {
+            WorkError::Sandbox(error) => error.into(),
+            WorkError::Host(error @ HostRepoError::NotARepository { .. }) => Self::chain(&error)
+                .hint("the host repository was moved or deleted: `git sandbox list -A` names it; run any command in its new place"),
+            WorkError::Host(error) => error.into(),
+            WorkError::Git(error) => error.into(),
+            error @ WorkError::Changes(_) => Self::chain(&error),
+        }
+    }
+}
+
+impl From<CopyOutError> for CliError {
+    fn from(error: CopyOutError) -> Self {
+        let failure = Self::chain(&error);
+        match error {
+            CopyOutError::Sandbox(error) => error.into(),
+            CopyOutError::Missing { .. } => failure.hint("paths are relative to the top of the working tree").status(1),
+            CopyOutError::TooLarge { .. } => failure.hint("`--max-size SIZE` allows more"),
+            CopyOutError::Io { .. } => failure,
+        }
+    }
+}
+
+impl From<sandbox_core::commit_back::CommitBackError> for CliError {
+    fn from(error: sandbox_core::commit_back::CommitBackError) -> Self {
+        Self::chain(&error)
+    }
+}
+
+impl From<sandbox_core::served::ServedError> for CliError {
+    fn from(error: sandbox_core::served::ServedError) -> Self {
+        Self::chain(&error)
+    }
+}

@@ -1,0 +1,34 @@
+//! Roles of this program that users never type: processes that the supervisor, git or the
+//! agent start. Each reads its connection from standard input.
+
+pub mod bring;
+pub mod remote;
+pub mod serve;
+mod supervise;
+
+use crate::error::CliError;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// Runs a role by its name.
+pub fn run(role: &str, args: &[OsString]) -> ExitCode {
+    let outcome = match role {
+        "__supervise" => supervise::run(args),
+        "__commit-back" => bring::run(args),
+        "__serve-host" => serve::run(args),
+        //REPOSTATE
+        other => Err(CliError::usage(format!("unknown role '{}'", crate::text::escape(other)))),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error.print();
+            ExitCode::from(error.status)
+        }
+    }
+}
+
+/// The argument at `n`, or wrong usage.
+fn argument<'a>(args: &'a [OsString], n: usize, what: &str) -> Result<&'a OsString, CliError> {
+    args.get(n).ok_or_else(|| CliError::usage(format!("{what} is missing")))
+}

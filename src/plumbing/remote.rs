@@ -1,0 +1,194 @@
+//! `git-remote-sandbox`: git's remote helper for `sandbox::…`.
+//!
+//! On the host, `git fetch sandbox::NAME` first brings the sandbox's commits home (landing and
+//! all checks), then lets git fetch them from a throw-away repository that holds only their refs:
+//! a sandbox's own upload-pack never speaks to the user's repository.
+//!
+//! Inside, `sandbox::host` is the host: fetching is served by the supervisor from what was granted,
+//! pushing is a request for commit-back.
+
+use crate::context::Context;
+use crate::error::CliError;
+use crate::inside;
+use crate::start::refused;
+use crate::text::escape_lines;
+use crate::verbs::fetch;
+use sandbox_core::served;
+use sandbox_core::connection::ConnectionError;
+use sandbox_protocol::{ExitStatus, Message};
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::process::{Command, ExitCode, Stdio};
+
+pub fn run(args: &[OsString]) -> ExitCode {
+    let url = args.get(1).or(args.first()).map(|url| url.to_string_lossy().into_owned()).unwrap_or_default();
+    let target = url.trim_start_matches("sandbox::").trim_start_matches("//").trim_end_matches('/').to_owned();
+    let result = if inside::name().is_some() { inside_helper(&target) } else { host_helper(&target) };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            error.print();
+            ExitCode::from(error.status)
+        }
+    }
+}
+
+/// The helper of remotes that cannot be reached without a network.
+pub fn offline(args: &[OsString]) -> ExitCode {
+    let remote = args.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let name = inside::name().unwrap_or_default();
+    CliError::new(format!("no network in sandbox '{}': cannot reach '{}'", crate::text::escape(&name), crate::text::escape(&remote)))
+        .hint("git push host brings your commits to the host")
+        .hint("git fetch host brings newer commits of the host")
+        .print();
+    ExitCode::from(128)
+}
+
+fn reply(text: &str) -> Result<(), CliError> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(CliError::io("answer git"))
+}
+
+/// Reads one command of git at a time, byte by byte: what follows `connect` belongs to another reader.
+fn line() -> Option<String> {
+    let mut bytes = Vec::new();
+    let mut byte = [0u8; 1];
+    loop {
+        match rustix::io::read(io::stdin(), &mut byte) {
+            Ok(0) => return None,
+            Ok(_) if byte[0] == b'\n' => return String::from_utf8(bytes).ok(),
+            Ok(_) => bytes.push(byte[0]),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return None,
+        }
+        if bytes.len() > 8192 {
+            return None;
+        }
+    }
+}
+
+fn host_helper(name: &str) -> Result<(), CliError> {
+    while let Some(command) = line() {
+        match command.as_str() {
+            "capabilities" => reply("connect\n\n")?,
+            "connect git-upload-pack" => return serve_brought(name),
+            _ if command.starts_with("connect ") => {
+                return Err(CliError::new("a sandbox cannot be pushed to")
+                    .hint("inside it, `git fetch host` brings newer commits of the host"));
+            }
+            _ => return Ok(()),
+        }
+    }
+    Ok(())
+}
+
+/// Brings home, then serves exactly the sandbox's refs to the git that asked.
+fn serve_brought(name: &str) -> Result<(), CliError> {
+    let context = Context::new(None)?;
+    let store = context.store()?;
+    let sandbox = sandbox_core::sandbox::Sandbox::find(&store, context.repo_id(&store)?.as_ref(), name)?;
+    fetch::bring(&context, &store, &sandbox)?;
+    let served = served::for_host(context.git()?, &store, &sandbox)?;
+    reply("\n")?;
+    let mut command = Command::new(context.git()?.program());
+    command.env_remove("GIT_DIR").env_remove("GIT_INDEX_FILE").env_remove("GIT_WORK_TREE");
+    let status = command
+        .args(["-c", "safe.bareRepository=all", "upload-pack", "--strict"])
+        .arg(served.path())
+        .stdin(Stdio::inherit())
+        .stdout(Stdio::inherit())
+        .status()
+        .map_err(CliError::io("run `git upload-pack`"))?;
+    if status.success() { Ok(()) } else { Err(CliError::new(format!("`git upload-pack` ended with {status}"))) }
+}
+
+fn inside_helper(target: &str) -> Result<(), CliError> {
+    if target != "host" {
+        return Err(CliError::new(format!("inside a sandbox there is only 'sandbox::host', not 'sandbox::{}'", crate::text::escape(target))));
+    }
+    while let Some(command) = line() {
+        match command.as_str() {
+            "capabilities" => reply("connect\npush\n\n")?,
+            "connect git-upload-pack" => return fetch_host(),
+            // Pushing is not receive-pack: a request for commit-back, by the `push` command.
+            _ if command.starts_with("connect ") => reply("fallback\n")?,
+            "list for-push" | "list" => reply("\n")?,
+            _ if command.starts_with("push ") => push_host(command)?,
+            "" => return Ok(()),
+            other => return Err(CliError::new(format!("unknown request '{}' of git", crate::text::escape(other)))),
+        }
+    }
+    Ok(())
+}
+
+fn fetch_host() -> Result<(), CliError> {
+    let mut connection = inside::connect()?;
+    reply("\n")?;
+    let protocol = std::env::var("GIT_PROTOCOL").ok();
+    let request = Message::ServeHost { repo: 0, protocol };
+    relay_standard(&mut connection, request)
+}
+
+/// Relays standard input and output over a stream until the other side ends it.
+fn relay_standard(connection: &mut sandbox_core::connection::Connection, request: Message) -> Result<(), CliError> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(CliError::io("make a socket pair"))?;
+    let input = ours.try_clone().map_err(CliError::io("duplicate a socket"))?;
+    let output = ours;
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let _ = io::copy(&mut io::stdin().lock(), &mut &input);
+            let _ = input.shutdown(std::net::Shutdown::Write);
+        });
+        let printer = scope.spawn(move || {
+            let mut out = io::stdout().lock();
+            let _ = io::copy(&mut &output, &mut out);
+            let _ = out.flush();
+        });
+        let ended = connection.relay_request(&request, &theirs);
+        drop(theirs);
+        let _ = printer.join();
+        match ended {
+            Ok((ExitStatus::Code(0), _)) => std::process::exit(0),
+            Ok(_) => Err(CliError::new("the host could not serve its refs")),
+            Err(ConnectionError::Refused(failure)) => Err(refused(&failure)),
+            Err(error) => Err(error.into()),
+        }
+        .inspect_err(|error: &CliError| {
+            // The thread that reads standard input cannot be woken otherwise.
+            error.print();
+            std::process::exit(i32::from(error.status));
+        })
+    })
+}
+
+/// One batch of `push SRC:DST` lines: one commit-back, one status per ref.
+fn push_host(first: String) -> Result<(), CliError> {
+    let mut targets = Vec::new();
+    let mut command = Some(first);
+    while let Some(text) = command.filter(|text| !text.is_empty()) {
+        if let Some((source, target)) = text.trim_start_matches("push ").trim_start_matches('+').split_once(':') {
+            targets.push((source.to_owned(), target.to_owned()));
+        }
+        command = line();
+    }
+    let mut connection = inside::connect()?;
+    let answer = connection.ask(&Message::CommitBack, 1 << 20);
+    let failure = match answer {
+        Ok((_, told)) => {
+            let told = escape_lines(&String::from_utf8_lossy(&told));
+            eprint!("{}", if told.is_empty() { "the host has everything\n".into() } else { told });
+            None
+        }
+        Err(ConnectionError::Refused(failure)) => Some(failure.message),
+        Err(error) => Some(error.to_string()),
+    };
+    for (source, target) in targets {
+        match &failure {
+            _ if source.is_empty() => reply(&format!("error {target} the host's refs cannot be deleted from inside\n"))?,
+            None => reply(&format!("ok {target}\n"))?,
+            Some(why) => reply(&format!("error {target} {}\n", crate::text::escape(why)))?,
+        }
+    }
+    reply("\n")
+}
+

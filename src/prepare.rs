@@ -1,0 +1,237 @@
+//! Capturing on behalf of `spawn`: what the user is asked and shown around it.
+
+use crate::cli;
+use crate::context::Context;
+use crate::error::CliError;
+use crate::text::{count, escape_bytes, parse_size, size};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use rustix::termios::isatty;
+use sandbox_capture::{Decision, Estimate, Progress, Secrets};
+use sandbox_core::gitdir::Grant;
+use sandbox_core::host_repo::HostRepo;
+use sandbox_core::launch::User;
+use sandbox_core::prepare::{Request, Source, Taken};
+use sandbox_core::record::RepoRecord;
+use sandbox_core::store::{Store, read_json, write_json};
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+/// Bytes of one ignored directory that are copied without reflinks, unless `sandbox.captureLimit` says otherwise.
+const CAPTURE_LIMIT: u64 = 1 << 30;
+
+/// Names that are shown of a longer list.
+const NAMED: usize = 5;
+
+/// Captures, asking and telling what there is to ask and tell.
+pub fn take(context: &Context, store: &Store, repo: &HostRepo, source: Source, user: &User, args: &cli::Spawn) -> Result<Taken, CliError> {
+    let secrets = secrets(context, store, repo, args)?;
+    let limit = match context.setting("sandbox.captureLimit") {
+        Some(text) if text == "none" => None,
+        Some(text) => Some(parse_size(&text).ok_or_else(|| {
+            CliError::new(format!("'{}' is not a value of sandbox.captureLimit", crate::text::escape(&text))).hint("it is a size such as 2g, or none")
+        })?),
+        None => Some(CAPTURE_LIMIT),
+    };
+    let with: Vec<PathBuf> = context.settings("sandbox.captureWith").iter().map(PathBuf::from).collect();
+    let mut grants: Vec<Grant> =
+        args.grant.iter().map(|pattern| Grant { pattern: pattern.clone(), required: true }).collect();
+    grants.extend(context.settings("sandbox.grant").into_iter().map(|pattern| Grant { pattern, required: false }));
+    let all_objects = context.setting("sandbox.objects").as_deref() == Some("all");
+    let bar = Bar::new(args.quiet);
+    let request = Request {
+        git: context.git()?,
+        store,
+        host: repo,
+        source: &source,
+        user,
+        secrets: if secrets == Some(true) { Secrets::Carry } else { Secrets::LeaveOut },
+        capture_limit: limit,
+        with: &with,
+        grants: &grants,
+        all_objects,
+        threads: std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 8),
+        progress: &bar,
+    };
+    let taken = sandbox_core::prepare::take(&request);
+    bar.finish();
+    let mut taken = taken?;
+    if secrets.is_none() && !taken.told.secrets_left.is_empty() && terminal() && ask_secrets(store, &taken)? {
+        // Asked once for the repository; the answer is carried out at once.
+        let request = Request { secrets: Secrets::Carry, ..request };
+        drop(taken);
+        taken = sandbox_core::prepare::take(&request)?;
+    }
+    if !args.quiet {
+        tell(&taken, all_objects);
+    }
+    Ok(taken)
+}
+
+fn terminal() -> bool {
+    isatty(io::stdin()) && isatty(io::stderr())
+}
+
+/// What is known of the user's wish: the flag, `sandbox.carrySecrets`, the answer given before.
+fn secrets(context: &Context, store: &Store, repo: &HostRepo, args: &cli::Spawn) -> Result<Option<bool>, CliError> {
+    if let Some(flag) = args.carry_secrets {
+        return Ok(Some(flag == cli::YesNo::Yes));
+    }
+    if let Some(setting) = context.setting("sandbox.carrySecrets") {
+        return match setting.as_str() {
+            "true" | "yes" | "on" | "1" => Ok(Some(true)),
+            "false" | "no" | "off" | "0" => Ok(Some(false)),
+            other => Err(CliError::new(format!("'{}' is not a value of sandbox.carrySecrets", crate::text::escape(other))).hint("it is true or false")),
+        };
+    }
+    let Some(id) = repo.known_id(store)? else { return Ok(None) };
+    let record: Option<RepoRecord> = read_json(&store.repo(&id).record())?;
+    Ok(record.and_then(|record| record.carry_secrets))
+}
+
+/// Asks, and remembers the answer.
+fn ask_secrets(store: &Store, taken: &Taken) -> Result<bool, CliError> {
+    let left = &taken.told.secrets_left;
+    eprintln!("{} like secrets and are not in git:", count_look(left.len()));
+    for path in left.iter().take(NAMED) {
+        eprintln!("  {}", escape_bytes(path.as_os_str().as_bytes()));
+    }
+    if left.len() > NAMED {
+        eprintln!("  … and {} more", left.len() - NAMED);
+    }
+    eprint!("shall sandboxes of this repository have them? [y/N] ");
+    let _ = io::stderr().flush();
+    let carry = crate::leave::yes(false);
+    let path = store.repo(&taken.repo).record();
+    if let Some(mut record) = read_json::<RepoRecord>(&path)? {
+        record.carry_secrets = Some(carry);
+        write_json(&path, &record, true)?;
+    }
+    eprintln!("remembered: `git config sandbox.carrySecrets true|false` changes it");
+    Ok(carry)
+}
+
+fn count_look(n: usize) -> String {
+    if n == 1 { "1 file looks".into() } else { format!("{n} files look") }
+}
+
+/// Says what is not as the user sees it.
+fn tell(taken: &Taken, all_objects: bool) {
+    let names = |paths: &[PathBuf]| {
+        let shown: Vec<String> = paths.iter().take(NAMED).map(|path| escape_bytes(path.as_os_str().as_bytes())).collect();
+        let more = if paths.len() > NAMED { format!(", … ({} more)", paths.len() - NAMED) } else { String::new() };
+        shown.join(", ") + &more
+    };
+    let told = &taken.told;
+    if !told.secrets_left.is_empty() {
+        eprintln!("left out, because it looks like a secret: {}", names(&told.secrets_left));
+        eprintln!("hint: `git config sandbox.carrySecrets true` carries such files");
+    }
+    if !told.secrets_carried.is_empty() {
+        eprintln!("carried although it looks like a secret: {}", names(&told.secrets_carried));
+    }
+    let mut reasons: Vec<&str> = told.left_out.iter().map(|(_, why)| *why).collect();
+    reasons.sort_unstable();
+    reasons.dedup();
+    for why in reasons {
+        let paths: Vec<PathBuf> = told.left_out.iter().filter(|(_, w)| *w == why).map(|(path, _)| path.clone()).collect();
+        eprintln!("left out ({why}): {}", names(&paths));
+    }
+    if !told.unsettled.is_empty() {
+        eprintln!("kept changing while it was captured: {}", names(&told.unsettled));
+    }
+    for note in &told.notes {
+        eprintln!("note: {}", crate::text::escape(note));
+    }
+    if all_objects {
+        eprintln!("note: every object of this repository is visible inside (sandbox.objects = all)");
+    }
+}
+
+/// The progress of a first copy.
+struct Bar {
+    bar: Mutex<Option<ProgressBar>>,
+    quiet: bool,
+}
+
+impl Bar {
+    fn new(quiet: bool) -> Self {
+        Self { bar: Mutex::new(None), quiet }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = self.bar.lock().ok().and_then(|mut bar| bar.take()) {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Progress for Bar {
+    fn estimate(&self, estimate: &Estimate) -> Decision {
+        if self.quiet {
+            return Decision::Continue;
+        }
+        eprintln!("first capture: {} of {} will be copied, once", count(estimate.files as usize, "file"), size(estimate.bytes));
+        for (path, bytes) in &estimate.largest {
+            eprintln!("  {:>10}  {}", size(*bytes), escape_bytes(path.as_os_str().as_bytes()));
+        }
+        if let Some((path, _)) = estimate.largest.first() {
+            eprintln!("hint: to leave it out: echo '/{}/' >> .sandboxignore", escape_bytes(path.as_os_str().as_bytes()));
+        }
+        if let Ok(mut bar) = self.bar.lock() {
+            *bar = Some(progress_bar(estimate.bytes));
+        }
+        Decision::Continue
+    }
+
+    fn copied(&self, _files: u64, bytes: u64) {
+        // Small copies are over before a bar is worth drawing.
+        if self.quiet {
+            return;
+        }
+        if let Ok(bar) = self.bar.lock()
+            && let Some(bar) = bar.as_ref()
+        {
+            bar.inc(bytes);
+        }
+    }
+}
+
+fn progress_bar(total: u64) -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("capturing {bar:30} {bytes}/{total_bytes}, {eta} left") {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+/// Places that cannot be a sandbox's tree.
+pub fn refuse_place(context: &Context, store: &Store, top: &Path) -> Result<(), CliError> {
+    let shown = top.display();
+    let system = ["/", "/etc", "/usr", "/bin", "/lib", "/proc", "/sys", "/dev", "/run", "/boot"];
+    if system.iter().any(|dir| top == Path::new(dir)) {
+        return Err(CliError::new(format!("'{shown}' cannot be a sandbox's working tree"))
+            .cause("it is part of the system's own view inside".to_owned())
+            .hint("use a repository in a directory of its own"));
+    }
+    if top.starts_with(store.root()) {
+        return Err(CliError::new(format!("'{shown}' is inside the state directory")).hint("use a repository outside of it"));
+    }
+    if store.root().starts_with(top) && top != context.home {
+        return Err(CliError::new(format!("the state directory '{}' is inside the working tree '{shown}'", store.root().display()))
+            .hint("`git config --global sandbox.stateDir DIR` names a directory outside of it"));
+    }
+    Ok(())
+}
+
+/// A bare repository has no working tree to take.
+pub fn bare_hint(error: CliError) -> CliError {
+    if error.message.contains("bare repository") {
+        CliError { hints: vec!["`git sandbox spawn --from REV` takes the files of a revision".into()], ..error }
+    } else {
+        error
+    }
+}

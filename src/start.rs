@@ -1,0 +1,131 @@
+//! Starting a sandbox's supervisor: this program again, in a session of its own. It gets our
+//! end of the first connection as standard input and the locked file as standard output, so
+//! that nothing has to be waited for and the lock never changes hands unlocked.
+
+use crate::context::Context;
+use crate::error::CliError;
+use sandbox_core::assemble::launch_spec;
+use sandbox_core::connection::{Connection, ConnectionError};
+use sandbox_core::launch::Mode;
+use sandbox_core::sandbox::{Sandbox, State};
+use sandbox_core::store::{Store, make_dir, write_json};
+use sandbox_protocol::{Exec, Failure, FailureKind, Frame, FrameType, Message, escape_bytes};
+use sandbox_sys::lock::FileLock;
+use std::ffi::OsString;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// Starts the supervisor of a sandbox whose lock is held, and returns a connection to it.
+/// Whether the launch worked is the connection's first news. `once`: it ends with its last session.
+pub fn start(context: &Context, store: &Store, sandbox: &Sandbox, lock: FileLock, once: bool) -> Result<Connection, CliError> {
+    let spec = launch_spec(store, sandbox, Mode::Work, &context.program)?;
+    write_json(&sandbox.dir.launch(), &spec, false)?;
+    let log_dir = sandbox.dir.path().join("log");
+    make_dir(&log_dir)?;
+    let errors = std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(log_dir.join("supervisor.log"))
+        .map_err(CliError::io(format!("write '{}'", log_dir.join("supervisor.log").display())))?;
+    let (ours, theirs) = UnixStream::pair().map_err(CliError::io("make a socket pair"))?;
+    let mut command = Command::new(&context.program);
+    command.arg("__supervise").arg(sandbox.dir.path());
+    if once {
+        command.arg("--once");
+    }
+    command
+        .current_dir("/")
+        .stdin(Stdio::from(OwnedFd::from(theirs)))
+        .stdout(Stdio::from(lock.into_fd()))
+        .stderr(Stdio::from(errors))
+        .spawn()
+        .map_err(CliError::io("start the sandbox's supervisor"))?;
+    Ok(Connection::new(ours)?)
+}
+
+/// Connects to a sandbox, starting it first when it does not run.
+pub fn connect_or_start(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Connection, CliError> {
+    if sandbox.state()? == State::Running {
+        return Ok(sandbox.connect()?);
+    }
+    store.writable()?;
+    let lock = sandbox.take(Duration::from_secs(5))?;
+    start(context, store, sandbox, lock, true)
+}
+
+/// Waits until a session was started; the launch's and the command's failures are told apart.
+pub fn wait_started(connection: &mut Connection, stream: u32) -> Result<(), CliError> {
+    loop {
+        let frame = connection.recv()?;
+        if frame.stream != stream && frame.stream != 0 {
+            continue;
+        }
+        match answer(&frame)? {
+            Some(Message::Error(failure)) => return Err(refused(&failure)),
+            Some(Message::Started { .. } | Message::Exited(_)) if frame.stream == stream => return Ok(()),
+            _ => {}
+        }
+    }
+}
+
+fn answer(frame: &Frame) -> Result<Option<Message>, CliError> {
+    match frame.kind {
+        FrameType::Control => Ok(Some(frame.message().map_err(ConnectionError::Protocol)?)),
+        _ => Ok(None),
+    }
+}
+
+/// Turns a refusal into an error; a supervisor that could not launch sends a whole one.
+pub fn refused(failure: &Failure) -> CliError {
+    if let Ok(error) = serde_json::from_str::<CliError>(&failure.message) {
+        return error;
+    }
+    let error = CliError::new(crate::text::escape(&failure.message));
+    match failure.kind {
+        FailureKind::NotFound => error.status(127).hint("is it installed on the host, in a directory that is shown inside? `git sandbox doctor` lists them"),
+        FailureKind::CannotExecute => error.status(126),
+        FailureKind::NoDirectory => error.hint("the directory is one inside the sandbox: `--workdir DIR` names another"),
+        _ => error,
+    }
+}
+
+/// Makes the request that starts a command.
+pub fn exec_request(command: &[OsString], cwd: &Path, tty: bool, main: bool) -> Exec {
+    Exec {
+        argv: command.iter().map(|arg| escape_bytes(arg.as_bytes())).collect(),
+        env: Vec::new(),
+        cwd: escape_bytes(cwd.as_os_str().as_bytes()),
+        tty: tty.then(crate::terminal::window),
+        main,
+        internal: false,
+    }
+}
+
+/// The user's shell as a command, with the prompt that names the sandbox.
+pub fn shell_command(shell: &Path) -> Vec<OsString> {
+    use sandbox_core::launch::INSIDE;
+    let name = shell.file_name().and_then(|name| name.to_str()).unwrap_or("sh");
+    let mut command: Vec<OsString> = vec![shell.into()];
+    match name {
+        "bash" => command.extend(["--rcfile".into(), format!("{INSIDE}/bashrc").into(), "-i".into()]),
+        "fish" => command.extend([
+            "-i".into(),
+            "-C".into(),
+            "functions -q fish_prompt; and functions -c fish_prompt __gs_prompt; \
+             function fish_prompt; set_color -o cyan; echo -n \"($GIT_SANDBOX) \"; set_color normal; \
+             functions -q __gs_prompt; and __gs_prompt; or echo -n '> '; end"
+                .into(),
+        ]),
+        _ => command.push("-i".into()),
+    }
+    command
+}
+
+/// As [`shell_command`] without a terminal: commands from standard input.
+pub fn shell_batch(shell: &Path) -> Vec<OsString> {
+    vec![shell.into()]
+}

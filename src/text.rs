@@ -1,0 +1,132 @@
+//! What is printed: the one function that makes untrusted text safe, sizes, ages, tables.
+
+/// Makes text from inside a sandbox safe for a terminal and a log (see [`sandbox_git::printable`]).
+pub fn escape(text: &str) -> String {
+    sandbox_git::printable(text.as_bytes())
+}
+
+/// As [`escape`], for text of several lines: line breaks and tabs stay.
+pub fn escape_lines(text: &str) -> String {
+    let line = |line: &str| line.split('\t').map(escape).collect::<Vec<_>>().join("\t");
+    text.split('\n').map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// As [`escape`], for bytes that need not be UTF-8.
+pub fn escape_bytes(bytes: &[u8]) -> String {
+    sandbox_git::printable(bytes)
+}
+
+/// Writes a number of bytes with the unit that suits it (powers of 1024).
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 || value >= 100.0 { format!("{value:.0} {}", UNITS[unit]) } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// Reads a size: a number with an optional `k`, `m`, `g`, `t` (powers of 1024).
+pub fn parse_size(text: &str) -> Option<u64> {
+    let lower = text.trim().to_ascii_lowercase();
+    let lower = lower.strip_suffix("ib").or(lower.strip_suffix('b')).unwrap_or(&lower);
+    let (number, factor) = match lower.as_bytes().last()? {
+        b'k' => (&lower[..lower.len() - 1], 1u64 << 10),
+        b'm' => (&lower[..lower.len() - 1], 1 << 20),
+        b'g' => (&lower[..lower.len() - 1], 1 << 30),
+        b't' => (&lower[..lower.len() - 1], 1 << 40),
+        _ => (lower, 1),
+    };
+    let number: f64 = number.trim().parse().ok().filter(|n: &f64| n.is_finite() && *n >= 0.0)?;
+    Some((number * factor as f64) as u64)
+}
+
+/// Writes a time span in one unit: `5s`, `3m`, `2h`, `4d`.
+pub fn age(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..86_400 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// Reads a time span: a number with an optional `s`, `m`, `h`, `d`.
+pub fn parse_duration(text: &str) -> Option<u64> {
+    let (number, factor) = match text.as_bytes().last()? {
+        b's' => (&text[..text.len() - 1], 1),
+        b'm' => (&text[..text.len() - 1], 60),
+        b'h' => (&text[..text.len() - 1], 3600),
+        b'd' => (&text[..text.len() - 1], 86_400),
+        _ => (text, 1),
+    };
+    number.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+/// Writes a number with its noun: `1 commit`, `2 commits`.
+pub fn count(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}
+
+/// Lays out rows in columns, two spaces apart; the last column is not padded.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns)
+        .map(|c| rows.iter().filter_map(|row| row.get(c)).map(|cell| cell.chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut out = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (c, cell) in row.iter().enumerate() {
+            line.push_str(cell);
+            if c + 1 < row.len() {
+                line.extend(std::iter::repeat_n(' ', widths[c] - cell.chars().count() + 2));
+            }
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// Shows a path below the home as `~/…`.
+pub fn tilde(path: &std::path::Path, home: &std::path::Path) -> String {
+    match path.strip_prefix(home) {
+        Ok(rest) if rest.as_os_str().is_empty() => "~".to_owned(),
+        Ok(rest) => format!("~/{}", rest.display()),
+        Err(_) => path.display().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_steers_a_terminal_passes() {
+        assert_eq!(escape("a\x1b]52;c\x07b\rc"), "a\\u{1b}]52;c\\u{7}b\\u{d}c");
+        assert_eq!(escape("x\u{9b}2J \u{202e}evil\u{200b}"), "x\\u{9b}2J \\u{202e}evil\\u{200b}");
+        assert_eq!(escape("Grüße 日本"), "Grüße 日本");
+        assert_eq!(escape_bytes(b"ok\xff\x1b"), "ok\\xff\\u{1b}");
+        assert_eq!(escape_lines("a\tx\nb\x1b"), "a\tx\nb\\u{1b}");
+    }
+
+    #[test]
+    fn sizes_and_times_read_and_write() {
+        assert_eq!([size(0), size(1536), size(200 << 20), size(3 << 30)], ["0 B", "1.5 KiB", "200 MiB", "3.0 GiB"]);
+        assert_eq!(parse_size("1.5k"), Some(1536));
+        assert_eq!(parse_size("2GiB"), Some(2 << 30));
+        assert_eq!(parse_size("many"), None);
+        assert_eq!([age(59), age(61), age(7200), age(200_000)], ["59s", "1m", "2h", "2d"]);
+        assert_eq!(parse_duration("90m"), Some(5400));
+        assert_eq!(parse_duration("x"), None);
+    }
+
+    #[test]
+    fn columns_line_up() {
+        let rows = [vec!["a".into(), "bb".into()], vec!["ccc".into(), "d".into()]];
+        assert_eq!(table(&rows), "a    bb\nccc  d\n");
+    }
+}

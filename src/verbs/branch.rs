@@ -1,0 +1,30 @@
+//! `branch`: makes a branch here of a sandbox's commits.
+
+use crate::cli;
+use crate::context::Context;
+use crate::error::{CliError, Outcome};
+use crate::text::escape;
+use sandbox_core::work;
+
+pub fn run(context: &Context, args: &cli::Branch) -> Outcome {
+    let store = context.store()?;
+    let sandbox = context.sandbox(&store, &args.name)?;
+    super::fetch::bring(context, &store, &sandbox)?;
+    let git = context.git()?;
+    let host = work::host(&store, &sandbox)?;
+    let tip = work::tip(git, &store, &sandbox)?
+        .ok_or_else(|| CliError::new(format!("the sandbox '{}' has no commit", sandbox.name())).status(1))?;
+    // The user's own git decides what a valid branch is and refuses an existing one.
+    let made = git
+        .user(host.top_or_gitdir())
+        .config("core.hooksPath=/dev/null")
+        .args(["branch", "--no-track", "--end-of-options", &args.branch, &tip.to_string()])
+        .run();
+    made.map_err(|error| {
+        CliError::new(format!("cannot make the branch '{}'", escape(&args.branch)))
+            .cause(error.stderr().map_or_else(|| error.to_string(), str::to_owned))
+            .hint("a branch of this name may exist: take another name")
+    })?;
+    eprintln!("branch '{}' is at {}", escape(&args.branch), tip.short());
+    Ok(0)
+}

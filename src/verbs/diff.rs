@@ -1,0 +1,154 @@
+//! `diff` and `log`: what a sandbox changed and committed, computed by the host without any
+//! attribute, filter or driver having a say, and escaped before it is printed.
+
+use super::list::print_json;
+use super::merge::open;
+use crate::cli;
+use crate::context::Context;
+use crate::error::{CliError, Outcome};
+use crate::text::{age, count, escape, escape_lines};
+use sandbox_core::copy_out::{CopyOut, copy_out};
+use sandbox_core::sandbox::Sandbox;
+use sandbox_core::store::Store;
+use sandbox_core::work;
+use sandbox_git::Oid;
+use sandbox_integrate::{Captured, Commit, Kind, Layers, RepoPath, commits, diffstat, patch};
+use serde::Serialize;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Larger files are only named in `diff --uncommitted`.
+const SHOWN: u64 = 4 << 20;
+
+pub fn run(context: &Context, args: &cli::Diff) -> Outcome {
+    let store = context.store()?;
+    let sandbox = context.sandbox(&store, &args.name)?;
+    if args.uncommitted {
+        return uncommitted(context, &store, &sandbox, args.stat);
+    }
+    super::fetch::bring(context, &store, &sandbox)?;
+    let Some((base, tip)) = range(context, &store, &sandbox)? else {
+        eprintln!("no commits in '{}'", sandbox.name());
+        return Ok(0);
+    };
+    let repo = open(context, &store, &sandbox)?;
+    if args.stat {
+        print(diffstat(&repo, base, tip)?.text().as_bytes())
+    } else {
+        print(escape_lines(&String::from_utf8_lossy(&patch(&repo, base, tip)?)).as_bytes())
+    }
+}
+
+/// The base commit and the tip, if there is a tip that is not the base.
+pub fn range(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Option<(Option<Oid>, Oid)>, CliError> {
+    let base = sandbox.snapshot(store, 0)?.git.base.and_then(Oid::parse);
+    let tip = work::tip(context.git()?, store, sandbox)?;
+    Ok(tip.filter(|tip| Some(*tip) != base).map(|tip| (base, tip)))
+}
+
+fn print(bytes: &[u8]) -> Outcome {
+    match io::stdout().lock().write_all(bytes) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::io("write to standard output")(error)),
+        _ => Ok(0),
+    }
+}
+
+/// Puts the captured and the present form of each changed file side by side in two scratch
+/// directories and compares those: nothing of the host's repository is involved.
+fn uncommitted(context: &Context, store: &Store, sandbox: &Sandbox, stat: bool) -> Outcome {
+    let left = work::uncommitted_now(context.git()?, store, sandbox)?;
+    let scratch = tempfile::Builder::new().prefix("diff.").tempdir_in(store.tmp()).map_err(CliError::io("make a scratch directory"))?;
+    let (before, after) = (scratch.path().join("a"), scratch.path().join("b"));
+    for dir in [&before, &after] {
+        fs::create_dir(dir).map_err(CliError::io("make a scratch directory"))?;
+    }
+    let snapshot = sandbox.snapshot(store, 0)?;
+    let repo = store.repo(&sandbox.record.repos[0].repo);
+    let captured = Layers::new(snapshot.layers.iter().map(|id| repo.layer_tree(id)));
+    for change in &left.files {
+        let path = change.as_path();
+        for side in [&before, &after] {
+            let parent = side.join(path).parent().map(Path::to_owned).unwrap_or_default();
+            fs::create_dir_all(&parent).map_err(CliError::io("fill the scratch directory"))?;
+        }
+        let name = RepoPath::parse(&change.path).ok_or_else(|| CliError::new("a changed path cannot be shown"))?;
+        if let Some(file) = captured.get(&name).map_err(CliError::io(format!("read the captured '{name}'")))? {
+            put(&before.join(path), file).map_err(CliError::io("fill the scratch directory"))?;
+        }
+        if change.what != work::Changed::Deleted {
+            let request = CopyOut { path, target: &after.join(path), links: true, limit: SHOWN };
+            match copy_out(store, sandbox, &request) {
+                Ok(_) => {}
+                Err(sandbox_core::copy_out::CopyOutError::TooLarge { .. }) => {
+                    eprintln!("'{name}' is larger than {}: not shown", crate::text::size(SHOWN));
+                    let _ = fs::remove_file(before.join(path));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    let mut args = vec!["diff", "--no-index", "--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--no-prefix"];
+    if stat {
+        args.push("--stat=100");
+    }
+    args.extend(["--", "a", "b"]);
+    let (_, out) = context.git()?.anywhere().cwd(scratch.path()).args(args).try_output()?;
+    let text = String::from_utf8_lossy(&out.stdout);
+    // The two scratch directories are no news.
+    let text = if stat { text.replace("{a => b}/", "").replace("{a => b}", "") } else { text.into_owned() };
+    print(escape_lines(&text).as_bytes())
+}
+
+fn put(target: &Path, mut file: sandbox_integrate::CapturedFile) -> io::Result<()> {
+    let mut content = Vec::new();
+    file.content.by_ref().take(SHOWN).read_to_end(&mut content)?;
+    match file.kind {
+        Kind::Symlink => std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(&content), target),
+        Kind::File { executable } => {
+            fs::write(target, content)?;
+            let mode = if executable { 0o755 } else { 0o644 };
+            fs::set_permissions(target, std::os::unix::fs::PermissionsExt::from_mode(mode))
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Listing {
+    version: u32,
+    name: String,
+    base: Option<Oid>,
+    commits: Vec<Commit>,
+}
+
+pub fn log(context: &Context, args: &cli::Log) -> Outcome {
+    let store = context.store()?;
+    let sandbox = context.sandbox(&store, &args.name)?;
+    super::fetch::bring(context, &store, &sandbox)?;
+    let range = range(context, &store, &sandbox)?;
+    let limit = args.max_count.and_then(|n| u32::try_from(n).ok());
+    let found = match range {
+        Some((base, tip)) => commits(&open(context, &store, &sandbox)?, base, tip, limit)?,
+        None => Vec::new(),
+    };
+    if args.json {
+        let base = range.and_then(|(base, _)| base);
+        print_json(&Listing { version: 1, name: sandbox.name().to_owned(), base, commits: found })?;
+        return Ok(0);
+    }
+    if found.is_empty() {
+        eprintln!("no commits in '{}'", sandbox.name());
+        return Ok(0);
+    }
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0);
+    let mut text = String::new();
+    for commit in &found {
+        let ago = now.saturating_sub(u64::try_from(commit.committed).unwrap_or(0));
+        text.push_str(&format!("{} {} ({}, {} ago)\n", commit.id.short(), escape(&commit.subject), escape(&commit.author), age(ago)));
+    }
+    print(text.as_bytes())?;
+    eprintln!("{} on sandbox/{}", count(found.len(), "commit"), sandbox.name());
+    Ok(0)
+}

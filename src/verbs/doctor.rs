@@ -1,0 +1,192 @@
+//! `doctor`: what this machine can do, what not, why, and the command that changes it.
+
+use super::list::print_json;
+use crate::cli;
+use crate::context::Context;
+use crate::error::{CliError, Outcome};
+use crate::text::escape;
+use sandbox_core::driver::{Check, Driver, Isolation, Verdict};
+use sandbox_git::Version;
+use serde::Serialize;
+use std::path::Path;
+
+#[derive(Serialize)]
+struct Report {
+    version: u32,
+    program: String,
+    git: String,
+    state_directory: std::path::PathBuf,
+    drivers: Vec<DriverReport>,
+    checks: Vec<Check>,
+}
+
+#[derive(Serialize)]
+struct DriverReport {
+    name: &'static str,
+    isolation: Isolation,
+    usable: bool,
+    checks: Vec<Check>,
+}
+
+pub fn run(context: &Context, args: &cli::Doctor) -> Outcome {
+    let drivers: Vec<DriverReport> = sandbox_drivers::all()
+        .iter()
+        .map(|driver| {
+            let checks = driver.check();
+            let usable = checks.iter().all(|check| check.verdict != Verdict::Missing);
+            DriverReport { name: driver.name(), isolation: driver.isolation(), usable, checks }
+        })
+        .collect();
+    let git = context.git().and_then(|git| Ok(git.version()?));
+    let report = Report {
+        version: 1,
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+        git: git.as_ref().map_or_else(|error| error.message.clone(), ToString::to_string),
+        state_directory: context.state_dir(),
+        checks: own_checks(context, git.as_ref().ok()),
+        drivers,
+    };
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print(&report);
+    }
+    let unmet: Vec<&String> = args.require.iter().filter(|what| !holds(&report, what)).collect();
+    if !unmet.is_empty() {
+        let names: Vec<String> = unmet.iter().map(|what| format!("'{}'", escape(what))).collect();
+        return Err(CliError::new(format!("not here: {}", names.join(", ")))
+            .hint("the checks above name what is missing")
+            .status(1));
+    }
+    Ok(if report.drivers.iter().any(|driver| driver.usable) { 0 } else { 1 })
+}
+
+fn print(report: &Report) {
+    println!("git-sandbox {}, git {}", report.program, report.git);
+    println!("state directory {}", report.state_directory.display());
+    for check in &report.checks {
+        print_check(check);
+    }
+    for driver in &report.drivers {
+        println!("\ndriver {}: {}", driver.name, if driver.usable { "works here" } else { "cannot be used here" });
+        for check in &driver.checks {
+            print_check(check);
+        }
+    }
+}
+
+fn print_check(check: &Check) {
+    let mark = match check.verdict {
+        Verdict::Ok => "ok     ",
+        Verdict::Weak => "weak   ",
+        Verdict::Missing => "MISSING",
+    };
+    println!("  {mark} {:<20} {}", check.name, check.found);
+    if let Some(fix) = &check.fix {
+        println!("          {:<20} fix: {fix}", "");
+    }
+}
+
+fn holds(report: &Report, what: &str) -> bool {
+    let usable = |isolation| report.drivers.iter().any(|driver| driver.isolation >= isolation && driver.usable);
+    let check_ok = |name: &str| {
+        report.drivers.iter().flat_map(|driver| &driver.checks).chain(&report.checks).any(|check| check.name == name && check.verdict == Verdict::Ok)
+    };
+    match what.split_once('=') {
+        Some(("isolation", "namespace")) => usable(Isolation::Namespace),
+        Some(("isolation", "vm")) => usable(Isolation::Vm),
+        Some(("limits", limit)) => check_ok(&format!("limit-{limit}")),
+        Some(("driver", name)) => report.drivers.iter().any(|driver| driver.name == name && driver.usable),
+        _ => check_ok(what),
+    }
+}
+
+/// What does not depend on a driver.
+fn own_checks(context: &Context, git: Option<&Version>) -> Vec<Check> {
+    let mut checks = Vec::new();
+    let mut add = |name: &str, verdict, found: String, fix: Option<String>| {
+        checks.push(Check { name: name.into(), verdict, found, fix });
+    };
+    match git {
+        Some(version) if version.is_safe() => add("git", Verdict::Ok, format!("{version}"), None),
+        Some(version) => add(
+            "git",
+            Verdict::Weak,
+            format!("{version} lacks fixes of security releases 2.43.7, 2.45.4, 2.47.3 or 2.50.1"),
+            Some("upgrade git".into()),
+        ),
+        None => add("git", Verdict::Missing, "no usable git on PATH".into(), Some("install git 2.39 or newer".into())),
+    }
+    let state = context.state_dir();
+    match context.store() {
+        Ok(store) => {
+            add("state-directory", Verdict::Ok, format!("{}", store.root().display()), None);
+            let (kind, reflinks) = (filesystem(store.root()), reflinks(store.root()));
+            let refused = matches!(kind.as_str(), "overlay" | "nfs" | "tmpfs");
+            add(
+                "state-filesystem",
+                if kind == "overlay" || kind == "nfs" { Verdict::Missing } else if refused { Verdict::Weak } else { Verdict::Ok },
+                match kind.as_str() {
+                    "overlay" => "overlayfs, which cannot hold an upper directory".into(),
+                    "nfs" => "NFS, which cannot hold an upper directory".into(),
+                    "tmpfs" => "tmpfs: everything is gone after a reboot".into(),
+                    kind => format!("{kind}, {}", if reflinks { "with reflinks" } else { "without reflinks: a first capture copies" }),
+                },
+                refused.then(|| "git config --global sandbox.stateDir DIR   # on ext4, XFS or Btrfs".into()),
+            );
+        }
+        Err(error) => add("state-directory", Verdict::Missing, error.message, error.hints.first().cloned()),
+    }
+    if let Some(repo) = context.maybe_repo() {
+        use std::os::unix::fs::MetadataExt;
+        let device = |path: &Path| path.metadata().map(|meta| meta.dev()).ok();
+        if device(repo.top_or_gitdir()) != device(&state)
+            && matches!(filesystem(repo.common_dir()).as_str(), "btrfs" | "xfs" | "bcachefs" | "zfs")
+        {
+            add(
+                "same-filesystem",
+                Verdict::Weak,
+                "this repository's file system has reflinks, and the state directory is on another one".into(),
+                Some("git config sandbox.stateDir DIR   # on the repository's file system".into()),
+            );
+        }
+        if let Ok(out) = context.git().and_then(|git| Ok(git.user(repo.top_or_gitdir()).args(["config", "--get-regexp", r"^remote\..*\.(mirror|push)$"]).line()?)) {
+            for line in out.lines().filter(|line| line.ends_with(".mirror true") || line.contains("refs/*")) {
+                add(
+                    "publishing-remote",
+                    Verdict::Weak,
+                    format!("'{}' would publish refs/sandbox/* on a push", escape(line)),
+                    Some("git config --unset that key, or push branches by name".into()),
+                );
+            }
+        }
+    }
+    checks
+}
+
+/// Tries whether files can share blocks there.
+fn reflinks(dir: &Path) -> bool {
+    let tried = || -> std::io::Result<()> {
+        use std::io::Write;
+        let mut from = tempfile::tempfile_in(dir)?;
+        from.write_all(&[1; 4096])?;
+        Ok(rustix::fs::ioctl_ficlone(tempfile::tempfile_in(dir)?, from)?)
+    };
+    tried().is_ok()
+}
+
+/// The name of the file system that a path is on.
+fn filesystem(path: &Path) -> String {
+    match rustix::fs::statfs(path).map(|stat| stat.f_type as u64 & 0xffff_ffff) {
+        Ok(0x794c_7630) => "overlay".into(),
+        Ok(0x6969) => "nfs".into(),
+        Ok(0x0102_1994) => "tmpfs".into(),
+        Ok(0xef53) => "ext4".into(),
+        Ok(0x5846_5342) => "xfs".into(),
+        Ok(0x9123_683e) => "btrfs".into(),
+        Ok(0xca45_1a4e) => "bcachefs".into(),
+        Ok(0x2fc1_2fc1) => "zfs".into(),
+        Ok(other) => format!("file system 0x{other:x}"),
+        Err(_) => "unknown".into(),
+    }
+}

@@ -1,0 +1,136 @@
+//! `drop`: removes a sandbox once the host has its work.
+
+use super::{fetch, stop};
+use crate::cli;
+use crate::context::Context;
+use crate::error::{CliError, Outcome};
+use crate::text::{count, escape_bytes, size};
+use sandbox_core::commit_back;
+use sandbox_core::sandbox::{Sandbox, State};
+use sandbox_core::store::Store;
+use sandbox_core::work::{self, Unsaved};
+use sandbox_core::{removal, trash};
+use sandbox_protocol::Message;
+use std::time::Duration;
+
+/// Whether work that the host has not got stands in the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Force {
+    /// It does.
+    No,
+    /// It goes to the trash.
+    Trash,
+}
+
+pub fn run(context: &Context, args: &cli::Drop) -> Outcome {
+    let store = context.store()?;
+    store.writable()?;
+    let force = if args.force { Force::Trash } else { Force::No };
+    let mut refused = 0;
+    for sandbox in stop::chosen(context, &store, &args.names, args.all || args.merged)? {
+        if args.merged && !args.names.iter().any(|name| name == sandbox.name()) && !merged(context, &store, &sandbox)? {
+            continue;
+        }
+        match drop_one(context, &store, &sandbox, force) {
+            Ok(()) => {}
+            // With several, one that is kept must not keep the others.
+            Err(error) if args.all || args.names.len() > 1 => {
+                error.print();
+                refused += 1;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(if refused > 0 { 1 } else { 0 })
+}
+
+/// It made commits, and all that it has is here.
+fn merged(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<bool, CliError> {
+    if sandbox.state()? == State::Running && busy(sandbox)? {
+        return Ok(false);
+    }
+    fetch::bring(context, store, sandbox)?;
+    Ok(work::nothing_left(context.git()?, store, sandbox)?)
+}
+
+/// A user's command runs in it now.
+fn busy(sandbox: &Sandbox) -> Result<bool, CliError> {
+    match sandbox.connect()?.ask(&Message::AskStatus, 1 << 20)? {
+        (Message::Status(status), _) => Ok(!status.sessions.is_empty()),
+        _ => Ok(false),
+    }
+}
+
+/// Drops one, or says what would be lost.
+pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Force) -> Result<(), CliError> {
+    let name = sandbox.name();
+    if sandbox.state()? == State::Running {
+        if force == Force::No && busy(sandbox)? {
+            return Err(CliError::new(format!("cannot drop '{name}': a command runs in it"))
+                .hint(format!("`git sandbox stop {name}` ends it; `--force` does both and keeps everything in the trash"))
+                .status(1));
+        }
+        stop::stop(sandbox, Duration::from_secs(2))?;
+    }
+    let brought = fetch::bring(context, store, sandbox);
+    if force == Force::No {
+        brought?;
+    }
+    let unsaved = match work::unsaved(context.git()?, store, sandbox) {
+        Ok(unsaved) => unsaved,
+        // The host repository is gone: nothing of it is there, whatever it was.
+        Err(_) if force == Force::Trash => Unsaved::unknown(),
+        Err(error) => return Err(error.into()),
+    };
+    if force == Force::No && !unsaved.is_empty() {
+        return Err(refusal(sandbox, &unsaved));
+    }
+    let lock = sandbox.take(Duration::from_secs(10))?;
+    if unsaved.is_empty() {
+        commit_back::remove_refs(context.git()?, store, sandbox)?;
+        removal::remove(store, sandbox, lock)?;
+        eprintln!("dropped '{name}'{}", ignored_words(&unsaved));
+    } else {
+        // The host repository may be gone.
+        let _ = commit_back::remove_refs(context.git()?, store, sandbox);
+        trash::discard(store, sandbox, lock)?;
+        eprintln!("dropped '{name}' into the trash{}", ignored_words(&unsaved));
+        eprintln!("hint: `git sandbox trash restore {name}` brings it back for {} days", trash::KEEP_DAYS);
+    }
+    Ok(())
+}
+
+fn ignored_words(unsaved: &Unsaved) -> String {
+    match unsaved.ignored.first() {
+        None => String::new(),
+        Some(first) => format!(
+            " (also lost: {}, {}, e.g. {})",
+            count(unsaved.ignored.len(), "ignored file"),
+            size(unsaved.ignored_bytes),
+            escape_bytes(&first.path)
+        ),
+    }
+}
+
+fn refusal(sandbox: &Sandbox, unsaved: &Unsaved) -> CliError {
+    let name = sandbox.name();
+    let mut error = CliError::new(format!("cannot drop '{name}': the host has not got everything")).status(1);
+    if unsaved.commits > 0 {
+        error = error.cause(format!("{} only at refs/sandbox/{name}: no branch or tag here contains them", count(unsaved.commits, "commit")));
+    }
+    for other in &unsaved.elsewhere {
+        error = error.cause(crate::text::escape(other));
+    }
+    if !unsaved.files.is_empty() {
+        let shown: Vec<String> = unsaved.files.iter().take(3).map(|change| format!("'{}'", escape_bytes(&change.path))).collect();
+        let more = if unsaved.files.len() > 3 { ", …" } else { "" };
+        error = error.cause(format!("{} not committed: {}{more}", count(unsaved.files.len(), "file"), shown.join(", ")));
+    }
+    if unsaved.commits > 0 {
+        error = error.hint(format!("`git sandbox merge {name}` or `git sandbox branch {name} BRANCH` takes the commits"));
+    }
+    if !unsaved.files.is_empty() {
+        error = error.hint(format!("`git sandbox apply {name}` takes the files, `git sandbox commit {name} -m MSG` commits them"));
+    }
+    error.hint(format!("`git sandbox drop --force {name}` moves it to the trash for {} days", trash::KEEP_DAYS))
+}

@@ -1,0 +1,128 @@
+//! `fetch` (`sync`), `push`: commits come home now.
+
+use super::stop::chosen;
+use crate::cli;
+use crate::context::Context;
+use crate::error::{CliError, Outcome};
+use crate::inside;
+use crate::start::refused;
+use crate::text::escape_lines;
+use sandbox_core::assemble::launch_spec;
+use sandbox_core::commit_back::{self, Brought};
+use sandbox_core::connection::{Connection, ConnectionError};
+use sandbox_core::launch::Mode;
+use sandbox_core::sandbox::{Sandbox, State};
+use sandbox_core::store::Store;
+use sandbox_core::work;
+use sandbox_protocol::Message;
+use std::time::Duration;
+
+pub fn run(context: &Context, args: &cli::Many) -> Outcome {
+    let store = context.store()?;
+    for sandbox in chosen(context, &store, &args.names, args.all)? {
+        let told = bring(context, &store, &sandbox)?;
+        if told.is_empty() {
+            eprintln!("{}: nothing new", sandbox.name());
+        } else {
+            eprint!("{told}");
+        }
+    }
+    Ok(0)
+}
+
+/// Brings home what a sandbox committed, whether it runs, was stopped or crashed; returns what
+/// is to be told, one line per ref.
+pub fn bring(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<String, CliError> {
+    if sandbox.state()? == State::Running {
+        let mut connection = sandbox.connect()?;
+        return match connection.ask(&Message::CommitBack, 1 << 20) {
+            Ok((_, told)) => Ok(escape_lines(&String::from_utf8_lossy(&told))),
+            Err(ConnectionError::Refused(failure)) => Err(refused(&failure)),
+            // It stopped meanwhile.
+            Err(ConnectionError::Closed) => stopped(context, store, sandbox),
+            Err(error) => Err(error.into()),
+        };
+    }
+    stopped(context, store, sandbox)
+}
+
+/// Of one that does not run: a read-only helper over its directories answers instead of it.
+fn stopped(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<String, CliError> {
+    if !work::git_changed(store, sandbox)? {
+        return Ok(String::new());
+    }
+    store.writable()?;
+    let _lock = sandbox.take(Duration::from_secs(10))?;
+    with_helper(context, store, sandbox, |connection| {
+        let brought = commit_back::commit_back(connection, context.git()?, store, sandbox)?;
+        told(&brought)
+    })
+}
+
+/// Launches a helper sandbox for as long as `act` needs it.
+pub fn with_helper<T>(
+    context: &Context,
+    store: &Store,
+    sandbox: &Sandbox,
+    act: impl FnOnce(&mut Connection) -> Result<T, CliError>,
+) -> Result<T, CliError> {
+    let spec = launch_spec(store, sandbox, Mode::Helper, &context.program)?;
+    let driver = super::spawn::driver(&sandbox.record.driver)?;
+    let mut machine = driver.launch(&spec)?;
+    let control = machine.control().try_clone().map_err(CliError::io("use the control channel"))?;
+    let result = Connection::new(control).map_err(CliError::from).and_then(|mut connection| act(&mut connection));
+    machine.kill().map_err(CliError::io("end the helper"))?;
+    result
+}
+
+/// What is said about commits that came home; a refused ref is an error after the good ones landed.
+pub fn told(brought: &Brought) -> Result<String, CliError> {
+    let mut text = String::new();
+    for line in &brought.lines {
+        text.push_str(&escape_lines(line));
+        text.push('\n');
+    }
+    if brought.refused.is_empty() {
+        return Ok(text);
+    }
+    eprint!("{text}");
+    let mut error = CliError::new(format!("{} not brought home", crate::text::count(brought.refused.len(), "ref was")));
+    for (name, why) in &brought.refused {
+        error = error.cause(format!("'{}': {}", crate::text::escape(name), crate::text::escape(why)));
+    }
+    Err(error.hint("the sandbox is kept; the other refs are here"))
+}
+
+/// `push [NAME]`: inside, asks the host; outside, the same as `fetch NAME`.
+pub fn push(context: &Context, args: &cli::Push) -> Outcome {
+    if inside::name().is_some() {
+        return ask_host();
+    }
+    let Some(name) = &args.name else {
+        return Err(CliError::usage("which sandbox?").hint("`git sandbox push NAME`, or `git sandbox push` inside one"));
+    };
+    run(context, &cli::Many { names: vec![name.clone()], all: false })
+}
+
+/// Inside: `git sandbox push`.
+fn ask_host() -> Outcome {
+    let mut connection = inside::connect()?;
+    match connection.ask(&Message::CommitBack, 1 << 20) {
+        Ok((_, told)) => {
+            let told = escape_lines(&String::from_utf8_lossy(&told));
+            eprint!("{}", if told.is_empty() { "the host has everything\n".to_owned() } else { told });
+            Ok(0)
+        }
+        Err(ConnectionError::Refused(failure)) => Err(refused(&failure)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Inside: `git sandbox sync` is `git fetch host`.
+pub fn inside(_args: &cli::Many) -> Outcome {
+    let status = std::process::Command::new("git").args(["fetch", "host"]).status();
+    match status {
+        Ok(status) => Ok(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(128)),
+        Err(error) => Err(CliError::io("run `git fetch host`")(error)),
+    }
+}

@@ -1,0 +1,33 @@
+//! `gc`: removes from the store what nothing stands on. The plan is a value and is shown first.
+
+use crate::cli;
+use crate::context::Context;
+use crate::error::Outcome;
+use crate::text::{count, size};
+use sandbox_core::{prune, removal};
+use std::time::{Duration, SystemTime};
+
+pub fn run(context: &Context, args: &cli::Gc) -> Outcome {
+    let store = context.store()?;
+    store.writable()?;
+    let stamp = store.root().join("last-gc");
+    let recent = std::fs::metadata(&stamp)
+        .and_then(|meta| meta.modified())
+        .is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age < Duration::from_secs(86_400)));
+    if args.auto && recent {
+        return Ok(0);
+    }
+    let plan = prune::plan(&store)?;
+    for item in &plan.items {
+        println!("{} {} ({})", if args.dry_run { "would remove" } else { "remove" }, item.what, size(item.bytes));
+    }
+    if args.dry_run {
+        eprintln!("{}, {}", count(plan.items.len(), "thing"), size(plan.bytes()));
+        return Ok(0);
+    }
+    let swept = removal::sweep(&store)?;
+    let removed = prune::apply(&store, &plan)?;
+    sandbox_core::store::write_whole(&stamp, b"", false)?;
+    eprintln!("removed {}, {}{}", count(removed, "thing"), size(plan.bytes()), if swept > 0 { format!("; swept {swept} half-made") } else { String::new() });
+    Ok(0)
+}

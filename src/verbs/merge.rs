@@ -1,0 +1,315 @@
+//! `merge` and `apply`: a sandbox's work comes into this working tree. A plan first, then all of
+//! it or nothing.
+
+use super::list::print_json;
+use crate::cli;
+use crate::context::Context;
+use crate::error::{CliError, Outcome};
+use crate::text::{count, escape_lines};
+use sandbox_core::sandbox::{Sandbox, State};
+use sandbox_core::store::{Store, make_dir};
+use sandbox_core::work::{self, Changed};
+use sandbox_git::Oid;
+use sandbox_integrate::{
+    Edit, EditsRequest, Grade, How, Identity, Kind, Layers, MergeError, MergePlan, MergeRequest, Relation, Repo, RepoPath,
+    StashRequest, What,
+};
+use sandbox_protocol::{Exec, escape_bytes};
+use std::collections::BTreeSet;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+pub fn run(context: &Context, args: &cli::Merge) -> Outcome {
+    let store = context.store()?;
+    let sandbox = context.sandbox(&store, &args.name)?;
+    let how = match (args.ff_only, args.no_ff, args.squash) {
+        (true, ..) => How::FastForwardOnly,
+        (_, true, _) => How::NoFf,
+        (.., true) => How::Squash,
+        _ => How::FastForward,
+    };
+    super::fetch::bring(context, &store, &sandbox)?;
+    let plan = plan(context, &store, &sandbox, how, args.message.as_deref())?;
+    let (repo, plan) = match plan {
+        Some(found) => found,
+        None => return nothing(&sandbox, args.json),
+    };
+    if plan.what == What::UpToDate {
+        return nothing(&sandbox, args.json);
+    }
+    if args.json {
+        print_json(&plan)?;
+    } else if args.dry_run {
+        print!("{}", escape_lines(&plan.describe()));
+    }
+    warn(&plan);
+    if args.dry_run {
+        return Ok(0);
+    }
+    do_it(&store, &sandbox, &repo, &plan)?;
+    Ok(0)
+}
+
+fn nothing(sandbox: &Sandbox, json: bool) -> Outcome {
+    if json {
+        println!("{{ \"what\": {{ \"kind\": \"up-to-date\" }} }}");
+    }
+    eprintln!("nothing to merge from '{}'", sandbox.name());
+    Ok(1)
+}
+
+/// Opens the host repository of a sandbox for merging, at the work tree that the caller is in if
+/// it is one of that repository, else at the one that was captured.
+pub fn open(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Repo, CliError> {
+    let host = work::host(store, sandbox)?;
+    let here = context.maybe_repo().filter(|repo| repo.common_dir() == host.common_dir());
+    let repo = here.unwrap_or(&host);
+    Ok(Repo::open(context.git()?, repo.worktree()?, repo.git_dir(), &store.tmp())?)
+}
+
+/// The branch that is checked out where a merge would go; `None` when detached.
+pub fn checked_out(context: &Context, sandbox: &Sandbox, store: &Store) -> Result<Option<String>, CliError> {
+    let host = work::host(store, sandbox)?;
+    let here = context.maybe_repo().filter(|repo| repo.common_dir() == host.common_dir());
+    let git_dir = here.unwrap_or(&host).git_dir().to_owned();
+    let head = std::fs::read_to_string(git_dir.join("HEAD")).map_err(CliError::io("read HEAD"))?;
+    Ok(head.trim().strip_prefix("ref: refs/heads/").filter(|branch| *branch != ".invalid").map(str::to_owned).or_else(|| {
+        // The reftable format keeps HEAD elsewhere.
+        let name = here.unwrap_or(&host).read(context.git().ok()?).args(["symbolic-ref", "--quiet", "--short", "HEAD"]).line().ok()?;
+        Some(name).filter(|name| !name.is_empty())
+    }))
+}
+
+/// How the sandbox's tip stands against the commit that is checked out.
+pub fn relation(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Relation, CliError> {
+    let repo = open(context, store, sandbox)?;
+    let Some(tip) = work::tip(context.git()?, store, sandbox)? else { return Ok(Relation::Contained) };
+    Ok(sandbox_integrate::relation(&repo, repo.head()?.commit, tip)?)
+}
+
+/// The diffstat of what the sandbox committed.
+pub fn diffstat(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<String, CliError> {
+    let repo = open(context, store, sandbox)?;
+    match super::diff::range(context, store, sandbox)? {
+        Some((base, tip)) => Ok(sandbox_integrate::diffstat(&repo, base, tip)?.text()),
+        None => Ok(String::new()),
+    }
+}
+
+/// Fast-forwards, at the end of a command.
+pub fn fast_forward(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<(), CliError> {
+    match plan(context, store, sandbox, How::FastForwardOnly, None)? {
+        Some((repo, plan)) => {
+            warn(&plan);
+            do_it(store, sandbox, &repo, &plan)
+        }
+        None => Ok(()),
+    }
+}
+
+fn plan(
+    context: &Context,
+    store: &Store,
+    sandbox: &Sandbox,
+    how: How,
+    message: Option<&str>,
+) -> Result<Option<(Repo, MergePlan)>, CliError> {
+    let Some(tip) = work::tip(context.git()?, store, sandbox)? else { return Ok(None) };
+    let repo = open(context, store, sandbox)?;
+    let snapshot = sandbox.snapshot(store, 0)?;
+    let dir = store.repo(&sandbox.record.repos[0].repo);
+    let captured = Layers::new(snapshot.layers.iter().map(|id| dir.layer_tree(id)));
+    let index = dir.layer_tree(&snapshot.git_layer).join(".git/index");
+    let left = left_inside(context, store, sandbox)?;
+    let identity = identity(context, &repo)?;
+    let request = MergeRequest {
+        name: sandbox.name(),
+        base: snapshot.git.base.as_deref().and_then(Oid::parse),
+        tip,
+        captured: Some(&captured),
+        captured_index: Some(&index).filter(|index| index.exists()).map(PathBuf::as_path),
+        left_inside: left.as_ref(),
+        how,
+        message,
+        identity: &identity,
+    };
+    match sandbox_integrate::plan(&repo, &request) {
+        Ok(plan) => Ok(Some((repo, plan))),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The paths that are not committed inside, told by git inside. What it says only chooses which
+/// of two safe merge bases a path gets; when it cannot be asked, the careful one is taken.
+fn left_inside(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Option<BTreeSet<RepoPath>>, CliError> {
+    let argv = ["git", "--no-optional-locks", "status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=all"];
+    let exec = Exec {
+        argv: argv.map(str::to_owned).into(),
+        cwd: escape_bytes(sandbox.record.repos[0].worktree.as_os_str().as_bytes()),
+        internal: true,
+        ..Exec::default()
+    };
+    let mut ask = |connection: &mut sandbox_core::connection::Connection| Ok(connection.run(exec.clone(), b"", 64 << 20)?);
+    let answer = if sandbox.state()? == State::Running {
+        ask(&mut sandbox.connect()?)
+    } else {
+        super::fetch::with_helper(context, store, sandbox, ask)
+    };
+    let Ok((status, out, _)) = answer else { return Ok(None) };
+    if status.shell() != 0 {
+        return Ok(None);
+    }
+    let paths = out.split(|b| *b == 0).filter(|entry| entry.len() > 3).map(|entry| RepoPath::parse(&entry[3..]));
+    Ok(paths.collect())
+}
+
+/// Who makes a merge commit: as git resolves it in the host repository.
+fn identity(context: &Context, repo: &Repo) -> Result<Identity, CliError> {
+    let line = context.git()?.user(repo.worktree()).args(["var", "GIT_COMMITTER_IDENT"]).line().map_err(|error| {
+        CliError::new("git does not know who you are")
+            .cause(error.stderr().unwrap_or_default().to_owned())
+            .hint("`git config --global user.name NAME` and `git config --global user.email ADDRESS`")
+    })?;
+    let (name, rest) = line.split_once(" <").unwrap_or((&line, ""));
+    let email = rest.split_once('>').map_or("", |(email, _)| email);
+    Ok(Identity { name: name.to_owned(), email: email.to_owned(), date: None })
+}
+
+fn warn(plan: &MergePlan) {
+    if plan.warnings.is_empty() {
+        return;
+    }
+    eprintln!("look here first:");
+    for warning in plan.warnings.iter().take(20) {
+        let grade = match warning.grade {
+            Grade::Red => "red  ",
+            Grade::Amber => "amber",
+        };
+        eprintln!("  {grade} {}: {}", warning.path, escape_lines(&warning.why));
+    }
+    if plan.warnings.len() > 20 {
+        eprintln!("  … and {} more", plan.warnings.len() - 20);
+    }
+}
+
+fn do_it(store: &Store, sandbox: &Sandbox, repo: &Repo, plan: &MergePlan) -> Result<(), CliError> {
+    let undo = undo_dir(store)?;
+    let merged = sandbox_integrate::apply(repo, plan, &undo)?;
+    let what = match plan.what {
+        What::UpToDate => "nothing to do".to_owned(),
+        What::FastForward { commits } => format!("fast-forwarded by {}", count(commits as usize, "commit")),
+        What::Merge { commits, .. } => format!("merged {}", count(commits as usize, "commit")),
+        What::Squash { commits } => format!("squashed {} into one", count(commits as usize, "commit")),
+    };
+    let onto = plan.head.reference.as_deref().map_or("HEAD", |name| name.strip_prefix("refs/heads/").unwrap_or(name));
+    eprintln!("{what} from '{}' into '{}': now at {}", sandbox.name(), crate::text::escape(onto), plan.head.new.short());
+    let _ = merged;
+    Ok(())
+}
+
+/// Where the state before a merge is kept.
+fn undo_dir(store: &Store) -> Result<PathBuf, CliError> {
+    let all = store.root().join("undo");
+    make_dir(&all)?;
+    Ok(all.join(sandbox_core::id::SandboxId::random()))
+}
+
+pub fn apply(context: &Context, args: &cli::Apply) -> Outcome {
+    let store = context.store()?;
+    let sandbox = context.sandbox(&store, &args.name)?;
+    super::fetch::bring(context, &store, &sandbox)?;
+    // What is merged already is not brought a second time; what is not comes along.
+    let merged = relation(context, &store, &sandbox)? == Relation::Contained;
+    let changed = if merged {
+        work::uncommitted_now(context.git()?, &store, &sandbox)?.files
+    } else {
+        work::changed_now(context.git()?, &store, &sandbox)?.files
+    };
+    if changed.is_empty() {
+        eprintln!("nothing changed in '{}'", sandbox.name());
+        return Ok(1);
+    }
+    if args.dry_run {
+        for change in &changed {
+            println!("{} {}", change.letter(), crate::text::escape_bytes(&change.path));
+        }
+        return Ok(0);
+    }
+    bring_edits(context, &store, &sandbox, &changed, args.stash)?;
+    Ok(0)
+}
+
+/// Brings uncommitted changes over, as edits of the working tree or as a stash entry.
+pub fn apply_edits(context: &Context, store: &Store, sandbox: &Sandbox, stash: bool) -> Result<(), CliError> {
+    let left = work::uncommitted_now(context.git()?, store, sandbox)?;
+    bring_edits(context, store, sandbox, &left.files, stash)
+}
+
+fn bring_edits(context: &Context, store: &Store, sandbox: &Sandbox, changed: &[work::ChangedFile], stash: bool) -> Result<(), CliError> {
+    let repo = open(context, store, sandbox)?;
+    let snapshot = sandbox.snapshot(store, 0)?;
+    let dir = store.repo(&sandbox.record.repos[0].repo);
+    let captured = Layers::new(snapshot.layers.iter().map(|id| dir.layer_tree(id)));
+    let edits = changed.iter().map(|change| read_edit(sandbox, change)).collect::<Result<Vec<Edit>, CliError>>()?;
+    let base = snapshot.git.base.as_deref().and_then(Oid::parse);
+    let tip = work::tip(context.git()?, store, sandbox)?.or(base);
+    if stash {
+        let commit = tip.ok_or_else(|| {
+            CliError::new("a stash needs a commit, and there is none").hint(format!("`git sandbox apply {}` brings the files as edits", sandbox.name()))
+        })?;
+        let identity = identity(context, &repo)?;
+        let message = format!("sandbox '{}': uncommitted work", sandbox.name());
+        let branch = snapshot.git.branch.as_deref().map(|b| b.strip_prefix("refs/heads/").unwrap_or(b));
+        let request = StashRequest { name: sandbox.name(), commit, branch, edits: &edits, message: &message, identity: &identity };
+        sandbox_integrate::stash(&repo, &request)?;
+        eprintln!("{} in the stash: `git stash pop` takes them out", count(edits.len(), "file"));
+        return Ok(());
+    }
+    let merged = relation(context, store, sandbox)? == Relation::Contained;
+    let request = EditsRequest {
+        name: sandbox.name(),
+        edits: &edits,
+        since: tip.filter(|_| merged),
+        captured: Some(&captured),
+        base,
+    };
+    let plan = sandbox_integrate::plan_edits(&repo, &request)?;
+    sandbox_integrate::apply_edits(&repo, &plan, &undo_dir(store)?)?;
+    eprintln!("{} applied here, uncommitted", count(edits.len(), "file"));
+    Ok(())
+}
+
+/// Reads a changed file of the upper directory, beneath its root and without following links.
+fn read_edit(sandbox: &Sandbox, change: &work::ChangedFile) -> Result<Edit, CliError> {
+    let name = crate::text::escape_bytes(&change.path);
+    let path = RepoPath::parse(&change.path).ok_or_else(|| CliError::new(format!("'{name}' is not a path that may be written")))?;
+    let after = match change.what {
+        Changed::Deleted => None,
+        _ => Some(match work::read_changed(sandbox, change).map_err(CliError::io(format!("read '{name}' of the sandbox")))? {
+            work::Content::File { executable, bytes } => (Kind::File { executable }, bytes),
+            work::Content::Symlink(target) => (Kind::Symlink, target),
+        }),
+    };
+    Ok(Edit { path, after })
+}
+
+impl From<MergeError> for CliError {
+    fn from(error: MergeError) -> Self {
+        let hint = error.hint();
+        let failure = match &error {
+            MergeError::Conflicts { conflicts, .. } => {
+                let mut failure = Self::new(error.to_string()).status(1);
+                for line in conflicts.to_string().lines() {
+                    failure = failure.cause(line.to_owned());
+                }
+                failure
+            }
+            MergeError::NotFastForward { .. } | MergeError::Unrelated { .. } => Self::chain(&error).status(1),
+            error => Self::chain(error),
+        };
+        match hint {
+            Some(hint) => failure.hint(hint),
+            None => failure,
+        }
+    }
+}

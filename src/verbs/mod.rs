@@ -1,0 +1,96 @@
+//! One file per verb, or per family of small ones.
+
+mod branch;
+pub mod commit;
+mod completions;
+mod cp;
+mod diff;
+mod doctor;
+pub mod drop;
+mod exec;
+pub mod fetch;
+mod gc;
+mod help;
+pub mod list;
+mod logs;
+pub mod merge;
+mod setup;
+mod show;
+mod spawn;
+mod stop;
+mod trash;
+mod wait;
+
+use crate::cli::Verb;
+use crate::context::Context;
+use crate::error::Outcome;
+use crate::inside;
+
+/// Runs a verb. All but a few are for the host.
+pub fn run(context: &Context, verb: Verb) -> Outcome {
+    match verb {
+        Verb::Push(args) => return fetch::push(context, &args),
+        Verb::Help(args) => return help::run(&args),
+        Verb::Completions(args) => return completions::run(&args),
+        Verb::Fetch(args) if inside::name().is_some() => return fetch::inside(&args),
+        _ => {}
+    }
+    inside::refuse(word(&verb))?;
+    match verb {
+        Verb::Spawn(args) => spawn::run(context, args),
+        Verb::Exec(args) => exec::run(context, &args),
+        Verb::Shell(args) => exec::shell(context, &args),
+        Verb::Attach(args) => exec::attach(context, &args),
+        Verb::Logs(args) => logs::run(context, &args),
+        Verb::Wait(args) => wait::run(context, &args),
+        Verb::Stop(args) => stop::run(context, &args),
+        Verb::Start(args) => stop::start(context, &args),
+        Verb::List(args) => list::run(context, &args),
+        Verb::Show(args) => show::run(context, &args),
+        Verb::Log(args) => diff::log(context, &args),
+        Verb::Diff(args) => diff::run(context, &args),
+        Verb::Fetch(args) => fetch::run(context, &args),
+        Verb::Merge(args) => merge::run(context, &args),
+        Verb::Apply(args) => merge::apply(context, &args),
+        Verb::Commit(args) => commit::run(context, &args),
+        Verb::Branch(args) => branch::run(context, &args),
+        Verb::Cp(args) => cp::run(context, &args),
+        Verb::Drop(args) => drop::run(context, &args),
+        Verb::Trash(args) => trash::run(context, &args),
+        Verb::Gc(args) => gc::run(context, &args),
+        Verb::Doctor(args) => doctor::run(context, &args),
+        Verb::Setup(args) => setup::run(context, &args),
+        Verb::Push(_) | Verb::Help(_) | Verb::Completions(_) => unreachable!("taken above"),
+    }
+}
+
+fn word(verb: &Verb) -> &'static str {
+    match verb {
+        Verb::Spawn(_) => "spawn",
+        Verb::Exec(_) => "exec",
+        Verb::Shell(_) => "shell",
+        Verb::Attach(_) => "attach",
+        Verb::Logs(_) => "logs",
+        Verb::Wait(_) => "wait",
+        Verb::Stop(_) => "stop",
+        Verb::Start(_) => "start",
+        Verb::List(_) => "list",
+        Verb::Show(_) => "show",
+        Verb::Log(_) => "log",
+        Verb::Diff(_) => "diff",
+        Verb::Fetch(_) => "fetch",
+        Verb::Push(_) => "push",
+        Verb::Merge(_) => "merge",
+        Verb::Apply(_) => "apply",
+        Verb::Commit(_) => "commit",
+        Verb::Branch(_) => "branch",
+        Verb::Cp(_) => "cp",
+        Verb::Drop(_) => "drop",
+        Verb::Trash(_) => "trash",
+        Verb::Gc(_) => "gc",
+        Verb::Doctor(_) => "doctor",
+        Verb::Setup(_) => "setup",
+        Verb::Completions(_) => "completions",
+        Verb::Help(_) => "help",
+    }
+}

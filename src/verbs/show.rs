@@ -1,0 +1,99 @@
+//! `show`: everything about one sandbox.
+
+use super::list::{Row, memory_by_namespace, print_json, row, state_words};
+use crate::cli;
+use crate::context::Context;
+use crate::error::Outcome;
+use crate::text::{age, count, escape, escape_bytes, size, tilde};
+use sandbox_core::launch::Network;
+use sandbox_core::sandbox::State;
+use sandbox_core::work;
+use sandbox_protocol::{Message, SessionStatus};
+use serde::Serialize;
+use std::path::PathBuf;
+
+#[derive(Serialize)]
+struct Shown {
+    version: u32,
+    #[serde(flatten)]
+    row: Row,
+    directory: PathBuf,
+    base_commit: Option<String>,
+    network: Network,
+    layers: usize,
+    uncommitted_files: Vec<String>,
+    notes: Vec<String>,
+    enforced: Vec<String>,
+    sessions: Vec<SessionStatus>,
+}
+
+pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
+    let store = context.store()?;
+    let sandbox = context.sandbox(&store, &args.name)?;
+    let row = row(context, &store, &sandbox, &memory_by_namespace())?;
+    let snapshot = sandbox.snapshot(&store, 0)?;
+    let status = sandbox.status()?;
+    let live = (sandbox.state()? == State::Running)
+        .then(|| sandbox.connect().ok()?.ask(&Message::AskStatus, 1 << 20).ok())
+        .flatten()
+        .and_then(|(answer, _)| if let Message::Status(status) = answer { Some(status) } else { None })
+        .unwrap_or_default();
+    let files = work::uncommitted_now(context.git()?, &store, &sandbox)?.files;
+    let shown = Shown {
+        version: 1,
+        directory: sandbox.dir.path().to_owned(),
+        base_commit: snapshot.git.base.clone(),
+        network: sandbox.record.network,
+        layers: snapshot.layers.len() + 1,
+        uncommitted_files: files.iter().map(|change| escape_bytes(&change.path)).collect(),
+        notes: status.notes.iter().chain(&snapshot.notes).chain(&snapshot.git.notes).map(|note| escape(note)).collect(),
+        enforced: live.enforced.clone(),
+        sessions: live.sessions,
+        row,
+    };
+    if args.json {
+        print_json(&shown)?;
+        return Ok(0);
+    }
+    let Shown { row, .. } = &shown;
+    println!("sandbox     {}", row.name);
+    println!("state       {}", state_words(row));
+    println!("repository  {}", tilde(&row.worktree, &context.home));
+    println!("driver      {}", row.driver);
+    println!("age         {}", age(row.age_seconds));
+    if let Some(branch) = &row.branch {
+        println!("branch      {}", escape(branch));
+    }
+    if let Some(base) = &shown.base_commit {
+        println!("base        {base}");
+    }
+    println!("commits     {}", if row.commits_ahead == 0 { "none".into() } else { format!("{} at refs/sandbox/{}", row.commits_ahead, row.name) });
+    println!("network     {}", if shown.network == Network::Host { "the host's" } else { "none" });
+    println!("disk        {} of its own, on {}", size(row.disk_bytes), count(shown.layers, "shared layer"));
+    if row.memory_bytes > 0 {
+        println!("memory      {}", size(row.memory_bytes));
+    }
+    if !row.command.is_empty() {
+        println!("command     {}", escape(&row.command.join(" ")));
+    }
+    for session in &shown.sessions {
+        println!("session     {} ({})", escape(&session.argv.join(" ")), count(session.clients as usize, "client"));
+    }
+    println!("directory   {}", tilde(&shown.directory, &context.home));
+    if !shown.enforced.is_empty() {
+        println!("enforced    {}", escape(&shown.enforced.join(", ")));
+    }
+    for note in &shown.notes {
+        println!("note        {note}");
+    }
+    if !files.is_empty() {
+        println!("\nnot committed, against the state that it started from:");
+        for change in files.iter().take(20) {
+            println!("  {} {}", change.letter(), escape_bytes(&change.path));
+        }
+        if files.len() > 20 {
+            println!("  … and {} more: `git sandbox diff {} --uncommitted --stat`", files.len() - 20, row.name);
+        }
+    }
+    Ok(0)
+}

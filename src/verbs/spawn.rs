@@ -1,0 +1,293 @@
+//! `spawn`: capture, make, launch, run.
+
+use super::exec::{status, variables};
+use super::list::print_json;
+use crate::cli;
+use crate::context::Context;
+use crate::error::{CliError, Outcome};
+use crate::leave;
+use crate::prepare;
+use crate::start::{exec_request, shell_batch, shell_command, start, wait_started};
+use crate::terminal::{Ended, Input, interactive, relay, window};
+use crate::text::{escape, parse_duration, parse_size};
+use rustix::termios::isatty;
+use sandbox_core::assemble::launch_spec;
+use sandbox_core::driver::Driver;
+use sandbox_core::host_view;
+use sandbox_core::id::{Name, SandboxId};
+use sandbox_core::launch::{Limits, Mode, Network};
+use sandbox_core::prepare::{Source, create};
+use sandbox_core::record::{RepoMount, SandboxRecord};
+use sandbox_core::sandbox::Sandbox;
+use sandbox_core::store::Store;
+use sandbox_protocol::{Message, escape_bytes};
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Processes and threads, unless `--pids` or `sandbox.pids` says otherwise (DESIGN: default limits).
+const DEFAULT_PIDS: u32 = 1024;
+/// Bytes of memory at most, unless asked for more: the smaller of this and half of the machine's.
+const DEFAULT_MEMORY: u64 = 4 << 30;
+
+pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
+    let wish = leave::wish(context, args.on_exit)?;
+    let repo = context.repo()?;
+    let source = match (&args.from, args.clean) {
+        (Some(rev), _) => Source::Revision(rev.clone()),
+        (None, true) => Source::Head,
+        (None, false) => Source::WorkTree,
+    };
+    if source == Source::WorkTree {
+        repo.worktree().map_err(|error| prepare::bare_hint(CliError::from(error)))?;
+    }
+    let store = context.store()?;
+    store.writable()?;
+    let name = args.name.as_deref().map(Name::parse).transpose()?;
+    let driver_name = chosen_driver(context, args.driver.as_deref())?;
+    driver(&driver_name)?;
+    let top = repo.top_or_gitdir().to_owned();
+    prepare::refuse_place(context, &store, &top)?;
+    let mut user = context.user(&top)?;
+    user.root = args.root;
+
+    let taken = prepare::take(context, &store, repo, source, &user, &args)?;
+    let (tty, input) = standard(&args);
+    let cwd = if context.cwd.starts_with(&top) { context.cwd.clone() } else { top.clone() };
+    let mut env = host_view::environment(&context.vars);
+    env.extend(variables(context, &args.env)?);
+    let path: OsString = context.vars.get("PATH").cloned().unwrap_or_default().into();
+    let extra: Vec<PathBuf> = context.settings("sandbox.toolchain").iter().map(PathBuf::from).collect();
+    let record = SandboxRecord {
+        id: SandboxId::random(),
+        unnamed: name.is_none(),
+        name: name.unwrap_or_else(Name::random),
+        rm: args.rm,
+        driver: driver_name,
+        repos: vec![RepoMount { repo: taken.repo.clone(), worktree: top.clone(), snapshot: taken.snapshot.id.clone() }],
+        created: SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0),
+        argv: args.command.iter().map(|arg| escape_bytes(arg.as_bytes())).collect(),
+        cwd: cwd.clone(),
+        home: context.home.clone(),
+        user,
+        env,
+        network: network(context, args.net)?,
+        limits: limits(context, &args)?,
+        toolchains: host_view::toolchains(&context.home, &path, &extra).into_iter().map(|m| (m.source, m.at)).collect(),
+        links: links(context, &top),
+        timeout: args.timeout.as_deref().map(time).transpose()?,
+        allow_weak: args.allow_weak.clone(),
+    };
+    if args.dry_run {
+        let sandbox = Sandbox { dir: store.sandbox(&record.id), record };
+        return dry_run(context, &store, &sandbox);
+    }
+    let (sandbox, lock) = create(&store, record, &taken)?;
+    let name = sandbox.name().to_owned();
+    if !args.quiet {
+        eprintln!("sandbox '{name}': {}", taken.told);
+    }
+    let mut connection = match start(context, &store, &sandbox, lock, !(args.detach && args.command.is_empty())) {
+        Ok(connection) => connection,
+        Err(error) => {
+            sandbox_core::prepare::undo(&store, &sandbox);
+            return Err(error);
+        }
+    };
+    if let Some(branch) = &args.branch {
+        checkout(&mut connection, &sandbox, branch)?;
+    }
+    if args.detach {
+        return detached(context, &store, &sandbox, &mut connection, &args, &cwd);
+    }
+    let shell = &sandbox.record.user.shell;
+    let command = match args.command.as_slice() {
+        [] if tty => shell_command(shell),
+        [] => shell_batch(shell),
+        command => command.to_vec(),
+    };
+    let stream = connection.open();
+    connection.send(stream, &Message::Exec(exec_request(&command, &cwd, tty, true)))?;
+    let ended = relay(&mut connection, stream, input, true)?;
+    match ended {
+        Ended::Detached => status(&sandbox, ended),
+        Ended::Refused(_) if !started(&sandbox) => {
+            // The launch failed: nothing was ever done in it.
+            let failed = status(&sandbox, ended);
+            sandbox_core::prepare::undo(&store, &sandbox);
+            failed
+        }
+        ended => {
+            let code = status(&sandbox, ended);
+            finish(connection, &sandbox)?;
+            let timed_out = sandbox.status()?.timed_out;
+            if timed_out {
+                eprintln!("timed out: the command was ended after {}", crate::text::age(sandbox.record.timeout.unwrap_or(0)));
+            }
+            if let Err(error) = leave::leave(context, &store, &sandbox, wish, args.quiet) {
+                // The command's own status is what a script asks for; what went wrong afterwards is told.
+                error.print();
+                return if matches!(code, Ok(0)) { Ok(125) } else { code };
+            }
+            if timed_out { Ok(124) } else { code }
+        }
+    }
+}
+
+/// The launch got so far that a supervisor wrote its status.
+fn started(sandbox: &Sandbox) -> bool {
+    sandbox.status().is_ok_and(|status| status.started.is_some())
+}
+
+/// Waits until the supervisor has ended; it does so by itself after the last session.
+fn finish(mut connection: sandbox_core::connection::Connection, sandbox: &Sandbox) -> Result<(), CliError> {
+    while connection.recv().is_ok() {}
+    drop(sandbox.take(Duration::from_secs(150))?);
+    Ok(())
+}
+
+/// Checks out a new branch inside, before the command starts.
+fn checkout(connection: &mut sandbox_core::connection::Connection, sandbox: &Sandbox, branch: &str) -> Result<(), CliError> {
+    let argv = ["git", "checkout", "--quiet", "-b", branch].map(|arg| escape_bytes(arg.as_bytes()));
+    let cwd = escape_bytes(sandbox.record.repos[0].worktree.as_os_str().as_bytes());
+    let exec = sandbox_protocol::Exec { argv: argv.into(), cwd, internal: true, ..Default::default() };
+    let (status, _, err) = connection.run(exec, b"", 1 << 16)?;
+    if status.shell() == 0 {
+        return Ok(());
+    }
+    Err(CliError::new(format!("cannot check out a new branch '{}' inside", escape(branch)))
+        .cause(escape(String::from_utf8_lossy(&err).trim()))
+        .hint(format!("the sandbox '{}' is there without it: `git sandbox drop {}`", sandbox.name(), sandbox.name())))
+}
+
+fn detached(
+    context: &Context,
+    store: &Store,
+    sandbox: &Sandbox,
+    connection: &mut sandbox_core::connection::Connection,
+    args: &cli::Spawn,
+    cwd: &Path,
+) -> Outcome {
+    let stream = connection.open();
+    if args.command.is_empty() {
+        let answer = connection.ask(&Message::AskStatus, 1 << 20);
+        if let Err(sandbox_core::connection::ConnectionError::Refused(failure)) = answer {
+            sandbox_core::prepare::undo(store, sandbox);
+            return Err(crate::start::refused(&failure));
+        }
+        answer?;
+    } else {
+        let mut request = exec_request(&args.command, cwd, false, true);
+        request.tty = args.tty.then(window);
+        connection.send(stream, &Message::Exec(request))?;
+        if let Err(error) = wait_started(connection, stream) {
+            if !started(sandbox) {
+                sandbox_core::prepare::undo(store, sandbox);
+            }
+            return Err(error);
+        }
+        connection.send(stream, &Message::CloseStdin)?;
+    }
+    if args.json {
+        print_json(&super::list::row(context, store, sandbox, &super::list::memory_by_namespace())?)?;
+    } else {
+        println!("{}", sandbox.name());
+        if !args.quiet && isatty(io::stderr()) {
+            eprintln!("hint: `git sandbox logs -f {0}` shows its output, `git sandbox shell {0}` opens a shell in it", sandbox.name());
+        }
+    }
+    Ok(0)
+}
+
+fn dry_run(context: &Context, store: &Store, sandbox: &Sandbox) -> Outcome {
+    let spec = launch_spec(store, sandbox, Mode::Work, &context.program)?;
+    print!("{}", driver(&sandbox.record.driver)?.plan(&spec)?);
+    Ok(0)
+}
+
+/// A driver by its name.
+pub fn driver(name: &str) -> Result<&'static dyn Driver, CliError> {
+    sandbox_drivers::by_name(name).ok_or_else(|| {
+        let known: Vec<&str> = sandbox_drivers::all().iter().map(|driver| driver.name()).collect();
+        CliError::usage(format!("there is no driver '{}'", escape(name))).hint(format!("there is {}; `git sandbox doctor` tells about them", known.join(", ")))
+    })
+}
+
+fn chosen_driver(context: &Context, flag: Option<&str>) -> Result<String, CliError> {
+    let name = flag.map(str::to_owned).or_else(|| context.setting("sandbox.driver")).unwrap_or_else(|| "auto".into());
+    if name != "auto" {
+        return Ok(name);
+    }
+    sandbox_drivers::all().first().map(|driver| driver.name().to_owned()).ok_or_else(|| CliError::new("this program has no driver"))
+}
+
+/// A terminal for the command when both ends of ours are one.
+fn standard(args: &cli::Spawn) -> (bool, Input) {
+    let terminal = interactive();
+    let tty = args.tty || terminal;
+    let input = match (terminal, isatty(io::stdin())) {
+        (true, _) => Input::Terminal,
+        // A terminal whose output goes elsewhere: keys are for the shell that reads it.
+        (false, true) => Input::None,
+        (false, false) => Input::Pipe,
+    };
+    (tty, input)
+}
+
+fn time(text: &str) -> Result<u64, CliError> {
+    parse_duration(text)
+        .filter(|seconds| *seconds > 0)
+        .ok_or_else(|| CliError::usage(format!("'{}' is not a time", escape(text))).hint("for example 90s, 10m, 2h"))
+}
+
+fn network(context: &Context, flag: Option<cli::Net>) -> Result<Network, CliError> {
+    match flag {
+        Some(cli::Net::None) => Ok(Network::None),
+        Some(cli::Net::Host) => Ok(Network::Host),
+        None => match context.setting("sandbox.net").as_deref() {
+            None | Some("none") => Ok(Network::None),
+            Some("host") => Ok(Network::Host),
+            Some(other) => Err(CliError::new(format!("'{}' is not a value of sandbox.net", escape(other))).hint("it is one of none, host")),
+        },
+    }
+}
+
+fn limits(context: &Context, args: &cli::Spawn) -> Result<Limits, CliError> {
+    let bytes = |text: &str| {
+        parse_size(text).filter(|size| *size > 0).ok_or_else(|| CliError::usage(format!("'{}' is not a size", escape(text))).hint("for example 512m, 4g"))
+    };
+    let memory = match args.memory.clone().or_else(|| context.setting("sandbox.memory")) {
+        Some(text) if text == "none" => None,
+        Some(text) => Some(bytes(&text)?),
+        None => Some(DEFAULT_MEMORY.min(machine_memory() / 2)),
+    };
+    let cpu_percent = match args.cpus {
+        Some(cpus) if cpus > 0.0 && cpus.is_finite() => Some((cpus * 100.0).round().max(1.0) as u32),
+        Some(cpus) => return Err(CliError::usage(format!("'{cpus}' is not a number of processors")).hint("for example 1.5")),
+        None => None,
+    };
+    let pids = args.pids.or_else(|| context.setting("sandbox.pids").and_then(|text| text.parse().ok())).unwrap_or(DEFAULT_PIDS);
+    Ok(Limits { memory, pids: Some(pids), cpu_percent, disk: None })
+}
+
+fn machine_memory() -> u64 {
+    let info = rustix::system::sysinfo();
+    info.totalram as u64 * u64::from(info.mem_unit)
+}
+
+/// The caller's own spelling of the tree's path, as a link.
+fn links(context: &Context, top: &Path) -> Vec<(PathBuf, PathBuf)> {
+    let Some(spelled) = &context.spelled else { return Vec::new() };
+    let Ok(below) = context.cwd.strip_prefix(top) else { return Vec::new() };
+    let mut link = spelled.clone();
+    for _ in below.components() {
+        link.pop();
+    }
+    // Only if cutting the same number of components still names the tree.
+    match std::fs::canonicalize(&link) {
+        Ok(real) if real == top && link != top => vec![(link, top.to_owned())],
+        _ => Vec::new(),
+    }
+}

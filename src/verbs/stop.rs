@@ -1,0 +1,86 @@
+//! `stop` and `start`.
+
+use crate::cli;
+use crate::context::Context;
+use crate::error::{CliError, Outcome};
+use crate::start::{exec_request, refused, start as start_supervisor, wait_started};
+use crate::text::parse_duration;
+use sandbox_core::connection::ConnectionError;
+use sandbox_core::sandbox::{Sandbox, SandboxError, State};
+use sandbox_core::store::Store;
+use sandbox_protocol::Message;
+use std::time::Duration;
+
+pub fn run(context: &Context, args: &cli::Stop) -> Outcome {
+    let store = context.store()?;
+    let grace = parse_duration(&args.grace)
+        .ok_or_else(|| CliError::usage(format!("'{}' is not a time", args.grace)).hint("for example 2s"))?;
+    let sandboxes = chosen(context, &store, &args.names, args.all)?;
+    for sandbox in &sandboxes {
+        if stop(sandbox, Duration::from_secs(grace))? {
+            eprintln!("stopped '{}': its files stay; `git sandbox start {}` goes on", sandbox.name(), sandbox.name());
+        } else if !args.all {
+            eprintln!("'{}' was not running", sandbox.name());
+        }
+    }
+    Ok(0)
+}
+
+/// The named sandboxes, or all of this repository.
+pub fn chosen(context: &Context, store: &Store, names: &[String], all: bool) -> Result<Vec<Sandbox>, CliError> {
+    if all {
+        context.repo()?;
+        return match context.repo_id(store)? {
+            Some(repo) => Ok(Sandbox::all(store, Some(&repo))?),
+            None => Ok(Vec::new()),
+        };
+    }
+    names.iter().map(|name| context.sandbox(store, name)).collect()
+}
+
+/// Stops one, importing first; returns when its last process is gone. False when it did not run.
+pub fn stop(sandbox: &Sandbox, grace: Duration) -> Result<bool, CliError> {
+    if sandbox.state()? != State::Running {
+        return Ok(false);
+    }
+    let mut connection = match sandbox.connect() {
+        Ok(connection) => connection,
+        Err(SandboxError::NotRunning { .. }) => return Ok(false),
+        Err(error) => return Err(error.into()),
+    };
+    match connection.ask(&Message::Stop { grace_ms: grace.as_millis() as u64 }, 1 << 20) {
+        Ok(_) | Err(ConnectionError::Closed) => {}
+        Err(ConnectionError::Refused(failure)) => return Err(refused(&failure)),
+        Err(error) => return Err(error.into()),
+    }
+    // Gone means that the lock can be had and no process of it is left.
+    drop(sandbox.take(Duration::from_secs(10))?);
+    Ok(true)
+}
+
+pub fn start(context: &Context, args: &cli::Start) -> Outcome {
+    let store = context.store()?;
+    store.writable()?;
+    let sandbox = context.sandbox(&store, &args.name)?;
+    if sandbox.state()? == State::Running {
+        return Err(SandboxError::Running { name: sandbox.name().to_owned() }.into());
+    }
+    let lock = sandbox.take(Duration::from_secs(10))?;
+    let once = !args.command.is_empty();
+    let mut connection = start_supervisor(context, &store, &sandbox, lock, once)?;
+    if once {
+        let stream = connection.open();
+        let request = exec_request(&args.command, &super::exec::workdir(context, &sandbox, None), false, true);
+        connection.send(stream, &Message::Exec(request))?;
+        wait_started(&mut connection, stream)?;
+        connection.send(stream, &Message::CloseStdin)?;
+    } else {
+        let (answer, _) = connection.ask(&Message::AskStatus, 1 << 20).map_err(|error| match error {
+            ConnectionError::Refused(failure) => refused(&failure),
+            error => error.into(),
+        })?;
+        debug_assert!(matches!(answer, Message::Status(_)));
+    }
+    eprintln!("started '{}'", sandbox.name());
+    Ok(0)
+}
