@@ -1,1 +1,50 @@
-//! c
+//! The host tree becomes immutable layers: scan, manifest, delta, copy.
+//!
+//! Knows paths and files. Does not know git (an entry named `.git` is a boundary that is reported and
+//! not entered; what is tracked or ignored is asked through predicates), nor the store's records
+//! (layers have ids that are directory names).
+//!
+//! ```text
+//!  host tree ── scan ── differences ── plan ── layer + manifest        capture()
+//!                 ▲                                  │
+//!                 └──────── compares with ───────────┘
+//!  upper directory + manifest ── what a sandbox changed                changes()
+//!  any tree ── gone                                                    remove_tree()
+//! ```
+//!
+//! | module | is for |
+//! |---|---|
+//! | `request` | what is asked and answered |
+//! | `scan` | the parallel comparison with the manifest |
+//! | `rules`, `secrets`, `limit` | what is left out |
+//! | `layer` | copies, whiteouts, hard links; rounds; folding |
+//! | `manifest` | the format, reading, building |
+//! | `changes` | reading an upper directory, which may be hostile |
+//! | `remove` | deleting trees that may be hostile |
+
+#![forbid(unsafe_code)]
+
+mod capture;
+mod changes;
+mod estimate;
+mod layer;
+mod limit;
+mod manifest;
+mod paths;
+mod reflink;
+mod remove;
+mod request;
+mod rules;
+mod scan;
+mod secrets;
+mod stat;
+
+pub use capture::{capture, sync};
+pub use changes::{Change, ChangeKind, ChangesError, changes};
+pub use manifest::{CopyStat, Entry, MANIFEST, Manifest, ManifestError, Reason, TREE, Walk};
+pub use remove::remove_tree;
+pub use request::{
+    ANNOUNCED, CaptureError, CaptureRequest, Captured, Decision, Estimate, LeftOut, Limit, MAX_STACK, Progress,
+    Rebased, Secrets, Stats,
+};
+pub use stat::{Kind, Stat, Time};

@@ -5,6 +5,7 @@ pub mod caps;
 pub mod copy;
 pub mod fork;
 pub mod lock;
+pub mod map;
 pub mod mount;
 pub mod namespace;
 pub mod notify;

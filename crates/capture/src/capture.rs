@@ -1,0 +1,223 @@
+//! The capture as a whole.
+//!
+//! ```text
+//!         ┌──────────────────────────────────────────────┐
+//!         ▼                                              │ something was copied (at most 5 scans)
+//!  scan the whole tree ─ all as in the manifest ─► done  │
+//!         │ differences                                  │
+//!         ▼                                              │
+//!  limit, estimate ─► bring the new layer up to date ────┘
+//! ```
+//!
+//! A scan that finds nothing new proves that what was copied before it belongs to one instant: the
+//! start of that scan. Scans that find changes over and over are ended after five, and the files are
+//! named.
+
+use crate::estimate::estimate;
+use crate::layer::{Build, write_manifest};
+use crate::limit;
+use crate::manifest::{MANIFEST, Manifest, Reason, TREE};
+use crate::paths::{self, LOOK};
+use crate::reflink::Reflinks;
+use crate::request::{
+    ANNOUNCED, CaptureError, CaptureRequest, Captured, Decision, LeftOut, MAX_STACK, Rebased, Secrets,
+};
+use crate::scan::{Frozen, Scan, scan};
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use sandbox_sys::copy::Copier;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+/// Whole scans in one capture.
+const MAX_SCANS: u32 = 5;
+
+/// Captures the work tree as it is at one instant.
+///
+/// The caller holds the repository's lock: two captures at once would build upon the same stack.
+/// Nothing is synced to disk; see [`sync`].
+pub fn capture(request: &CaptureRequest<'_>) -> Result<Captured, CaptureError> {
+    let root = paths::open_root(request.root).map_err(|errno| CaptureError::io("read", request.root)(errno.into()))?;
+    let root = root.as_fd();
+    let settings = settings(request);
+    let (copier, reflinks) = (Copier::new(), Reflinks::default());
+    let reflinks = || reflinks.work(root, request.tmp_dir);
+    let limited = || request.limit.is_some_and(|limit| limit.with_reflinks || !reflinks());
+    let mut frozen = Frozen::new();
+    let mut scans = 0;
+    let mut look = |known: Option<&Manifest>, frozen: &Frozen| {
+        scans += 1;
+        scan(request, root, known, frozen, &limited, settings).map(|found| (found, scans))
+    };
+
+    let stack = open_stack(request);
+    let unusable = stack.is_none() && !request.previous.is_empty();
+    let mut rebased = unusable.then_some(Rebased::Unusable);
+    let (trees, mut below) = stack.unwrap_or_default();
+    let (mut found, mut scans) = look(below.as_ref(), &frozen)?;
+    if let Some(manifest) = below.take_if(|below| found.is_clean() && below.settings() == settings) {
+        let mut captured = answer(found, manifest, rebased);
+        captured.stats.scans = scans;
+        return Ok(captured);
+    }
+
+    // A stack that is full becomes two layers: its base, and one that holds all the others.
+    let mut base = None;
+    let mut current = None;
+    let full = trees.len() >= MAX_STACK
+        && Build::new(request, root, &trees, below.as_ref(), settings, &copier)
+            .needs_layer(below.as_ref(), &mut found)?;
+    if full && let Some(id) = request.previous.last() {
+        base = Some(Manifest::open(&request.layers_dir.join(id).join(MANIFEST))?);
+        rebased = Some(Rebased::Folded);
+    }
+    let shown = base.as_ref().or(below.as_ref());
+    let mut build = Build::new(request, root, &trees, shown, settings, &copier);
+    if let (true, Some(below)) = (base.is_some(), &below) {
+        current = Some(build.fold(below)?);
+        (found, scans) = look(current.as_ref(), &frozen)?;
+    }
+
+    let (mut first, mut stale) = (true, Vec::new());
+    let mut unreadable;
+    let mut unsettled = Vec::new();
+    loop {
+        let before = current.as_ref().or(below.as_ref());
+        if limited() {
+            limit::apply(request, root, before, &mut found, &mut frozen);
+            stale.extend(found.left_out.iter().filter(|entry| entry.reason == Reason::Stale).cloned());
+        }
+        if std::mem::take(&mut first) {
+            announce(request, before, &found, &reflinks)?;
+        }
+        let round = build.round(before, &mut found)?;
+        let refreshed = round.refreshed;
+        unreadable = round.unreadable;
+        current = Some(round.manifest);
+        if !round.changed {
+            if refreshed && !build.started() {
+                // No layer is needed; but what the manifest learned spares the next capture a look.
+                refresh(request, current.as_ref())?;
+            }
+            break;
+        }
+        if scans >= MAX_SCANS {
+            unsettled = round.touched;
+            break;
+        }
+        (found, scans) = look(current.as_ref(), &frozen)?;
+        if found.is_clean() {
+            unreadable.clear();
+            break;
+        }
+    }
+    let Some(manifest) = current else { return Err(CaptureError::Aborted) };
+    let new_layer = build.started().then(|| request.new_layer_id.to_owned());
+    let built = build.publish(&manifest)?;
+    found.left_out.extend(stale);
+    found.left_out.extend(unreadable);
+    let mut captured = answer(found, manifest, rebased);
+    captured.stats = crate::request::Stats {
+        files: captured.stats.files,
+        dirs: captured.stats.dirs,
+        unchanged: captured.stats.files.saturating_sub(built.copied_files),
+        scans,
+        ..built
+    };
+    captured.new_layer = new_layer;
+    captured.unsettled = unsettled;
+    Ok(captured)
+}
+
+/// Writes everything that a new layer consists of to disk.
+///
+/// A capture does not do it, because nothing is lost as long as no command has run on the layer:
+/// call it after the launch, and before the snapshot's record is made durable.
+pub fn sync(layers_dir: &Path) -> Result<(), CaptureError> {
+    let io = |errno: Errno| CaptureError::io("sync", layers_dir)(errno.into());
+    let dir = paths::open_root(layers_dir).map_err(io)?;
+    rustix::fs::syncfs(&dir).map_err(io)
+}
+
+/// Opens the previous stack: trees lowermost first, and the manifest. `None` when any of it is not
+/// as it must be.
+fn open_stack(request: &CaptureRequest<'_>) -> Option<(Vec<OwnedFd>, Option<Manifest>)> {
+    let newest = request.previous.first()?;
+    let manifest = Manifest::open(&request.layers_dir.join(newest).join(MANIFEST)).ok()?;
+    if manifest.layers() != request.previous {
+        return None;
+    }
+    let mut trees = Vec::new();
+    for id in request.previous.iter().rev() {
+        let tree = request.layers_dir.join(id).join(TREE);
+        trees.push(rustix::fs::open(&tree, LOOK, Mode::empty()).ok()?);
+    }
+    Some((trees, Some(manifest)))
+}
+
+/// Returns a number that is another one when entries must be decided about anew.
+fn settings(request: &CaptureRequest<'_>) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (request.secrets == Secrets::Carry).hash(&mut hasher);
+    request.exclude.hash(&mut hasher);
+    // Root reads what its user could not.
+    rustix::process::geteuid().is_root().hash(&mut hasher);
+    hasher.finish()
+}
+
+/// Tells what is about to be copied, if it is much and is copied for real.
+fn announce(
+    request: &CaptureRequest<'_>,
+    before: Option<&Manifest>,
+    found: &Scan,
+    reflinks: &dyn Fn() -> bool,
+) -> Result<(), CaptureError> {
+    let weights = limit::weights(before, found);
+    let bytes: u64 = weights.values().map(|(_, bytes)| bytes).sum();
+    if bytes <= ANNOUNCED || reflinks() {
+        return Ok(());
+    }
+    match request.progress.estimate(&estimate(&weights)) {
+        Decision::Continue => Ok(()),
+        Decision::Abort => Err(CaptureError::Aborted),
+    }
+}
+
+/// Replaces the manifest of the newest layer by one that says the same about the layers and knows
+/// newer stats of the host.
+fn refresh(request: &CaptureRequest<'_>, manifest: Option<&Manifest>) -> Result<(), CaptureError> {
+    let (Some(newest), Some(manifest)) = (request.previous.first(), manifest) else { return Ok(()) };
+    let new = request.tmp_dir.join(format!("{}.manifest", request.new_layer_id));
+    write_manifest(&new, manifest, request.owner)?;
+    let target = request.layers_dir.join(newest).join(MANIFEST);
+    std::fs::rename(&new, &target).map_err(|source| {
+        let _ = std::fs::remove_file(&new);
+        CaptureError::Io { action: "write", path: target, source }
+    })
+}
+
+fn answer(found: Scan, manifest: Manifest, rebased: Option<Rebased>) -> Captured {
+    let mut left_out: Vec<LeftOut> = found.left_out;
+    left_out.sort();
+    left_out.dedup();
+    let top = manifest.top();
+    Captured {
+        layers: manifest.layers(),
+        new_layer: None,
+        stats: crate::request::Stats {
+            files: manifest.files(),
+            dirs: u64::from(manifest.dirs()) - 1,
+            unchanged: manifest.files(),
+            ..Default::default()
+        },
+        left_out,
+        carried_secrets: found.carried_secrets,
+        git_boundaries: found.git,
+        root_mode: top.mode(),
+        root_mtime: top.stat.mtime,
+        unsettled: Vec::new(),
+        rebased,
+        manifest,
+    }
+}

@@ -1,0 +1,301 @@
+//! Copying one file or symlink into a layer, and comparing one with its copy.
+
+use crate::manifest::CopyStat;
+use crate::paths::READ;
+use crate::remove::remove_at;
+use crate::stat::{Kind, Stat, Time};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
+use sandbox_sys::copy::{Copier, clean_pages};
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// How often a file that changes under the copy is copied again at once.
+const TRIES: u32 = 3;
+
+/// What came of copying one name.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Copied {
+    /// It is in the layer.
+    Done {
+        /// The host's stat that belongs to the content.
+        stat: Stat,
+        /// The stat in the layer.
+        copy: CopyStat,
+        /// A later change might leave no trace in the stat.
+        racy: bool,
+        /// It changed during every try.
+        torn: bool,
+        /// It shares its blocks with the host's file.
+        reflinked: bool,
+        /// It has an access control list beyond its mode.
+        acl: bool,
+    },
+    /// We may not read it.
+    Unreadable(Stat),
+    /// It is gone, or something else by now.
+    Vanished,
+}
+
+/// An error, and whether it was met in the layer or on the source's side.
+pub(crate) struct CopyError {
+    pub(crate) in_layer: bool,
+    pub(crate) errno: Errno,
+}
+
+fn source(errno: Errno) -> CopyError {
+    CopyError { in_layer: false, errno }
+}
+fn target(errno: Errno) -> CopyError {
+    CopyError { in_layer: true, errno }
+}
+
+/// Copies `name` from one directory to another, replacing what is there.
+pub(crate) fn copy_entry(
+    copier: &Copier,
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    name: &CStr,
+    kind: Kind,
+    owner: Option<(u32, u32)>,
+) -> Result<Copied, CopyError> {
+    match kind {
+        Kind::Symlink => copy_symlink(from, to, name, owner),
+        _ => copy_file(copier, from, to, name, owner),
+    }
+}
+
+fn copy_file(
+    copier: &Copier,
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    name: &CStr,
+    owner: Option<(u32, u32)>,
+) -> Result<Copied, CopyError> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let file = match rustix::fs::openat(from, name, READ, Mode::empty()) {
+            Ok(file) => file,
+            Err(Errno::ACCESS | Errno::PERM) => {
+                return match stat_at(from, name) {
+                    Ok(stat) if stat.kind() == Kind::File => Ok(Copied::Unreadable(stat)),
+                    _ => Ok(Copied::Vanished),
+                };
+            }
+            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO | Errno::NOTDIR) => return Ok(Copied::Vanished),
+            Err(errno) => return Err(source(errno)),
+        };
+        let seen = Time::now();
+        let before = fstat(file.as_fd()).map_err(source)?;
+        if before.kind() != Kind::File {
+            return Ok(Copied::Vanished);
+        }
+        clean_pages(file.as_fd());
+        let new = create(to, name).map_err(target)?;
+        let copied = copier
+            .copy(file.as_fd(), new.as_fd(), before.size, before.blocks, before.dev)
+            // A full disk is the layer's; a read error is the host's. Nothing else tells them apart.
+            .map_err(|error| {
+                let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+                CopyError { in_layer: matches!(errno, Errno::NOSPC | Errno::DQUOT | Errno::FBIG | Errno::ROFS), errno }
+            })?;
+        let acl = copy_xattrs(file.as_fd(), new.as_fd());
+        let stat = fstat(file.as_fd()).map_err(source)?;
+        let torn = (stat.size, stat.mtime, stat.ctime) != (before.size, before.mtime, before.ctime);
+        if torn && tries < TRIES {
+            continue;
+        }
+        if let Some((uid, gid)) = owner {
+            rustix::fs::fchown(&new, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(target)?;
+        }
+        rustix::fs::fchmod(&new, Mode::from_raw_mode(stat.kept_mode())).map_err(target)?;
+        rustix::fs::futimens(&new, &times(stat.mtime)).map_err(target)?;
+        let copy = copy_stat(&fstat(new.as_fd()).map_err(target)?);
+        let racy = torn || stat.racy(seen);
+        return Ok(Copied::Done { stat, copy, racy, torn, reflinked: copied.reflinked, acl });
+    }
+}
+
+fn copy_symlink(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    name: &CStr,
+    owner: Option<(u32, u32)>,
+) -> Result<Copied, CopyError> {
+    let seen = Time::now();
+    let gone = |errno| matches!(errno, Errno::NOENT | Errno::INVAL | Errno::NOTDIR);
+    let stat = match stat_at(from, name) {
+        Ok(stat) if stat.kind() == Kind::Symlink => stat,
+        Ok(_) => return Ok(Copied::Vanished),
+        Err(errno) if gone(errno) => return Ok(Copied::Vanished),
+        Err(errno) => return Err(source(errno)),
+    };
+    let link = match rustix::fs::readlinkat(from, name, Vec::new()) {
+        Ok(link) => link,
+        Err(errno) if gone(errno) => return Ok(Copied::Vanished),
+        Err(errno) => return Err(source(errno)),
+    };
+    let after = stat_at(from, name).ok();
+    let torn = after != Some(stat);
+    if rustix::fs::symlinkat(&link, to, name) == Err(Errno::EXIST) {
+        remove_at(to, name).map_err(target)?;
+        rustix::fs::symlinkat(&link, to, name).map_err(target)?;
+    }
+    if let Some((uid, gid)) = owner {
+        rustix::fs::chownat(to, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(target)?;
+    }
+    rustix::fs::utimensat(to, name, &times(stat.mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(target)?;
+    let copy = copy_stat(&stat_at(to, name).map_err(target)?);
+    Ok(Copied::Done { stat, copy, racy: torn || stat.racy(seen), torn, reflinked: false, acl: false })
+}
+
+/// Makes a new file, in place of whatever has the name.
+fn create(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR) {
+        Err(Errno::EXIST) => {
+            remove_at(dir, name)?;
+            rustix::fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)
+        }
+        result => result,
+    }
+}
+
+/// Copies `user.*` attributes except the overlay's own; returns whether there is an access control list.
+///
+/// An attribute that the layer's filesystem has no room for is left out: it is no reason to fail.
+fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> bool {
+    let mut acl = false;
+    for name in xattr_names(from) {
+        if name.as_bytes() == b"system.posix_acl_access" {
+            acl = true;
+        }
+        if is_carried(&name)
+            && let Some(value) = xattr(from, &name)
+        {
+            let _ = rustix::fs::fsetxattr(to, name.as_c_str(), &value, XattrFlags::empty());
+        }
+    }
+    acl
+}
+
+fn is_carried(name: &CStr) -> bool {
+    let name = name.to_bytes();
+    name.starts_with(b"user.") && !name.starts_with(b"user.overlay.")
+}
+
+fn xattr_names(file: BorrowedFd<'_>) -> Vec<std::ffi::CString> {
+    // Nearly every file has none: one call says so.
+    if rustix::fs::flistxattr_query(file).unwrap_or(0) == 0 {
+        return Vec::new();
+    }
+    let mut buffer = vec![0u8; 64 * 1024];
+    let Ok(len) = rustix::fs::flistxattr(file, &mut buffer[..]) else { return Vec::new() };
+    let names = buffer[..len].split(|b| *b == 0).filter(|name| !name.is_empty());
+    names.filter_map(|name| std::ffi::CString::new(name).ok()).collect()
+}
+
+fn xattr(file: BorrowedFd<'_>, name: &CStr) -> Option<Vec<u8>> {
+    let mut value = vec![0u8; 64 * 1024];
+    let len = rustix::fs::fgetxattr(file, name, &mut value[..]).ok()?;
+    value.truncate(len);
+    Some(value)
+}
+
+/// What a comparison of a host entry with its copy says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Compared {
+    /// They are equal; the host's stat that belongs to it, and whether it is racy.
+    Same(Stat, bool),
+    /// They differ, or one of them cannot be read.
+    Differs,
+}
+
+/// Compares content and user attributes; modes and times are the caller's business.
+pub(crate) fn compare_entry(host: BorrowedFd<'_>, layer: BorrowedFd<'_>, name: &CStr, kind: Kind) -> Compared {
+    let seen = Time::now();
+    match kind {
+        Kind::Symlink => {
+            let read = |dir| rustix::fs::readlinkat(dir, name, Vec::new()).ok();
+            match (read(host), read(layer), stat_at(host, name)) {
+                (Some(ours), Some(copy), Ok(stat)) if ours == copy => Compared::Same(stat, stat.racy(seen)),
+                _ => Compared::Differs,
+            }
+        }
+        _ => compare_files(host, layer, name, seen).unwrap_or(Compared::Differs),
+    }
+}
+
+fn compare_files(host: BorrowedFd<'_>, layer: BorrowedFd<'_>, name: &CStr, seen: Time) -> Result<Compared, Errno> {
+    let ours = rustix::fs::openat(host, name, READ, Mode::empty())?;
+    let copy = rustix::fs::openat(layer, name, READ, Mode::empty())?;
+    let before = fstat(ours.as_fd())?;
+    if before.kind() != Kind::File || fstat(copy.as_fd())?.size != before.size {
+        return Ok(Compared::Differs);
+    }
+    clean_pages(ours.as_fd());
+    let attributes = |file: BorrowedFd<'_>| {
+        let mut all: Vec<_> = xattr_names(file)
+            .into_iter()
+            .filter(|name| is_carried(name))
+            .map(|name| (xattr(file, &name), name))
+            .collect();
+        all.sort();
+        all
+    };
+    if !same_bytes(ours.as_fd(), copy.as_fd())? || attributes(ours.as_fd()) != attributes(copy.as_fd()) {
+        return Ok(Compared::Differs);
+    }
+    let stat = fstat(ours.as_fd())?;
+    Ok(if stat == before { Compared::Same(stat, stat.racy(seen)) } else { Compared::Differs })
+}
+
+/// Returns whether two files have the same content.
+pub(crate) fn same_bytes(a: BorrowedFd<'_>, b: BorrowedFd<'_>) -> Result<bool, Errno> {
+    const CHUNK: usize = 128 * 1024;
+    let (mut left, mut right) = (vec![0; CHUNK], vec![0; CHUNK]);
+    let mut at = 0;
+    loop {
+        let (n, m) = (read_full(a, &mut left, at)?, read_full(b, &mut right, at)?);
+        if left[..n] != right[..m] {
+            return Ok(false);
+        }
+        if n < CHUNK {
+            return Ok(true);
+        }
+        at += n as u64;
+    }
+}
+
+fn read_full(file: BorrowedFd<'_>, buffer: &mut [u8], at: u64) -> Result<usize, Errno> {
+    let mut len = 0;
+    while len < buffer.len() {
+        match rustix::io::pread(file, &mut buffer[len..], at + len as u64) {
+            Ok(0) => break,
+            Ok(n) => len += n,
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(len)
+}
+
+/// Access and modification time, both as the host's modification time: nobody reads a layer's atime.
+pub(crate) fn times(mtime: Time) -> Timestamps {
+    let at = Timespec { tv_sec: mtime.sec, tv_nsec: mtime.nsec.into() };
+    Timestamps { last_access: at, last_modification: at }
+}
+
+pub(crate) fn copy_stat(stat: &Stat) -> CopyStat {
+    CopyStat { ino: stat.ino, ctime: stat.ctime }
+}
+
+pub(crate) fn fstat(file: BorrowedFd<'_>) -> Result<Stat, Errno> {
+    rustix::fs::fstat(file).map(|stat| Stat::from_kernel(&stat))
+}
+
+pub(crate) fn stat_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<Stat, Errno> {
+    rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).map(|stat| Stat::from_kernel(&stat))
+}

@@ -1,0 +1,132 @@
+//! Folding: all layers above the base become one, for new snapshots.
+//!
+//! ```text
+//!  d15 … d2 d1 base        ─►       D base
+//! ```
+//!
+//! The base is kept, so that folding costs as much as has changed since, and not the whole tree. What
+//! already stands on the old stack keeps it. Files are copied (or reflinked) from the old layers, not
+//! linked: a link would move the ctime of files that live sandboxes see.
+
+use super::Build;
+use super::entry::Copied;
+use super::jobs::copy_all;
+use super::plan::Op;
+use crate::manifest::{Builder, Manifest, Raw, Record};
+use crate::paths::join;
+use crate::request::CaptureError;
+use crate::stat::Kind;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+impl Build<'_> {
+    /// Puts into the new layer what `full`, the manifest of the old stack, has above its base.
+    ///
+    /// The build must have been made with the base's manifest as what is below. Returns the manifest
+    /// of the new stack.
+    pub(crate) fn fold(&mut self, full: &Manifest) -> Result<Manifest, CaptureError> {
+        let mut dirs = BTreeSet::from([Vec::new()]);
+        let mut white_out = Vec::new();
+        let mut ops = Vec::new();
+        let mut op_of = vec![usize::MAX; full.len()];
+        let mut waiting = vec![0];
+        while let Some(dir) = waiting.pop() {
+            let record = full.dir(dir);
+            let path: Arc<[u8]> = full.dir_path(dir).into();
+            let mut shown: BTreeSet<&[u8]> = BTreeSet::new();
+            for index in record.first..record.first + record.count {
+                let raw = full.raw(index);
+                if raw.flags().reason().is_some() {
+                    continue;
+                }
+                shown.insert(raw.name());
+                if let Some(child) = raw.child() {
+                    let path = join(&path, raw.name());
+                    if !self.same_dir(&raw, &path) {
+                        dirs.insert(path);
+                    }
+                    waiting.push(child);
+                } else if raw.layer_index() > 0 {
+                    op_of[index as usize] = ops.len();
+                    dirs.insert(path.to_vec());
+                    ops.push(Op {
+                        dir: path.clone(),
+                        name: raw.name_c().to_owned(),
+                        kind: raw.kind(),
+                        from: Some(raw.layer_index()),
+                        links: raw
+                            .copy()
+                            .filter(|_| raw.kind() == Kind::File)
+                            .map(|copy| (raw.layer_index().into(), copy.ino)),
+                    });
+                }
+            }
+            if let Some(below) = self.below
+                && let Some(old) = below.find(&path).and_then(|index| below.raw(index).child())
+            {
+                let old = below.dir(old);
+                for raw in (old.first..old.first + old.count).map(|index| below.raw(index)) {
+                    if raw.flags().reason().is_none() && !shown.contains(raw.name()) {
+                        white_out.push(join(&path, raw.name()));
+                    }
+                }
+            }
+        }
+        self.start()?;
+        for path in &dirs {
+            self.make_dir(path)?;
+        }
+        for path in &white_out {
+            self.white_out(path)?;
+        }
+        let results = copy_all(self, &ops)?;
+        for (op, copied) in ops.iter().zip(&results) {
+            if !matches!(copied, Copied::Done { .. }) {
+                let path = join(&op.dir, op.name.as_bytes());
+                return Err(self.layer_error("fold", &path, rustix::io::Errno::NOENT));
+            }
+        }
+        self.folded(full, &op_of, &results)
+    }
+
+    /// Returns whether the base's directory looks as the stack's.
+    fn same_dir(&self, raw: &Raw<'_>, path: &[u8]) -> bool {
+        self.below.and_then(|below| below.lookup(path)).is_some_and(|old| {
+            old.kind() == Kind::Dir
+                && old.left_out.is_none()
+                && old.mode() == crate::stat::kept_mode(raw.mode())
+                && old.stat.mtime == raw.mtime()
+        })
+    }
+
+    fn folded(&self, full: &Manifest, op_of: &[usize], results: &[Copied]) -> Result<Manifest, CaptureError> {
+        let record = |raw: &Raw<'_>, layer, copy| Record { stat: raw.stat(), layer, copy, flags: raw.flags() };
+        let top = record(&full.raw(0), Some(self.layer()), None);
+        let mut builder = Builder::new(full.scanned(), full.settings(), self.layers.clone(), full.devs(), top);
+        builder.reserve(full.len(), full.len() * 16);
+        let mut waiting = vec![(0, 0)];
+        let mut below = Vec::new();
+        while let Some((old, new)) = waiting.pop() {
+            let dir = full.dir(old);
+            builder.begin(new, dir.flags);
+            for index in dir.first..dir.first + dir.count {
+                let raw = full.raw(index);
+                match (raw.child(), results.get(op_of[index as usize])) {
+                    (Some(child), _) => {
+                        below.push((child, builder.push_dir(new, raw.name(), record(&raw, Some(self.layer()), None))));
+                    }
+                    (None, Some(Copied::Done { copy, .. })) => {
+                        builder.push(raw.name(), record(&raw, Some(self.layer()), Some(*copy)));
+                    }
+                    (None, _) => {
+                        builder.take(new, &raw);
+                    }
+                }
+            }
+            builder.end(new);
+            waiting.extend(below.drain(..).rev());
+        }
+        let bytes = builder.finish().ok_or_else(|| CaptureError::TooLarge { root: self.request.root.to_owned() })?;
+        Ok(Manifest::from_bytes(bytes)?)
+    }
+}

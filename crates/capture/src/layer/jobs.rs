@@ -1,0 +1,194 @@
+//! Copying by all threads.
+
+use super::Build;
+use super::entry::{self, Compared, Copied, copy_entry};
+use super::plan::Op;
+use crate::manifest::Manifest;
+use crate::paths::{LOOK, join, open_beneath};
+use crate::request::CaptureError;
+use crate::scan::Update;
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// The most operations that one thread takes at once.
+const BATCH: usize = 64;
+
+/// Runs the operations; returns what came of each, in their order.
+pub(super) fn copy_all(build: &Build<'_>, ops: &[Op]) -> Result<Vec<Copied>, CaptureError> {
+    // The first name of a file with several is copied, the others are linked to it afterwards.
+    let mut leaders: HashMap<(u64, u64), usize> = HashMap::new();
+    let mut followers = Vec::new();
+    let mut singles = Vec::with_capacity(ops.len());
+    for (at, op) in ops.iter().enumerate() {
+        match op.links.map(|key| *leaders.entry(key).or_insert(at)) {
+            Some(leader) if leader != at => followers.push((at, leader)),
+            _ => singles.push(at),
+        }
+    }
+    let mut batches: Vec<&[usize]> = Vec::new();
+    for group in singles.chunk_by(|a, b| ops[*a].dir == ops[*b].dir && ops[*a].from == ops[*b].from) {
+        batches.extend(group.chunks(BATCH));
+    }
+    let mut results = vec![Copied::Vanished; ops.len()];
+    let done = parallel(build.request.threads, &batches, |batch| copy_batch(build, ops, batch))?;
+    for (at, copied) in done.into_iter().flatten() {
+        results[at] = copied;
+    }
+    link_all(build, ops, &followers, &mut results)?;
+    Ok(results)
+}
+
+fn copy_batch(build: &Build<'_>, ops: &[Op], batch: &[usize]) -> Result<Vec<(usize, Copied)>, CaptureError> {
+    let Some(first) = batch.first().map(|at| &ops[*at]) else { return Ok(Vec::new()) };
+    let host = build.root;
+    let source = first.from.and_then(|layer| build.stack.get(usize::from(layer))).map_or(host, AsFd::as_fd);
+    let from = match open_beneath(source, &first.dir, LOOK) {
+        Ok(from) => from,
+        // The whole directory is gone.
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(batch.iter().map(|at| (*at, Copied::Vanished)).collect()),
+        Err(errno) => return Err(build.host_error(&first.dir, errno)),
+    };
+    let to = open_beneath(build.tree()?, &first.dir, LOOK)
+        .map_err(|errno| build.layer_error("create", &first.dir, errno))?;
+    let mut done = Vec::with_capacity(batch.len());
+    let (mut files, mut bytes) = (0, 0);
+    for at in batch {
+        let op = &ops[*at];
+        let copied = copy_entry(build.copier, from.as_fd(), to.as_fd(), &op.name, op.kind, build.request.owner)
+            .map_err(|error| {
+                let path = join(&op.dir, op.name.as_bytes());
+                if error.in_layer {
+                    build.layer_error("create", &path, error.errno)
+                } else {
+                    build.host_error(&path, error.errno)
+                }
+            })?;
+        if let Copied::Done { stat, .. } = &copied {
+            files += 1;
+            bytes += stat.size;
+        }
+        done.push((*at, copied));
+    }
+    build.request.progress.copied(files, bytes);
+    Ok(done)
+}
+
+/// Makes the further names of files with several.
+fn link_all(
+    build: &Build<'_>,
+    ops: &[Op],
+    followers: &[(usize, usize)],
+    results: &mut [Copied],
+) -> Result<(), CaptureError> {
+    for (at, leader) in followers {
+        let (op, first) = (&ops[*at], &ops[*leader]);
+        let linked = match results[*leader] {
+            Copied::Done { stat, torn: false, .. } => {
+                let fits = |now: crate::stat::Stat| (now.dev, now.ino, now.ctime) == (stat.dev, stat.ino, stat.ctime);
+                // A layer's own file has another inode than the host's stat says.
+                op.from.is_some()
+                    || open_beneath(build.root, &op.dir, LOOK)
+                        .and_then(|dir| entry::stat_at(dir.as_fd(), &op.name))
+                        .is_ok_and(fits)
+            }
+            _ => false,
+        };
+        if linked && link(build, first, op).map_err(|errno| build.layer_error("create", &op.dir, errno))? {
+            results[*at] = results[*leader];
+        } else {
+            for (at, copied) in copy_batch(build, ops, &[*at])? {
+                results[at] = copied;
+            }
+        }
+    }
+    // Each link has moved the ctime of the copy.
+    let mut groups: Vec<usize> = followers.iter().map(|(_, leader)| *leader).collect();
+    groups.sort_unstable();
+    groups.dedup();
+    for leader in groups {
+        let op = &ops[leader];
+        let stat = open_beneath(build.tree()?, &op.dir, LOOK).and_then(|dir| entry::stat_at(dir.as_fd(), &op.name));
+        let Ok(stat) = stat else { continue };
+        let fresh = entry::copy_stat(&stat);
+        let names = followers.iter().filter(|(_, of)| *of == leader).map(|(at, _)| *at).chain([leader]);
+        for at in names {
+            if let Copied::Done { copy, .. } = &mut results[at]
+                && copy.ino == fresh.ino
+            {
+                *copy = fresh;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes a link in the layer; false when the file has as many names as its filesystem allows.
+fn link(build: &Build<'_>, first: &Op, op: &Op) -> Result<bool, Errno> {
+    let tree = build.tree().map_err(|_| Errno::NOENT)?;
+    let (from, to) = (open_beneath(tree, &first.dir, LOOK)?, open_beneath(tree, &op.dir, LOOK)?);
+    let make = || rustix::fs::linkat(&from, &first.name, &to, &op.name, rustix::fs::AtFlags::empty());
+    let made = match make() {
+        Err(Errno::EXIST) => {
+            crate::remove::remove_at(to.as_fd(), &op.name)?;
+            make()
+        }
+        made => made,
+    };
+    match made {
+        Ok(()) => Ok(true),
+        Err(Errno::MLINK | Errno::PERM) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Compares known entries with their copies; returns the answers in the order of `updates`.
+pub(super) fn compare_all(
+    build: &Build<'_>,
+    known: &Manifest,
+    updates: &[Update],
+) -> Result<Vec<Compared>, CaptureError> {
+    parallel(build.request.threads, updates, |update| {
+        let raw = known.raw(update.index);
+        let dir = known.dir_path(update.dir);
+        let open = |tree| open_beneath(tree, &dir, LOOK).ok();
+        let layer = build.tree_of(raw.layer_index()).and_then(open);
+        Ok(match (open(build.root), layer) {
+            (Some(host), Some(layer)) => entry::compare_entry(host.as_fd(), layer.as_fd(), raw.name_c(), raw.kind()),
+            _ => Compared::Differs,
+        })
+    })
+}
+
+/// Does the same with every item, by several threads; returns the answers in the items' order.
+fn parallel<I: Sync, R: Send>(
+    threads: usize,
+    items: &[I],
+    work: impl Fn(&I) -> Result<R, CaptureError> + Sync,
+) -> Result<Vec<R>, CaptureError> {
+    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let results = Mutex::new(Vec::with_capacity(items.len()));
+    let worker = || {
+        while !stop.load(Ordering::Relaxed) {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(at) else { break };
+            let result = work(item);
+            if result.is_err() {
+                stop.store(true, Ordering::Relaxed);
+            }
+            results.lock().unwrap_or_else(|e| e.into_inner()).push((at, result));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads.max(1).min(items.len()) {
+            scope.spawn(worker);
+        }
+        worker();
+    });
+    let mut results = results.into_inner().unwrap_or_else(|e| e.into_inner());
+    results.sort_unstable_by_key(|(at, _)| *at);
+    // With an error some answers are missing; the error comes first or at all.
+    results.into_iter().map(|(_, result)| result).collect()
+}

@@ -1,0 +1,211 @@
+//! What a scan's result means for the layer, as a value.
+
+use super::Build;
+use crate::manifest::Manifest;
+use crate::paths::{join, name_c};
+use crate::scan::{Listing, Scan, What};
+use crate::stat::{Kind, Stat};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::CString;
+use std::sync::Arc;
+
+/// What is done to the layer, in this order.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    /// Names of earlier rounds that go.
+    pub(super) take_out: Vec<Vec<u8>>,
+    /// Directories that the layer must have.
+    pub(super) dirs: BTreeSet<Vec<u8>>,
+    /// Names of the stack below that are hidden.
+    pub(super) white_out: Vec<Vec<u8>>,
+    /// Files and symlinks that are copied, those of one directory together.
+    pub(super) ops: Vec<Op>,
+    /// The operation of an entry of the manifest, by index.
+    pub(super) op_of: HashMap<u32, usize>,
+}
+
+/// One file or symlink to copy.
+#[derive(Debug, Clone)]
+pub(super) struct Op {
+    /// Its directory's path.
+    pub(super) dir: Arc<[u8]>,
+    pub(super) name: CString,
+    pub(super) kind: Kind,
+    /// `None`: the host; else this layer of the previous stack.
+    pub(super) from: Option<u16>,
+    /// Device and inode of a file with several names.
+    pub(super) links: Option<(u64, u64)>,
+}
+
+/// What is to become of a known entry, after its content was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// The layers hold it as it is; only the manifest learns its stat.
+    Refresh { stat: Stat, racy: bool },
+    /// A directory whose mode or mtime is another.
+    DirAttr,
+    /// It must be copied.
+    Copy,
+}
+
+impl Plan {
+    /// Returns whether the layer stays as it is.
+    pub(super) fn is_empty(&self) -> bool {
+        self.take_out.is_empty() && self.dirs.is_empty() && self.white_out.is_empty() && self.ops.is_empty()
+    }
+
+    fn copy(&mut self, dir: &Arc<[u8]>, name: &[u8], stat: &Stat) -> usize {
+        let links = (stat.nlink > 1 && stat.kind() == Kind::File).then_some((stat.dev, stat.ino));
+        self.ops.push(Op { dir: dir.clone(), name: name_c(name), kind: stat.kind(), from: None, links });
+        self.ops.len() - 1
+    }
+}
+
+/// Returns what a scan's result means for the layer, and notes in the scan's nodes which operation
+/// each new file is.
+///
+/// `fates` says for each of the scan's updates what is to become of it.
+pub(super) fn plan(build: &Build<'_>, known: Option<&Manifest>, scan: &mut Scan, fates: &[Fate]) -> Plan {
+    let mut plan = Plan::default();
+    if let Some(known) = known {
+        // Those of one directory one after the other, in the manifest's order.
+        let mut by_dir: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+        for (at, update) in scan.updates.iter().enumerate() {
+            by_dir.entry(update.dir).or_default().push(at);
+        }
+        for (dir, updates) in by_dir {
+            let path: Arc<[u8]> = known.dir_path(dir).into();
+            for at in updates {
+                let update = scan.updates[at];
+                let name = known.raw(update.index).name();
+                match fates[at] {
+                    Fate::Copy => {
+                        let op = plan.copy(&path, name, &update.stat);
+                        plan.op_of.insert(update.index, op);
+                        plan.dirs.insert(path.to_vec());
+                    }
+                    // The top directory's own stat is not the layer's business.
+                    Fate::DirAttr if update.index != 0 => {
+                        plan.dirs.insert(join(&path, name));
+                    }
+                    Fate::DirAttr | Fate::Refresh { .. } => {}
+                }
+            }
+        }
+        for (dir, listing) in &scan.changed {
+            vanished(build, known, *dir, listing, &scan.new, &mut plan);
+        }
+    }
+    let mut changed = std::mem::take(&mut scan.changed);
+    for (_, listing) in &mut changed {
+        let path = listing.place.path(known);
+        new_nodes(build, listing, path, &mut scan.new, &mut plan);
+    }
+    scan.changed = changed;
+    if known.is_none()
+        && let Some(Some(mut top)) = scan.new.first_mut().map(Option::take)
+    {
+        plan.dirs.insert(Vec::new());
+        new_nodes(build, &mut top, Vec::new(), &mut scan.new, &mut plan);
+        scan.new[0] = Some(top);
+    }
+    plan
+}
+
+/// Returns the names of a listing that the layer will hold.
+fn carried<'l>(listing: &'l Listing, new: &[Option<Listing>], known: Option<&Manifest>) -> BTreeSet<&'l [u8]> {
+    let carries = |what: &What| match what {
+        What::Copy { .. } => true,
+        What::Dir(id) => new.get(*id as usize).is_some_and(Option::is_some),
+        What::Keep(index) => known.is_none_or(|known| known.raw(*index).flags().reason().is_none()),
+        What::LeaveOut(_) => false,
+    };
+    listing.nodes.iter().filter(|node| carries(&node.what)).map(|node| &*node.name).collect()
+}
+
+/// Plans for the names of a known directory that are gone or were replaced.
+fn vanished(
+    build: &Build<'_>,
+    known: &Manifest,
+    dir: u32,
+    listing: &Listing,
+    new: &[Option<Listing>],
+    plan: &mut Plan,
+) {
+    let kept: BTreeSet<u32> = listing
+        .nodes
+        .iter()
+        .filter_map(|node| match node.what {
+            What::Keep(index) => Some(index),
+            _ => None,
+        })
+        .collect();
+    let names = carried(listing, new, Some(known));
+    let path = known.dir_path(dir);
+    let record = known.dir(dir);
+    for index in record.first..record.first + record.count {
+        let raw = known.raw(index);
+        if kept.contains(&index) || raw.flags().reason().is_some() {
+            continue;
+        }
+        let gone = join(&path, raw.name());
+        if raw.layer_index() == build.layer() || build.made.contains(&gone) {
+            plan.take_out.push(gone.clone());
+        }
+        if !names.contains(raw.name()) && build.shows(&gone) {
+            plan.white_out.push(gone);
+        }
+    }
+}
+
+/// Plans for what is new in a listing, and in the new directories below it.
+fn new_nodes(build: &Build<'_>, listing: &mut Listing, path: Vec<u8>, new: &mut [Option<Listing>], plan: &mut Plan) {
+    // The first listing is not taken out of `new`; those below it are, one by one, and put back.
+    let mut waiting = nodes_of(build, listing, path, new, plan);
+    while let Some((id, path)) = waiting.pop() {
+        let Some(mut listing) = new.get_mut(id as usize).and_then(Option::take) else { continue };
+        plan.dirs.insert(path.clone());
+        if let Some(below) = build.below.filter(|_| build.shows(&path)) {
+            // The stack below has a directory of this name, which was hidden or left out before.
+            let names = carried(&listing, new, None);
+            if let Some(dir) = below.find(&path).and_then(|index| below.raw(index).child()) {
+                let record = below.dir(dir);
+                for raw in (record.first..record.first + record.count).map(|index| below.raw(index)) {
+                    if raw.flags().reason().is_none() && !names.contains(raw.name()) {
+                        plan.white_out.push(join(&path, raw.name()));
+                    }
+                }
+            }
+        }
+        waiting.extend(nodes_of(build, &mut listing, path, new, plan));
+        new[id as usize] = Some(listing);
+    }
+}
+
+fn nodes_of(
+    build: &Build<'_>,
+    listing: &mut Listing,
+    path: Vec<u8>,
+    new: &[Option<Listing>],
+    plan: &mut Plan,
+) -> Vec<(u32, Vec<u8>)> {
+    let dir: Arc<[u8]> = path.clone().into();
+    let mut below = Vec::new();
+    for node in &mut listing.nodes {
+        match &mut node.what {
+            What::Copy { op, .. } => {
+                *op = plan.copy(&dir, &node.name, &node.stat) as u32;
+                plan.dirs.insert(path.clone());
+                let target = join(&path, &node.name);
+                if build.made.contains(&target) {
+                    plan.take_out.push(target);
+                }
+            }
+            What::Dir(id) if new.get(*id as usize).is_some_and(Option::is_some) => {
+                below.push((*id, join(&path, &node.name)));
+            }
+            What::Dir(_) | What::Keep(_) | What::LeaveOut(_) => {}
+        }
+    }
+    below
+}

@@ -1,0 +1,99 @@
+//! Offsets and numbers of the manifest's format.
+
+/// First and last bytes of the file.
+pub(super) const MAGIC: &[u8; 8] = b"gsmanif\n";
+/// The version that this build reads and writes.
+pub(super) const VERSION: u32 = 1;
+/// Length of the header.
+pub(super) const HEADER: usize = 128;
+/// Length of a directory record.
+pub(super) const DIR: usize = 24;
+/// Length of an entry record.
+pub(super) const ENTRY: usize = 80;
+/// "No such index".
+pub(crate) const NONE: u32 = u32::MAX;
+/// "In no layer".
+pub(super) const NO_LAYER: u16 = u16::MAX;
+
+/// The directory holds an entry named `.git`.
+pub(crate) const DIR_GIT: u32 = 1;
+/// The directory could not be listed; it is carried empty.
+pub(crate) const DIR_UNREADABLE: u32 = 2;
+
+/// Header offsets.
+pub(super) mod head {
+    pub(crate) const VERSION: usize = 8;
+    pub(crate) const ENTRIES: usize = 12;
+    pub(crate) const DIRS: usize = 16;
+    pub(crate) const LAYERS: usize = 20;
+    pub(crate) const DEVS: usize = 24;
+    pub(crate) const DIRS_AT: usize = 32;
+    pub(crate) const ENTRIES_AT: usize = 40;
+    pub(crate) const NAMES_AT: usize = 48;
+    pub(crate) const TABLES_AT: usize = 56;
+    pub(crate) const LENGTH: usize = 64;
+    pub(crate) const SCAN_SEC: usize = 72;
+    pub(crate) const SCAN_NSEC: usize = 80;
+    pub(crate) const SETTINGS: usize = 88;
+    pub(crate) const FILES: usize = 96;
+}
+
+/// Offsets in an entry record.
+pub(super) mod entry {
+    pub(crate) const MTIME_SEC: usize = 0;
+    pub(crate) const CTIME_SEC: usize = 8;
+    pub(crate) const SIZE: usize = 16;
+    pub(crate) const INO: usize = 24;
+    pub(crate) const COPY_INO: usize = 32;
+    pub(crate) const COPY_CTIME_SEC: usize = 40;
+    pub(crate) const MTIME_NSEC: usize = 48;
+    pub(crate) const CTIME_NSEC: usize = 52;
+    pub(crate) const COPY_CTIME_NSEC: usize = 56;
+    pub(crate) const MODE: usize = 60;
+    pub(crate) const NAME: usize = 64;
+    pub(crate) const CHILD: usize = 68;
+    pub(crate) const NAME_LEN: usize = 72;
+    pub(crate) const LAYER: usize = 74;
+    pub(crate) const DEV: usize = 76;
+    pub(crate) const FLAGS: usize = 78;
+}
+
+/// Flags of an entry; the upper byte is the code of a [`super::Reason`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) struct Flags(pub(crate) u16);
+
+impl Flags {
+    const RACY: u16 = 1;
+    const SECRET: u16 = 2;
+
+    pub(crate) fn with_racy(self, racy: bool) -> Self {
+        Self(if racy { self.0 | Self::RACY } else { self.0 & !Self::RACY })
+    }
+
+    pub(crate) fn with_secret(self, secret: bool) -> Self {
+        Self(if secret { self.0 | Self::SECRET } else { self.0 & !Self::SECRET })
+    }
+
+    pub(crate) fn with_reason(self, reason: Option<super::Reason>) -> Self {
+        Self(self.0 & 0xff | reason.map_or(0, super::Reason::code) << 8)
+    }
+
+    /// Nothing about the entry needs a second look when its stat is unchanged.
+    pub(crate) fn plain(self) -> bool {
+        self.0 == 0
+    }
+
+    /// A change after the last look might have left no trace in the stat.
+    pub(crate) fn racy(self) -> bool {
+        self.0 & Self::RACY != 0
+    }
+
+    /// It looks like a secret (carried or not).
+    pub(crate) fn secret(self) -> bool {
+        self.0 & Self::SECRET != 0
+    }
+
+    pub(crate) fn reason(self) -> Option<super::Reason> {
+        super::Reason::from_code(self.0 >> 8)
+    }
+}

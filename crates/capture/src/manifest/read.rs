@@ -1,0 +1,469 @@
+//! Reading a manifest: by path for others, by index for the scan.
+
+use super::format::{DIR, ENTRY, Flags, HEADER, MAGIC, NO_LAYER, NONE, VERSION, entry, head};
+use super::{DIR_UNREADABLE, Reason};
+use crate::stat::{Kind, Stat, Time, kept_mode, kind_of};
+use sandbox_sys::map::Map;
+use std::ffi::CStr;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a manifest cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// The file could not be opened or mapped.
+    #[error("cannot read '{path}'", path = path.display())]
+    Io {
+        /// The manifest.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// It is not a whole manifest.
+    #[error("'{path}' is damaged", path = path.display())]
+    Damaged {
+        /// The manifest.
+        path: PathBuf,
+    },
+    /// Another version of this program wrote it.
+    #[error("'{path}' has version {found}, this program reads {VERSION}", path = path.display())]
+    Version {
+        /// The manifest.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
+}
+
+#[derive(Debug)]
+enum Data {
+    Mapped(Map),
+    Owned(Vec<u8>),
+}
+
+impl std::ops::Deref for Data {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Owned(bytes) => bytes,
+        }
+    }
+}
+
+/// What a stack of layers holds.
+#[derive(Debug)]
+pub struct Manifest {
+    data: Data,
+    entries: u32,
+    dirs: u32,
+    dirs_at: usize,
+    entries_at: usize,
+    names_at: usize,
+    tables_at: usize,
+    scan: Time,
+    settings: u64,
+    files: u64,
+    layers: Vec<String>,
+    devs: Vec<u64>,
+}
+
+/// Inode number and ctime of a file in its layer: what an overlay shows until it is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyStat {
+    /// Inode.
+    pub ino: u64,
+    /// Last change of the inode.
+    pub ctime: Time,
+}
+
+/// One entry of a captured tree.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Entry<'a> {
+    /// The last component of its path; empty for the top directory.
+    pub name: &'a [u8],
+    /// The host's stat when it was captured (`nlink` and `blocks` are 0).
+    pub stat: Stat,
+    /// The layer that holds it; `None` when it was left out.
+    pub layer: Option<&'a str>,
+    /// The stat of the copy in that layer; `None` for directories and what was left out.
+    pub copy: Option<CopyStat>,
+    /// Why it is in no layer.
+    pub left_out: Option<Reason>,
+    /// It looks like a secret (and was carried, unless `left_out`).
+    pub secret: bool,
+}
+
+impl Entry<'_> {
+    /// Returns the kind of entry.
+    pub fn kind(&self) -> Kind {
+        self.stat.kind()
+    }
+
+    /// Returns the permission bits in the layer.
+    pub fn mode(&self) -> u32 {
+        kept_mode(self.stat.mode)
+    }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    bytes.get(at..at + 2).and_then(|b| b.try_into().ok()).map_or(0, u16::from_le_bytes)
+}
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
+}
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
+fn i64_at(bytes: &[u8], at: usize) -> i64 {
+    u64_at(bytes, at) as i64
+}
+
+impl Manifest {
+    /// Maps a manifest.
+    pub fn open(path: &Path) -> Result<Self, ManifestError> {
+        let io = |source| ManifestError::Io { path: path.to_owned(), source };
+        let file = File::open(path).map_err(io)?;
+        Self::parse(Data::Mapped(Map::new(&file).map_err(io)?), path)
+    }
+
+    pub(crate) fn from_bytes(bytes: Vec<u8>) -> Result<Self, ManifestError> {
+        Self::parse(Data::Owned(bytes), Path::new(super::MANIFEST))
+    }
+
+    fn parse(data: Data, path: &Path) -> Result<Self, ManifestError> {
+        let damaged = || ManifestError::Damaged { path: path.to_owned() };
+        if data.len() < HEADER + MAGIC.len() || !data.starts_with(MAGIC) {
+            return Err(damaged());
+        }
+        let found = u32_at(&data, head::VERSION);
+        if found != VERSION {
+            return Err(ManifestError::Version { path: path.to_owned(), found });
+        }
+        let at = |offset| usize::try_from(u64_at(&data, offset)).map_err(|_| damaged());
+        let (dirs_at, entries_at) = (at(head::DIRS_AT)?, at(head::ENTRIES_AT)?);
+        let (names_at, tables_at) = (at(head::NAMES_AT)?, at(head::TABLES_AT)?);
+        let (entries, dirs) = (u32_at(&data, head::ENTRIES), u32_at(&data, head::DIRS));
+        let whole = at(head::LENGTH)? == data.len()
+            && data.ends_with(MAGIC)
+            && dirs_at == HEADER
+            && dirs_at.checked_add(dirs as usize * DIR) == Some(entries_at)
+            && entries_at.checked_add(entries as usize * ENTRY) == Some(names_at)
+            && names_at <= tables_at
+            && tables_at <= data.len()
+            && entries > 0
+            && dirs > 0;
+        if !whole {
+            return Err(damaged());
+        }
+        let mut devs = Vec::new();
+        let mut at = tables_at;
+        for _ in 0..u32_at(&data, head::DEVS) {
+            devs.push(u64::from_le_bytes(data.get(at..at + 8).and_then(|b| b.try_into().ok()).ok_or_else(damaged)?));
+            at += 8;
+        }
+        let mut layers = Vec::new();
+        for _ in 0..u32_at(&data, head::LAYERS) {
+            let len = usize::from(u16_at(&data, at));
+            let text = data.get(at + 2..at + 2 + len).ok_or_else(damaged)?;
+            layers.push(String::from_utf8(text.to_vec()).map_err(|_| damaged())?);
+            at += 2 + len;
+        }
+        let scan = Time { sec: i64_at(&data, head::SCAN_SEC), nsec: u32_at(&data, head::SCAN_NSEC) };
+        let settings = u64_at(&data, head::SETTINGS);
+        let files = u64_at(&data, head::FILES);
+        Ok(Self { entries, dirs, dirs_at, entries_at, names_at, tables_at, scan, settings, files, layers, devs, data })
+    }
+
+    /// Returns the ids of the layers that it describes, uppermost first.
+    pub fn layers(&self) -> Vec<String> {
+        self.layers.iter().rev().cloned().collect()
+    }
+
+    /// Returns when the scan started whose result this is.
+    pub fn scanned(&self) -> Time {
+        self.scan
+    }
+
+    /// Returns the number of entries, the top directory and left out ones included.
+    pub fn len(&self) -> usize {
+        self.entries as usize
+    }
+
+    /// Returns false: there is always the top directory.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Returns the top directory.
+    pub fn top(&self) -> Entry<'_> {
+        self.raw(0).entry()
+    }
+
+    /// Returns the entry at a path relative to the top, components separated by one `/`; the empty
+    /// path is the top directory.
+    pub fn lookup(&self, path: &[u8]) -> Option<Entry<'_>> {
+        self.find(path).map(|index| self.raw(index).entry())
+    }
+
+    /// Returns all entries below a directory (not itself), parents before children, in name order.
+    pub fn walk(&self, dir: &[u8]) -> Walk<'_> {
+        let start = self.find(dir).and_then(|index| self.raw(index).child());
+        Walk::new(self, start, dir)
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.data
+    }
+
+    /// Returns the number of regular files and symlinks that the stack holds.
+    pub fn files(&self) -> u64 {
+        self.files
+    }
+
+    pub(crate) fn settings(&self) -> u64 {
+        self.settings
+    }
+
+    pub(crate) fn layers_up(&self) -> &[String] {
+        &self.layers
+    }
+
+    pub(crate) fn devs(&self) -> &[u64] {
+        &self.devs
+    }
+
+    pub(crate) fn dirs(&self) -> u32 {
+        self.dirs
+    }
+
+    /// Returns the index of the entry at a path.
+    pub(crate) fn find(&self, path: &[u8]) -> Option<u32> {
+        let mut at = 0;
+        if path.is_empty() {
+            return Some(at);
+        }
+        for name in path.split(|b| *b == b'/') {
+            let dir = self.raw(at).child()?;
+            at = self.find_in(dir, name)?;
+        }
+        Some(at)
+    }
+
+    /// Returns the index of the entry called `name` in a directory.
+    pub(crate) fn find_in(&self, dir: u32, name: &[u8]) -> Option<u32> {
+        let dir = self.dir(dir);
+        let (mut low, mut high) = (dir.first, dir.first + dir.count);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.raw(middle).name().cmp(name) {
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Greater => high = middle,
+                std::cmp::Ordering::Equal => return Some(middle),
+            }
+        }
+        None
+    }
+
+    pub(crate) fn raw(&self, index: u32) -> Raw<'_> {
+        let at = self.entries_at + index as usize * ENTRY;
+        let bytes = if index < self.entries { self.data.get(at..at + ENTRY) } else { None };
+        Raw { manifest: self, bytes: bytes.and_then(|b| b.try_into().ok()).unwrap_or(&[0; ENTRY]) }
+    }
+
+    pub(crate) fn dir(&self, index: u32) -> RawDir {
+        let at = self.dirs_at + index as usize * DIR;
+        let Some(bytes) = self.data.get(at..at + DIR).filter(|_| index < self.dirs) else {
+            return RawDir { first: 0, count: 0, own: 0, parent: NONE, flags: DIR_UNREADABLE };
+        };
+        let (first, count) = (u32_at(bytes, 0), u32_at(bytes, 4));
+        let fits = first.checked_add(count).is_some_and(|end| end <= self.entries);
+        RawDir {
+            first,
+            count: if fits { count } else { 0 },
+            own: u32_at(bytes, 8),
+            // Parents come first in the file, so damage cannot make a loop.
+            parent: Some(u32_at(bytes, 12)).filter(|parent| *parent < index).unwrap_or(NONE),
+            flags: u32_at(bytes, 16),
+        }
+    }
+
+    /// Returns the path of a directory.
+    pub(crate) fn dir_path(&self, dir: u32) -> Vec<u8> {
+        let mut names = Vec::new();
+        let mut at = self.dir(dir);
+        while at.parent != NONE {
+            names.push(self.raw(at.own).name());
+            at = self.dir(at.parent);
+        }
+        names.reverse();
+        names.join(&b'/')
+    }
+}
+
+/// A directory record.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RawDir {
+    pub(crate) first: u32,
+    pub(crate) count: u32,
+    pub(crate) own: u32,
+    pub(crate) parent: u32,
+    pub(crate) flags: u32,
+}
+
+/// An entry record, read field by field.
+#[derive(Clone, Copy)]
+pub(crate) struct Raw<'a> {
+    manifest: &'a Manifest,
+    pub(crate) bytes: &'a [u8; ENTRY],
+}
+
+impl<'a> Raw<'a> {
+    fn name_range(&self) -> (usize, usize) {
+        let at = self.manifest.names_at + u32_at(self.bytes, entry::NAME) as usize;
+        (at, at + usize::from(u16_at(self.bytes, entry::NAME_LEN)))
+    }
+
+    pub(crate) fn name(&self) -> &'a [u8] {
+        let (from, to) = self.name_range();
+        if to > self.manifest.tables_at {
+            return b"";
+        }
+        self.manifest.data.get(from..to).unwrap_or_default()
+    }
+
+    pub(crate) fn name_c(&self) -> &'a CStr {
+        let (from, to) = self.name_range();
+        self.manifest.data.get(from..to + 1).and_then(|b| CStr::from_bytes_with_nul(b).ok()).unwrap_or_default()
+    }
+
+    pub(crate) fn mode(&self) -> u32 {
+        u32_at(self.bytes, entry::MODE)
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        kind_of(self.mode())
+    }
+
+    pub(crate) fn flags(&self) -> Flags {
+        Flags(u16_at(self.bytes, entry::FLAGS))
+    }
+
+    /// Returns the directory's index when it is a directory that is carried.
+    pub(crate) fn child(&self) -> Option<u32> {
+        let child = u32_at(self.bytes, entry::CHILD);
+        (child < self.manifest.dirs && self.kind() == Kind::Dir).then_some(child)
+    }
+
+    pub(crate) fn layer_index(&self) -> u16 {
+        u16_at(self.bytes, entry::LAYER)
+    }
+
+    pub(crate) fn mtime(&self) -> Time {
+        Time { sec: i64_at(self.bytes, entry::MTIME_SEC), nsec: u32_at(self.bytes, entry::MTIME_NSEC) }
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        u64_at(self.bytes, entry::SIZE)
+    }
+
+    /// Returns whether the host entry is the one that was captured, as far as stat can tell.
+    ///
+    /// The device is not compared: its number changes over a reboot or a mount.
+    #[inline]
+    pub(crate) fn same(&self, stat: &Stat) -> bool {
+        let b = self.bytes;
+        u64_at(b, entry::INO) == stat.ino
+            && i64_at(b, entry::CTIME_SEC) == stat.ctime.sec
+            && u32_at(b, entry::CTIME_NSEC) == stat.ctime.nsec
+            && i64_at(b, entry::MTIME_SEC) == stat.mtime.sec
+            && u32_at(b, entry::MTIME_NSEC) == stat.mtime.nsec
+            && u32_at(b, entry::MODE) == stat.mode
+            && (u64_at(b, entry::SIZE) == stat.size || stat.kind() == Kind::Dir)
+    }
+
+    pub(crate) fn stat(&self) -> Stat {
+        let b = self.bytes;
+        let dev = self.manifest.devs.get(usize::from(u16_at(b, entry::DEV))).copied().unwrap_or_default();
+        Stat {
+            mode: self.mode(),
+            size: self.size(),
+            mtime: self.mtime(),
+            ctime: Time { sec: i64_at(b, entry::CTIME_SEC), nsec: u32_at(b, entry::CTIME_NSEC) },
+            dev,
+            ino: u64_at(b, entry::INO),
+            nlink: 0,
+            blocks: 0,
+        }
+    }
+
+    pub(crate) fn copy(&self) -> Option<CopyStat> {
+        let b = self.bytes;
+        let ino = u64_at(b, entry::COPY_INO);
+        let ctime = Time { sec: i64_at(b, entry::COPY_CTIME_SEC), nsec: u32_at(b, entry::COPY_CTIME_NSEC) };
+        (ino != 0).then_some(CopyStat { ino, ctime })
+    }
+
+    pub(crate) fn entry(&self) -> Entry<'a> {
+        let flags = self.flags();
+        let layer = Some(self.layer_index()).filter(|index| *index != NO_LAYER);
+        Entry {
+            name: self.name(),
+            stat: self.stat(),
+            layer: layer.and_then(|index| self.manifest.layers.get(usize::from(index))).map(String::as_str),
+            copy: self.copy(),
+            left_out: flags.reason(),
+            secret: flags.secret(),
+        }
+    }
+}
+
+/// Entries below a directory, depth first.
+#[derive(Debug)]
+pub struct Walk<'a> {
+    manifest: &'a Manifest,
+    /// Next entry, end, length of the directory's path.
+    stack: Vec<(u32, u32, usize)>,
+    path: Vec<u8>,
+}
+
+impl<'a> Walk<'a> {
+    fn new(manifest: &'a Manifest, dir: Option<u32>, path: &[u8]) -> Self {
+        let mut walk = Self { manifest, stack: Vec::new(), path: path.to_vec() };
+        if let Some(dir) = dir {
+            let dir = manifest.dir(dir);
+            walk.stack.push((dir.first, dir.first + dir.count, path.len()));
+        }
+        walk
+    }
+}
+
+impl<'a> Iterator for Walk<'a> {
+    type Item = (Vec<u8>, Entry<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (at, len) = loop {
+            let top = self.stack.last_mut()?;
+            if top.0 < top.1 {
+                top.0 += 1;
+                break (top.0 - 1, top.2);
+            }
+            self.stack.pop();
+        };
+        let raw = self.manifest.raw(at);
+        self.path.truncate(len);
+        if !self.path.is_empty() {
+            self.path.push(b'/');
+        }
+        self.path.extend_from_slice(raw.name());
+        // Children come later in the file than their parent: damage cannot make a loop.
+        if let Some(child) = raw.child() {
+            let dir = self.manifest.dir(child);
+            if dir.first > at {
+                self.stack.push((dir.first, dir.first + dir.count, self.path.len()));
+            }
+        }
+        Some((self.path.clone(), raw.entry()))
+    }
+}

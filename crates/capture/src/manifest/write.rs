@@ -1,0 +1,282 @@
+//! Building a manifest, directory by directory.
+
+use super::format::{DIR, ENTRY, Flags, HEADER, MAGIC, NO_LAYER, NONE, VERSION, entry, head};
+use super::{CopyStat, Raw};
+use crate::stat::{Kind, Stat, Time};
+
+/// An entry to be written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Record {
+    pub(crate) stat: Stat,
+    /// Index of the layer, lowermost is 0.
+    pub(crate) layer: Option<u16>,
+    pub(crate) copy: Option<CopyStat>,
+    pub(crate) flags: Flags,
+}
+
+/// Collects records; directories are announced by their entry and filled later, in any order.
+pub(crate) struct Builder {
+    dirs: Vec<[u32; 5]>,
+    entries: Vec<u8>,
+    names: Vec<u8>,
+    devs: Vec<u64>,
+    layers: Vec<String>,
+    scan: Time,
+    settings: u64,
+    files: u64,
+    overflow: bool,
+}
+
+impl Builder {
+    /// Starts with the top directory, which has index 0.
+    ///
+    /// `devs` is the table of the manifest that records will be taken over from.
+    pub(crate) fn new(scan: Time, settings: u64, layers: Vec<String>, devs: &[u64], top: Record) -> Self {
+        let mut builder = Self {
+            dirs: Vec::new(),
+            entries: Vec::new(),
+            names: Vec::new(),
+            devs: devs.to_vec(),
+            layers,
+            scan,
+            settings,
+            files: 0,
+            overflow: false,
+        };
+        builder.push_dir(NONE, b"", top);
+        builder
+    }
+
+    /// Reserves room, so that a large manifest is not copied while it grows.
+    pub(crate) fn reserve(&mut self, entries: usize, bytes: usize) {
+        self.entries.reserve(entries * ENTRY);
+        self.names.reserve(bytes);
+    }
+
+    fn index(&self) -> u32 {
+        (self.entries.len() / ENTRY) as u32
+    }
+
+    /// Begins the entries of a directory; they follow in name order.
+    pub(crate) fn begin(&mut self, dir: u32, flags: u32) {
+        let first = self.index();
+        let record = &mut self.dirs[dir as usize];
+        record[0] = first;
+        record[4] = flags;
+    }
+
+    /// Ends the entries of a directory.
+    pub(crate) fn end(&mut self, dir: u32) {
+        let next = self.index();
+        let record = &mut self.dirs[dir as usize];
+        record[1] = next - record[0];
+    }
+
+    fn add_name(&mut self, name: &[u8]) -> u32 {
+        let at = self.names.len();
+        self.names.extend_from_slice(name);
+        self.names.push(0);
+        u32::try_from(at).unwrap_or_else(|_| {
+            self.overflow = true;
+            0
+        })
+    }
+
+    /// Adds an entry that is not a carried directory.
+    pub(crate) fn push(&mut self, name: &[u8], record: Record) {
+        self.write(name, record, NONE);
+    }
+
+    /// Adds a directory's entry and returns the directory's index.
+    pub(crate) fn push_dir(&mut self, parent: u32, name: &[u8], record: Record) -> u32 {
+        let dir = self.dirs.len() as u32;
+        self.dirs.push([0, 0, self.index(), parent, 0]);
+        self.write(name, record, dir);
+        dir
+    }
+
+    /// Takes over an entry as it is in another manifest with the same devices and layers.
+    ///
+    /// Returns the directory's new index when it is a directory.
+    pub(crate) fn take(&mut self, parent: u32, raw: &Raw<'_>) -> Option<u32> {
+        let at = self.entries.len();
+        let name = self.add_name(raw.name());
+        self.files += u64::from(raw.kind() != Kind::Dir && raw.layer_index() != NO_LAYER);
+        let child = raw.child().map(|_| {
+            let dir = self.dirs.len() as u32;
+            self.dirs.push([0, 0, (at / ENTRY) as u32, parent, 0]);
+            dir
+        });
+        self.entries.extend_from_slice(raw.bytes);
+        self.entries[at + entry::NAME..][..4].copy_from_slice(&name.to_le_bytes());
+        self.entries[at + entry::CHILD..][..4].copy_from_slice(&child.unwrap_or(NONE).to_le_bytes());
+        child
+    }
+
+    fn write(&mut self, name: &[u8], record: Record, child: u32) {
+        let name_at = self.add_name(name);
+        let dev = self.devs.iter().position(|dev| *dev == record.stat.dev).unwrap_or_else(|| {
+            self.devs.push(record.stat.dev);
+            self.devs.len() - 1
+        });
+        let (copy_ino, copy_ctime) = record.copy.map_or((0, Time::default()), |copy| (copy.ino, copy.ctime));
+        let stat = &record.stat;
+        self.files += u64::from(stat.kind() != Kind::Dir && record.layer.is_some());
+        let mut bytes = [0; ENTRY];
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(entry::MTIME_SEC, &stat.mtime.sec.to_le_bytes());
+        put(entry::CTIME_SEC, &stat.ctime.sec.to_le_bytes());
+        put(entry::SIZE, &stat.size.to_le_bytes());
+        put(entry::INO, &stat.ino.to_le_bytes());
+        put(entry::COPY_INO, &copy_ino.to_le_bytes());
+        put(entry::COPY_CTIME_SEC, &copy_ctime.sec.to_le_bytes());
+        put(entry::MTIME_NSEC, &stat.mtime.nsec.to_le_bytes());
+        put(entry::CTIME_NSEC, &stat.ctime.nsec.to_le_bytes());
+        put(entry::COPY_CTIME_NSEC, &copy_ctime.nsec.to_le_bytes());
+        put(entry::MODE, &stat.mode.to_le_bytes());
+        put(entry::NAME, &name_at.to_le_bytes());
+        put(entry::CHILD, &child.to_le_bytes());
+        // Names have at most 255 bytes, devices a tree can span are few.
+        put(entry::NAME_LEN, &(name.len() as u16).to_le_bytes());
+        put(entry::LAYER, &record.layer.unwrap_or(NO_LAYER).to_le_bytes());
+        put(entry::DEV, &(dev.min(usize::from(u16::MAX)) as u16).to_le_bytes());
+        put(entry::FLAGS, &record.flags.0.to_le_bytes());
+        self.entries.extend_from_slice(&bytes);
+    }
+
+    /// Returns the file's bytes; `None` when the tree is too large for the format.
+    pub(crate) fn finish(self) -> Option<Vec<u8>> {
+        if self.overflow || self.entries.len() / ENTRY >= NONE as usize {
+            return None;
+        }
+        let entries_at = HEADER + self.dirs.len() * DIR;
+        let names_at = entries_at + self.entries.len();
+        let tables_at = names_at + self.names.len();
+        let tables: usize = self.devs.len() * 8 + self.layers.iter().map(|id| id.len() + 2).sum::<usize>();
+        let length = tables_at + tables + MAGIC.len();
+        let mut out = Vec::with_capacity(length);
+        out.resize(HEADER, 0);
+        let mut put = |at: usize, value: &[u8]| out[at..at + value.len()].copy_from_slice(value);
+        put(0, MAGIC);
+        put(head::VERSION, &VERSION.to_le_bytes());
+        put(head::ENTRIES, &((self.entries.len() / ENTRY) as u32).to_le_bytes());
+        put(head::DIRS, &(self.dirs.len() as u32).to_le_bytes());
+        put(head::LAYERS, &(self.layers.len() as u32).to_le_bytes());
+        put(head::DEVS, &(self.devs.len() as u32).to_le_bytes());
+        put(head::DIRS_AT, &(HEADER as u64).to_le_bytes());
+        put(head::ENTRIES_AT, &(entries_at as u64).to_le_bytes());
+        put(head::NAMES_AT, &(names_at as u64).to_le_bytes());
+        put(head::TABLES_AT, &(tables_at as u64).to_le_bytes());
+        put(head::LENGTH, &(length as u64).to_le_bytes());
+        put(head::SCAN_SEC, &self.scan.sec.to_le_bytes());
+        put(head::SCAN_NSEC, &self.scan.nsec.to_le_bytes());
+        put(head::SETTINGS, &self.settings.to_le_bytes());
+        put(head::FILES, &self.files.to_le_bytes());
+        for dir in &self.dirs {
+            for number in dir {
+                out.extend_from_slice(&number.to_le_bytes());
+            }
+            out.extend_from_slice(&[0; 4]);
+        }
+        out.extend_from_slice(&self.entries);
+        out.extend_from_slice(&self.names);
+        for dev in &self.devs {
+            out.extend_from_slice(&dev.to_le_bytes());
+        }
+        for id in &self.layers {
+            out.extend_from_slice(&(id.len() as u16).to_le_bytes());
+            out.extend_from_slice(id.as_bytes());
+        }
+        out.extend_from_slice(MAGIC);
+        Some(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::{Manifest, ManifestError, Reason};
+
+    fn record(mode: u32, ino: u64) -> Record {
+        let time = Time { sec: -1, nsec: 999_999_999 };
+        Record {
+            stat: Stat { mode, size: ino * 10, mtime: time, ctime: time, dev: 7, ino, nlink: 0, blocks: 0 },
+            layer: Some(0),
+            copy: Some(CopyStat { ino: ino + 100, ctime: time }),
+            flags: Flags::default(),
+        }
+    }
+
+    fn sample() -> Vec<u8> {
+        let mut builder =
+            Builder::new(Time { sec: 5, nsec: 6 }, 42, vec!["base".into(), "delta".into()], &[], record(0o40755, 1));
+        builder.begin(0, super::super::DIR_GIT);
+        builder.push(b"a.txt", record(0o100644, 2));
+        let src = builder.push_dir(0, b"src", Record { layer: Some(1), ..record(0o40700, 3) });
+        let flags = Flags::default().with_reason(Some(Reason::Special));
+        builder.push(b"z", Record { layer: None, copy: None, flags, ..record(0o10600, 4) });
+        builder.end(0);
+        builder.begin(src, 0);
+        builder.push(b"\xff", record(0o120777, 5));
+        builder.end(src);
+        builder.finish().unwrap()
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let manifest = Manifest::from_bytes(sample()).unwrap();
+        assert_eq!(manifest.layers(), ["delta", "base"]);
+        assert_eq!((manifest.scanned(), manifest.settings(), manifest.len()), (Time { sec: 5, nsec: 6 }, 42, 5));
+        let link = manifest.lookup(b"src/\xff").unwrap();
+        assert_eq!((link.kind(), link.stat, link.layer), (Kind::Symlink, record(0o120777, 5).stat, Some("base")));
+        assert_eq!(link.copy.unwrap().ino, 105);
+        assert_eq!(manifest.lookup(b"src").unwrap().layer, Some("delta"));
+        let fifo = manifest.lookup(b"z").unwrap();
+        assert_eq!((fifo.left_out, fifo.layer, fifo.copy), (Some(Reason::Special), None, None));
+        assert!(manifest.lookup(b"src/a.txt").is_none() && manifest.lookup(b"a.txt/x").is_none());
+        assert_eq!(manifest.dir_path(1), b"src");
+        assert_eq!(manifest.files(), 2);
+        assert_eq!(manifest.dir(0).flags, super::super::DIR_GIT);
+        let paths: Vec<_> = manifest.walk(b"").map(|(path, _)| path).collect();
+        assert_eq!(paths, [&b"a.txt"[..], b"src", b"src/\xff", b"z"]);
+        assert_eq!(manifest.walk(b"src").count(), 1);
+    }
+
+    #[test]
+    fn entries_are_taken_over() {
+        let old = Manifest::from_bytes(sample()).unwrap();
+        let mut builder = Builder::new(Time::default(), 0, old.layers_up().to_vec(), old.devs(), record(0o40755, 1));
+        builder.begin(0, 0);
+        let src = builder.take(0, &old.raw(old.find(b"src").unwrap())).unwrap();
+        builder.end(0);
+        builder.begin(src, 0);
+        assert!(builder.take(src, &old.raw(old.find(b"src/\xff").unwrap())).is_none());
+        builder.end(src);
+        let new = Manifest::from_bytes(builder.finish().unwrap()).unwrap();
+        assert_eq!(new.files(), 1);
+        assert_eq!(new.lookup(b"src/\xff"), old.lookup(b"src/\xff"));
+        assert_eq!(new.lookup(b"src"), old.lookup(b"src"));
+    }
+
+    #[test]
+    fn damage_is_an_error_or_a_difference_but_never_a_panic() {
+        let whole = sample();
+        for end in 0..whole.len() {
+            assert!(matches!(Manifest::from_bytes(whole[..end].to_vec()), Err(ManifestError::Damaged { .. })));
+        }
+        for at in 12..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 0xff;
+            if let Ok(manifest) = Manifest::from_bytes(bytes) {
+                let _ = manifest.lookup(b"src/\xff");
+                assert!(manifest.walk(b"").count() < 100);
+                for dir in 0..manifest.dirs() {
+                    let _ = manifest.dir_path(dir);
+                }
+            }
+        }
+        let mut newer = whole;
+        newer[8] = 9;
+        assert!(matches!(Manifest::from_bytes(newer), Err(ManifestError::Version { found: 9, .. })));
+    }
+}
