@@ -2,8 +2,10 @@
 //! Knows nothing of sandboxes, git or the protocol.
 
 pub mod caps;
+pub mod child;
 pub mod copy;
 pub mod fork;
+pub mod landlock;
 pub mod lock;
 pub mod map;
 pub mod mount;

@@ -190,7 +190,7 @@ impl Overlay<'_> {
         match self.detached() {
             Ok(tree) => attach(tree, at),
             // Before 6.8 there is no `lowerdir+`, and a string of fsconfig ends at 255 bytes.
-            Err(error) if errno(&error) == Some(libc::EINVAL) => match self.with_one_page_of_options(at.as_fd()) {
+            Err(error) if errno(&error) == Some(libc::EINVAL) => match self.mount_by_options(at) {
                 Ok(()) => Ok(()),
                 Err(second) if errno(&second) == Some(libc::EINVAL) => Err(error),
                 Err(second) => Err(second),
@@ -214,7 +214,8 @@ impl Overlay<'_> {
         overlay.mount(self.attributes)
     }
 
-    fn with_one_page_of_options(&self, at: std::os::fd::BorrowedFd<'_>) -> io::Result<()> {
+    /// Mounts it by mount(2), whose options are one page of text: for kernels before 6.8.
+    pub fn mount_by_options(&self, at: impl AsFd) -> io::Result<()> {
         let lowers: Vec<String> = self.lowers.iter().map(name_of).collect();
         let mut options = format!("userxattr,index=off,xino=off,lowerdir={}", lowers.join(":"));
         if let Some((upper, work)) = self.writable {

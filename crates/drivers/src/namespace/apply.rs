@@ -14,18 +14,21 @@
 use super::plan::{Access, EMPTY, MASKS, MountPlan, PID_MAX, Step};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, major, minor, mkdirat, openat, symlinkat};
 use rustix::io::Errno;
-use sandbox_core::launch::{LaunchSpec, Network};
+use sandbox_core::launch::{LaunchSpec, Mode as LaunchMode, Network};
 use sandbox_protocol::{ARGV0, CONFIG_FD, CONTROL_FD};
 use sandbox_sys::caps;
+use sandbox_sys::landlock::{Rights, Ruleset};
 use sandbox_sys::mount::{self, Attributes, Filesystem, Overlay};
 use sandbox_sys::namespace::{self, Namespaces, resource};
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 /// What the child writes to its parent, one JSON line each; the last one is a failure or nothing.
 #[derive(Debug, Serialize, Deserialize)]
@@ -87,6 +90,8 @@ pub struct Child<'a> {
     pub config: OwnedFd,
     /// Lower the priority, since no cgroup does it.
     pub nice: bool,
+    /// The Landlock ABI to use, if the kernel has a usable one.
+    pub landlock: Option<u32>,
 }
 
 impl Child<'_> {
@@ -123,7 +128,7 @@ impl Child<'_> {
         }
         let mut sources = Vec::with_capacity(self.plan.steps.len());
         for step in &self.plan.steps {
-            sources.push(open_sources(step)?);
+            sources.push(self.unless_missing(step, open_sources(step))?);
         }
         if self.switch_user {
             let user = &self.spec.user;
@@ -140,7 +145,7 @@ impl Child<'_> {
     }
 
     /// Builds the new root and makes it the root directory.
-    fn build(&self, sources: &[Sources]) -> Result<(), Report> {
+    fn build(&self, sources: &[Option<Sources>]) -> Result<(), Report> {
         let tmpfs = Step::Tmpfs {
             at: "/".into(),
             size: 16 << 20,
@@ -152,13 +157,10 @@ impl Child<'_> {
         let old = openat(CWD, "/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
             .during(|| "open the root directory".to_owned())?;
         mount::attach(&root, &old).during(|| "attach the new root directory".to_owned())?;
-        let mut tree = Tree { root, dev: None, proc: None };
+        let mut tree = Tree { root, dev: None, proc: None, last: RefCell::new(None) };
         for (step, sources) in self.plan.steps.iter().zip(sources) {
-            if let Err(report) = tree.step(step, sources) {
-                if !self.may_be_missing(step, &report) {
-                    return Err(report);
-                }
-                self.tell(&Line::Note(format!("'{}' is not there: {}", step.at().display(), report.said)));
+            if let Some(sources) = sources {
+                self.unless_missing(step, tree.step(step, sources))?;
             }
         }
         rustix::system::sethostname(self.spec.hostname.as_bytes()).during(|| "set the host name".to_owned())?;
@@ -177,16 +179,38 @@ impl Child<'_> {
         Ok(())
     }
 
-    /// In the private home, an earlier run can have put a symlink or a file where a toolchain or a link goes;
-    /// that is the sandbox's own loss, and nothing else's.
+    /// Toolchains and links may be missing: the host's can vanish or be closed to us, and in the private home
+    /// an earlier run can have put something else in their place. That is the sandbox's own loss.
     fn may_be_missing(&self, step: &Step, report: &Report) -> bool {
-        let home = &self.spec.home.at;
         let at = step.at();
-        let moved = [Errno::LOOP, Errno::NOTDIR, Errno::EXIST, Errno::ISDIR, Errno::NOENT];
-        let below = at != *home && at.starts_with(home);
-        let optional = matches!(step, Step::Bind { access: Access { read_only: true, .. }, .. } | Step::Symlink { .. });
-        let tree = self.spec.trees.iter().any(|tree| tree.at == at);
-        below && optional && !tree && report.errno.is_some_and(|e| moved.contains(&Errno::from_raw_os_error(e)))
+        let optional = match step {
+            Step::Bind { .. } => self.spec.toolchains.iter().any(|toolchain| toolchain.at == at),
+            Step::Symlink { .. } => self.spec.links.iter().any(|link| link.0 == at),
+            _ => false,
+        };
+        let reasons = [
+            Errno::LOOP,
+            Errno::NOTDIR,
+            Errno::EXIST,
+            Errno::ISDIR,
+            Errno::NOENT,
+            Errno::ROFS,
+            Errno::ACCESS,
+            Errno::PERM,
+        ];
+        optional && report.errno.is_some_and(|errno| reasons.contains(&Errno::from_raw_os_error(errno)))
+    }
+
+    /// Passes a result on, but for a step that may be missing only a note to the parent.
+    fn unless_missing<T>(&self, step: &Step, result: Result<T, Report>) -> Result<Option<T>, Report> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(report) if self.may_be_missing(step, &report) => {
+                self.tell(&Line::Note(format!("'{}' is not there: {}", step.at().display(), report.said)));
+                Ok(None)
+            }
+            Err(report) => Err(report),
+        }
     }
 
     /// Limits, capabilities, descriptors, exec.
@@ -196,6 +220,9 @@ impl Child<'_> {
         }
         caps::no_new_privs().during(|| "set no_new_privs".to_owned())?;
         caps::keep_only_ambient(caps::SYS_PTRACE).during(|| "drop capabilities".to_owned())?;
+        if let Some(abi) = self.landlock {
+            self.second_wall(abi).during(|| "enforce Landlock".to_owned())?;
+        }
         let null = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
             .during(|| "open '/dev/null' inside".to_owned())?;
         let null = null.as_fd();
@@ -207,6 +234,22 @@ impl Child<'_> {
         let argv = [CString::new(ARGV0).unwrap_or_default()];
         let error = sandbox_sys::fork::exec(&program, &argv, &[]);
         Err(Report::new(format!("execute '{}' inside", self.spec.program.display()), &error))
+    }
+
+    /// Says once more, to another part of the kernel, what can be written: a mount that was forgotten
+    /// or a page that can be had by a hole in one is still shut.
+    fn second_wall(&self, abi: u32) -> io::Result<()> {
+        let rules = Ruleset::new(abi)?;
+        let spec = self.spec;
+        let fixed = [("/", Rights::Read), ("/proc", Rights::ReadWriteFiles), ("/dev", Rights::Devices)];
+        let own = ["/run", "/tmp", "/var/tmp", "/dev/shm"].map(Path::new);
+        let trees = spec.trees.iter().filter(|tree| !tree.read_only && spec.mode == LaunchMode::Work);
+        let writable = own.into_iter().chain([spec.home.at.as_path()]).chain(trees.map(|tree| tree.at.as_path()));
+        let fixed = fixed.into_iter().map(|(path, rights)| (Path::new(path), rights));
+        for (path, rights) in fixed.chain(writable.map(|path| (path, Rights::All))) {
+            rules.allow(openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?, rights)?;
+        }
+        rules.enforce()
     }
 
     fn rlimits(&self) -> Vec<(u32, Option<u64>, Option<u64>)> {
@@ -307,6 +350,8 @@ struct Tree {
     /// `/dev`, which becomes read-only in the end.
     dev: Option<OwnedFd>,
     proc: Option<Proc>,
+    /// The last directory that something was made in; forgotten when something is mounted over it.
+    last: RefCell<Option<(PathBuf, Rc<OwnedFd>)>>,
 }
 
 struct Proc {
@@ -352,6 +397,7 @@ impl Tree {
             Step::Proc { sysctls } => self.proc(sysctls)?,
             Step::Overlay { at, .. } => {
                 let target = self.mount_point(at, true)?;
+                self.last.borrow_mut().take_if(|(path, _)| path.starts_with(at));
                 let overlay = Overlay {
                     lowers: &sources.lowers,
                     writable: sources.writable.as_ref().map(|(upper, work)| (upper, work)),
@@ -368,6 +414,7 @@ impl Tree {
 
     fn attach(&self, mount: &OwnedFd, at: &Path, directory: bool) -> Result<(), Report> {
         let target = self.mount_point(at, directory)?;
+        self.last.borrow_mut().take_if(|(path, _)| path.starts_with(at));
         mount::attach(mount, &target).during(|| format!("mount '{}'", at.display()))
     }
 
@@ -384,31 +431,40 @@ impl Tree {
             Err(error) => return Err(error),
         }
         let (parent, name) = self.parent(at)?;
-        match mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+        match mkdirat(&*parent, name, Mode::from_raw_mode(0o755)) {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(openat(&parent, name, flags, Mode::empty())?)
+        Ok(openat(&*parent, name, flags, Mode::empty())?)
     }
 
     fn empty_file(&self, at: &Path) -> io::Result<OwnedFd> {
         let (parent, name) = self.parent(at)?;
         let flags = OFlags::CREATE | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        Ok(openat(&parent, name, flags, Mode::from_raw_mode(0o644))?)
+        Ok(openat(&*parent, name, flags, Mode::from_raw_mode(0o644))?)
     }
 
-    fn parent<'p>(&self, at: &'p Path) -> io::Result<(OwnedFd, &'p std::ffi::OsStr)> {
-        match (at.parent(), at.file_name()) {
-            (Some(parent), Some(name)) => Ok((self.directory(parent)?, name)),
-            _ => Err(io::Error::from(io::ErrorKind::InvalidInput)),
+    /// The directory that `at` is an entry of. The last one is remembered: the steps of `/etc` or `/dev`
+    /// come in a row.
+    fn parent<'p>(&self, at: &'p Path) -> io::Result<(Rc<OwnedFd>, &'p std::ffi::OsStr)> {
+        let (Some(parent), Some(name)) = (at.parent(), at.file_name()) else {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        };
+        if let Some((path, fd)) = &*self.last.borrow()
+            && path == parent
+        {
+            return Ok((Rc::clone(fd), name));
         }
+        let fd = Rc::new(self.directory(parent)?);
+        *self.last.borrow_mut() = Some((parent.to_owned(), Rc::clone(&fd)));
+        Ok((fd, name))
     }
 
     fn symlink(&self, at: &Path, target: &Path) -> io::Result<()> {
         let (parent, name) = self.parent(at)?;
-        match symlinkat(target, &parent, name) {
-            Err(Errno::EXIST) => match rustix::fs::readlinkat(&parent, name, Vec::new()) {
+        match symlinkat(target, &*parent, name) {
+            Err(Errno::EXIST) => match rustix::fs::readlinkat(&*parent, name, Vec::new()) {
                 Ok(found) if found.as_bytes() == target.as_os_str().as_bytes() => Ok(()),
                 _ => Err(Errno::EXIST.into()),
             },
@@ -419,7 +475,7 @@ impl Tree {
     fn file(&self, at: &Path, mode: u32, contents: &[u8]) -> io::Result<()> {
         let (parent, name) = self.parent(at)?;
         let flags = OFlags::CREATE | OFlags::TRUNC | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = openat(&parent, name, flags, Mode::from_raw_mode(mode & 0o777))?;
+        let fd = openat(&*parent, name, flags, Mode::from_raw_mode(mode & 0o777))?;
         let mut rest = contents;
         while !rest.is_empty() {
             rest = &rest[rustix::io::write(&fd, rest)?..];

@@ -125,6 +125,7 @@ pub fn all() -> Vec<Check> {
         checks.push(network(trial.loopback.as_ref()));
     }
     checks.push(seccomp());
+    checks.push(landlock(sandbox_sys::landlock::abi()));
     checks.push(renames());
     checks.push(cgroups());
     checks
@@ -196,6 +197,15 @@ fn seccomp() -> Check {
         Some(_) => check("seccomp", Verdict::Missing, "no user notifications", None),
         None => check("seccomp", Verdict::Missing, "the kernel has no filters", None),
     }
+}
+
+fn landlock(abi: u32) -> Check {
+    let found = if abi == 0 { "the kernel has none, or it is off".to_owned() } else { format!("ABI {abi}") };
+    if abi >= sandbox_sys::landlock::FIRST_USABLE {
+        return check("landlock", Verdict::Ok, found, None);
+    }
+    let found = format!("{found}: no second wall (ABI {} is needed)", sandbox_sys::landlock::FIRST_USABLE);
+    check("landlock", Verdict::Weak, found, Some("a kernel from 5.19 on, with `landlock` in the boot parameter `lsm=`"))
 }
 
 fn renames() -> Check {

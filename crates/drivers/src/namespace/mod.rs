@@ -38,9 +38,9 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 use sandbox_core::driver::{Check, Driver, DriverError, Isolation, Machine, ProcessIdentity};
 use sandbox_core::launch::{LaunchSpec, Mode, Network};
-use sandbox_protocol::{AgentConfig, AgentTree, AgentUser, FilterBytes};
+use sandbox_protocol::{AgentConfig, AgentTree, AgentUser, Decoder, FilterBytes, Message};
 use sandbox_sys::namespace::{self, Forked, Namespaces};
-use sandbox_sys::process;
+use sandbox_sys::{landlock, process};
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -116,7 +116,11 @@ fn launch(spec: &LaunchSpec) -> Result<NamespaceMachine, DriverError> {
     // Without a cgroup, the limit of processes is the pid namespace's and the user namespace's own.
     notes.extend(created.notes.into_iter().filter(|note| !note.starts_with("process ")));
 
-    let (config, weak) = agent_config(spec, &created.enforced)?;
+    let landlock = Some(landlock::abi()).filter(|abi| *abi >= landlock::FIRST_USABLE);
+    if landlock.is_none() {
+        notes.push("Landlock not enforced: this kernel has none that allows renames".to_owned());
+    }
+    let (config, weak) = agent_config(spec, &created.enforced, landlock)?;
     notes.extend(weak);
     let config = sealed(&config).map_err(during("hand the agent its parameters"))?;
     let pair = SocketFlags::CLOEXEC;
@@ -139,7 +143,7 @@ fn launch(spec: &LaunchSpec) -> Result<NamespaceMachine, DriverError> {
     if let Ok(Forked::Child) = forked {
         drop((ours, go_write, report_read));
         let (go, report) = (go_read, report_write);
-        Child { spec, plan: &plan, switch_user, go, report, control: theirs, config, nice }.run();
+        Child { spec, plan: &plan, switch_user, go, report, control: theirs, config, nice, landlock }.run();
     }
     if let Some(groups) = &groups {
         namespace::set_groups(groups).map_err(during("restore the supplementary groups"))?;
@@ -176,7 +180,11 @@ fn launch(spec: &LaunchSpec) -> Result<NamespaceMachine, DriverError> {
 }
 
 /// What the agent is told, and what is weak.
-fn agent_config(spec: &LaunchSpec, limits: &[&'static str]) -> Result<(AgentConfig, Vec<String>), DriverError> {
+fn agent_config(
+    spec: &LaunchSpec,
+    limits: &[&'static str],
+    landlock: Option<u32>,
+) -> Result<(AgentConfig, Vec<String>), DriverError> {
     let user = &spec.user;
     let (uid, gid) = if user.root { (0, 0) } else { (user.uid, user.gid) };
     let mut notes = Vec::new();
@@ -194,6 +202,7 @@ fn agent_config(spec: &LaunchSpec, limits: &[&'static str]) -> Result<(AgentConf
         .chain(["no-new-privs", "read-only-proc-sys"])
         .map(str::to_owned)
         .collect();
+    enforced.extend(landlock.map(|abi| format!("landlock-abi-{abi}")));
     enforced.extend(limits.iter().map(|controller| format!("cgroup-{controller}")));
     let config = AgentConfig {
         id: spec.id.clone(),
@@ -295,15 +304,29 @@ fn wait_until_ready(control: &OwnedFd, machine: &mut Starting) -> Result<(), Dri
             Err(Errno::INTR) => continue,
             Err(error) => break error.into(),
         }
-        let mut first = [0u8; 1];
+        let mut first = [0u8; 4096];
         match rustix::net::recv(control, &mut first, RecvFlags::PEEK) {
             Ok((0, _)) | Err(Errno::CONNRESET) => break machine.last_words(),
-            Ok(_) => return Ok(()),
+            Ok((length, _)) => match complaint(&first[..length]) {
+                Some(message) => break io::Error::other(message),
+                None => return Ok(()),
+            },
             Err(Errno::INTR) => {}
             Err(error) => break error.into(),
         }
     };
     Err(DriverError::NotReady { source })
+}
+
+/// What the agent says instead of its greeting when it cannot go on.
+fn complaint(bytes: &[u8]) -> Option<String> {
+    let mut decoder = Decoder::new();
+    decoder.push(bytes);
+    let frame = decoder.next_frame().ok()??;
+    match frame.message().ok()? {
+        Message::Error(failure) => Some(failure.message),
+        _ => None,
+    }
 }
 
 /// A child under way: dropped, it ends and leaves nothing behind.

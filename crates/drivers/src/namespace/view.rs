@@ -185,8 +185,9 @@ impl Host {
     }
 
     fn read(&self, path: &Path) -> Option<Vec<u8>> {
-        let mut contents = Vec::new();
-        fs::File::open(self.real(path)).ok()?.take(1 << 20).read_to_end(&mut contents).ok()?;
+        // Room for all of it at once: small probing reads are most of the cost.
+        let mut contents = Vec::with_capacity(COPY_LIMIT as usize + 1);
+        fs::File::open(self.real(path)).ok()?.take(COPY_LIMIT).read_to_end(&mut contents).ok()?;
         Some(contents)
     }
 

@@ -28,6 +28,12 @@ fn main() -> ExitCode {
         scenarios::bench();
         return ExitCode::SUCCESS;
     }
+    if let [flag, spec] = args.as_slice()
+        && flag == "--launch"
+    {
+        scenarios::launch(spec);
+        return ExitCode::SUCCESS;
+    }
     let filter = args.iter().find(|arg| !arg.starts_with('-'));
     let list = args.iter().any(|arg| arg == "--list");
     let (mut failed, mut passed, mut skipped) = (0, 0, 0);

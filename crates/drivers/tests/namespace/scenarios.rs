@@ -36,6 +36,9 @@ pub const ALL: &[(&str, Scenario)] = &[
     ("frozen_and_thawed", frozen_and_thawed),
     ("an_unreachable_parent", an_unreachable_parent),
     ("the_machine_is_checked", the_machine_is_checked),
+    ("no_user_namespaces", no_user_namespaces),
+    ("overlays_of_older_kernels", overlays_of_older_kernels),
+    ("memory_is_limited", memory_is_limited),
 ];
 
 fn the_tree_is_copy_on_write() -> Result<(), String> {
@@ -219,6 +222,10 @@ fn the_kernel_is_out_of_reach() -> Result<(), String> {
         (
             "limits",
             "grep -qx 0 /proc/sys/user/max_user_namespaces && grep -qx 0 /proc/sys/user/max_mnt_namespaces && grep -qx 1024 /proc/sys/user/max_inotify_instances",
+        ),
+        (
+            "landlock",
+            "! mknod c 0 0 2>/dev/null; echo x > /proc/self/comm && echo y > /dev/null && mkdir a b && echo z > a/f && mv a/f b/g && ln b/g a/h && ln -s x a/s && mkfifo a/p && rm -r a b",
         ),
         ("meminfo", "grep -q MemTotal /proc/meminfo && grep -q . /proc/cpuinfo /proc/stat"),
     ] {
@@ -676,9 +683,113 @@ fn the_machine_is_checked() -> Result<(), String> {
         assert_ne!(check.verdict, Verdict::Missing, "{check:?}");
         assert!(!check.found.is_empty());
     }
-    for name in ["kernel", "user-namespaces", "proc", "overlay", "network", "seccomp", "directory-renames", "limits"] {
+    for name in [
+        "kernel",
+        "user-namespaces",
+        "proc",
+        "overlay",
+        "network",
+        "seccomp",
+        "landlock",
+        "directory-renames",
+        "limits",
+    ] {
         assert_eq!(checks.iter().filter(|check| check.name == name).count(), 1, "{name}");
     }
+    Ok(())
+}
+
+fn no_user_namespaces() -> Result<(), String> {
+    let mut kit = Kit::new();
+    const NOBODY: u32 = 65534;
+    let mut unshare = Command::new("unshare");
+    if is_root() {
+        (kit.spec.user.uid, kit.spec.user.gid) = (NOBODY, NOBODY);
+        unshare.uid(NOBODY).gid(NOBODY);
+    }
+    let file = kit.path("spec.json");
+    fs::write(&file, serde_json::to_string(&kit.spec).unwrap()).unwrap();
+    // In a user namespace whose own limit is 0; the number of the user is the same there.
+    let output = unshare
+        .args(["-U", "--map-current-user", "--keep-caps", "sh", "-c"])
+        .arg("echo 0 > /proc/sys/user/max_user_namespaces && exec \"$0\" --launch \"$1\"")
+        .arg(std::env::current_exe().unwrap())
+        .arg(&file)
+        .output()
+        .map_err(|error| format!("needs unshare(1): {error}"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(text, "cannot create a user namespace: No space left on device (os error 28)\n", "{output:?}");
+    Ok(())
+}
+
+/// Launches the sandbox of the spec in the given file and prints the error.
+pub fn launch(spec: &str) {
+    let spec = serde_json::from_str(&fs::read_to_string(spec).unwrap()).unwrap();
+    match sandbox_drivers::by_name("namespace").unwrap().launch(&spec) {
+        Ok(_) => println!("launched"),
+        Err(error) => println!("{error}: {}", std::error::Error::source(&error).unwrap()),
+    }
+}
+
+fn overlays_of_older_kernels() -> Result<(), String> {
+    use rustix::fs::{CWD, Mode, OFlags, openat};
+    use sandbox_sys::mount::{Attributes, Overlay, make_all_private};
+    use sandbox_sys::namespace::{Forked, Namespaces, exit_now, fork_into, switch_user, write_id_map};
+    let kit = Kit::new();
+    fs::create_dir(kit.path("at")).unwrap();
+    let open = |name: &str| openat(CWD, kit.path(name), OFlags::PATH | OFlags::DIRECTORY, Mode::empty());
+    let (go, start) = rustix::pipe::pipe().unwrap();
+    let user = &kit.spec.user;
+    let ids = (user.uid, user.gid);
+    // Asked before: in there, root's own number is not mapped.
+    let root = is_root();
+    match fork_into(Namespaces::USER.and(Namespaces::MOUNT), None).unwrap() {
+        Forked::Child => {
+            drop(start);
+            let _ = rustix::io::read(&go, &mut [0u8; 1]);
+            let mounted = make_all_private().and_then(|()| {
+                // Opened here: a layer must be of this mount namespace.
+                let lowers = [open("delta")?, open("base")?];
+                let (upper, work) = (open("upper")?, open("work")?);
+                if root {
+                    switch_user(ids.0, ids.1)?;
+                }
+                let attributes = Attributes { no_suid: true, no_dev: true, ..Attributes::default() };
+                Overlay { lowers: &lowers, writable: Some((&upper, &work)), attributes }.mount_by_options(open("at")?)
+            });
+            let at = kit.path("at");
+            let good = mounted.is_ok()
+                && fs::read(at.join("kept")).is_ok_and(|text| text == b"kept\n")
+                && !at.join("gone").exists()
+                && fs::write(at.join("made"), "").is_ok();
+            exit_now(if good { 0 } else { 1 });
+        }
+        Forked::Parent { pid, pidfd } => {
+            write_id_map(pid, ids, ids).unwrap();
+            drop(start);
+            let status = rustix::process::waitid(
+                rustix::process::WaitId::PidFd(std::os::fd::AsFd::as_fd(&pidfd)),
+                rustix::process::WaitIdOptions::EXITED,
+            );
+            assert_eq!(status.unwrap().unwrap().exit_status(), Some(0));
+        }
+    }
+    assert!(kit.path("upper/made").exists());
+    Ok(())
+}
+
+fn memory_is_limited() -> Result<(), String> {
+    let mut kit = Kit::new();
+    kit.spec.limits.memory = Some(64 << 20);
+    let mut sandbox = kit.launch();
+    if let Some(note) = sandbox.machine.notes().iter().find(|note| note.starts_with("memory")) {
+        return Err(note.clone());
+    }
+    let outcome = sandbox.run("head -c 300000000 /dev/zero | tail | wc -c");
+    assert_ne!(outcome.stdout.trim(), "300000000", "{outcome:?}");
+    assert_eq!(sandbox.out("echo alive"), "alive\n");
+    drop(sandbox);
+    assert_eq!(groups_left(), Vec::<PathBuf>::new());
     Ok(())
 }
 
