@@ -24,6 +24,7 @@ mod serve;
 mod whole;
 
 pub use closure::{Found, Kind, look_up, outside, resolve};
+pub(crate) use serve::{borrow, partial_config};
 pub use serve::{ServeError, prepare_serve, serve_command};
 
 use crate::host_repo::HostRepo;

@@ -1,0 +1,284 @@
+//! From the landing into the host's repository: objects first, then all refs in one transaction.
+//!
+//! ```text
+//! pack-objects in the landing   what the tips reach and was not granted
+//!   small  ─► unpack-objects    loose objects, synced in one batch
+//!   large  ─► copy + rename     pack, then its index: whole or not there
+//! rev-list in the host          the closure is complete; else everything is given, not only the new
+//! update-ref --stdin            old values checked, reflog written, hooks off
+//! ```
+
+use super::{Landing, LandingError, Result, failed};
+use crate::host_repo::HostRepo;
+use sandbox_git::refs::RefStore;
+use sandbox_git::{Git, GitError, Oid, RefName};
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+/// Up to so many objects (and bytes) are given loose, as `git fetch` does: a pack for each
+/// commit would make the host's repository slow until its next `gc`.
+const LOOSE: (u32, u64) = (100, 8 << 20);
+
+/// How long locks of other git commands are waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// One ref to be moved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Update {
+    /// Its full name in the host.
+    pub name: RefName,
+    /// What it must be now; `None`: it must not exist.
+    pub old: Option<Oid>,
+    /// What it shall be; `None`: it is deleted.
+    pub new: Option<Oid>,
+}
+
+/// What a move did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MoveOutcome {
+    /// How many objects the host got.
+    pub objects: u32,
+    /// The host had lost granted objects (a deleted branch and a `gc`): they were given back.
+    pub healed: bool,
+}
+
+impl Landing {
+    /// Gives the host what the updates need and moves its refs, all or none. `who` is the sandbox's
+    /// name, for the reflog.
+    pub fn move_to_host(&self, host: &HostRepo, who: &str, updates: &[Update]) -> Result<MoveOutcome> {
+        let mut outcome = MoveOutcome::default();
+        let tips: BTreeSet<Oid> = updates.iter().filter_map(|update| update.new).collect();
+        if !tips.is_empty() {
+            let given = self.give(host, &tips, &self.granted)?;
+            outcome.objects = given.objects;
+            if !self.is_complete(host, &tips, updates)? {
+                let all = self.give(host, &tips, &BTreeSet::new())?;
+                outcome.objects += all.objects;
+                outcome.healed = true;
+                if !self.is_complete(host, &tips, updates)? {
+                    let what = "objects are missing in the host's repository".to_owned();
+                    return Err(GitError::Unexpected { command: "git rev-list".into(), what }.into());
+                }
+            }
+        }
+        self.transaction(host, who, updates)?;
+        Ok(outcome)
+    }
+
+    fn give(&self, host: &HostRepo, tips: &BTreeSet<Oid>, known: &BTreeSet<Oid>) -> Result<MoveOutcome> {
+        let out = tempfile::tempdir_in(&self.dir).map_err(failed("create", &self.dir))?;
+        let mut input: String = tips.iter().map(|oid| format!("{oid}\n")).collect();
+        if !known.is_empty() {
+            input.push_str("--not\n");
+            input.extend(known.iter().map(|oid| format!("{oid}\n")));
+        }
+        let args = ["pack-objects", "-q", "--revs", "--non-empty", "--delta-base-offset"];
+        let names = self
+            .git
+            .landing(&self.dir)
+            .args(args)
+            .args(self.partial.then_some("--missing=allow-promisor"))
+            .arg(out.path().join("pack"))
+            .stdin(input)
+            .output()?;
+        let mut outcome = MoveOutcome::default();
+        for name in String::from_utf8_lossy(&names.stdout).lines().filter(|name| !name.is_empty()) {
+            let pack = out.path().join(format!("pack-{name}.pack"));
+            outcome.objects += self.install(host, &pack)?;
+        }
+        Ok(outcome)
+    }
+
+    fn install(&self, host: &HostRepo, pack: &Path) -> Result<u32> {
+        let size = fs::metadata(pack).map_err(failed("look at", pack))?.len();
+        let mut head = [0; 12];
+        let read = fs::File::open(pack).and_then(|mut file| io::Read::read_exact(&mut file, &mut head));
+        read.map_err(failed("read", pack))?;
+        let objects = u32::from_be_bytes([head[8], head[9], head[10], head[11]]);
+        if objects <= LOOSE.0 && size <= LOOSE.1 {
+            let bytes = fs::read(pack).map_err(failed("read", pack))?;
+            host.write(&self.git)
+                .config("core.fsync=loose-object,reference")
+                .config("core.fsyncMethod=batch")
+                .args(["unpack-objects", "-q"])
+                .stdin(bytes)
+                .run()?;
+        } else {
+            self.place(host, pack)?;
+        }
+        Ok(objects)
+    }
+
+    /// Puts a pack and its index into the host's object store: copied beside, synced, renamed, the
+    /// index last. Names of what is unfinished begin with `tmp_`, which git's own `prune` removes.
+    fn place(&self, host: &HostRepo, pack: &Path) -> Result<()> {
+        let dir = host.common_dir().join("objects").join("pack");
+        fs::create_dir_all(&dir).map_err(failed("create", &dir))?;
+        let mut temps = Temps(Vec::new());
+        let mut renames = Vec::new();
+        for extension in ["pack", "rev", "idx"] {
+            let source = pack.with_extension(extension);
+            if !source.exists() {
+                continue;
+            }
+            let name = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let temp = dir.join(format!("tmp_sandbox_{}_{name}", std::process::id()));
+            temps.0.push(temp.clone());
+            fs::copy(&source, &temp).map_err(failed("write", &temp))?;
+            fs::set_permissions(&temp, fs::Permissions::from_mode(0o444)).map_err(failed("change", &temp))?;
+            if let Some((uid, gid)) = host.foreign_owner() {
+                std::os::unix::fs::lchown(&temp, Some(uid), Some(gid)).map_err(failed("change the owner of", &temp))?;
+            }
+            fs::File::open(&temp).and_then(|file| file.sync_all()).map_err(failed("sync", &temp))?;
+            renames.push((temp, dir.join(name)));
+        }
+        for (temp, target) in &renames {
+            fs::rename(temp, target).map_err(failed("write", target))?;
+        }
+        temps.0.clear();
+        fs::File::open(&dir).and_then(|dir| dir.sync_all()).map_err(failed("sync", &dir))
+    }
+
+    /// Whether the host has everything that the tips reach.
+    fn is_complete(&self, host: &HostRepo, tips: &BTreeSet<Oid>, updates: &[Update]) -> Result<bool> {
+        let mut input: String = tips.iter().map(|oid| format!("{oid}\n")).collect();
+        input.push_str("--not\n");
+        // What a ref names is complete. A handful of refs is enough to end the walk early; asking for
+        // all of them costs a second where there are a hundred thousand.
+        if let Ok(refs) = RefStore::read(&self.git, host.git_dir(), host.common_dir()) {
+            let mut known: BTreeSet<Oid> = refs.head_oid().into_iter().collect();
+            let near = |name: &&RefName| name.as_bytes().starts_with(b"refs/heads/");
+            known.extend(refs.refs.keys().filter(near).take(64).filter_map(|name| refs.resolve(name)));
+            known.extend(refs.refs.keys().filter_map(|name| refs.resolve(name)).filter(|oid| self.granted.contains(oid)));
+            known.extend(updates.iter().filter_map(|update| update.old));
+            input.extend(known.iter().map(|oid| format!("{oid}\n")));
+        }
+        let mut command = host.read(&self.git).args(["rev-list", "--objects", "--quiet", "--ignore-missing", "--stdin"]);
+        if self.partial {
+            command = command.arg("--exclude-promisor-objects");
+        }
+        let (status, _) = command.stdin(input).try_output()?;
+        Ok(status.success() && self.all_there(host, tips)?)
+    }
+
+    /// `rev-list --ignore-missing` passes over tips that are not there at all.
+    fn all_there(&self, host: &HostRepo, tips: &BTreeSet<Oid>) -> Result<bool> {
+        let input: String = tips.iter().map(|oid| format!("{oid}\n")).collect();
+        let out = host.read(&self.git).args(["cat-file", "--batch-check"]).stdin(input).output()?;
+        Ok(!out.stdout.split(|b| *b == b'\n').any(|line| line.ends_with(b" missing")))
+    }
+
+    fn transaction(&self, host: &HostRepo, who: &str, updates: &[Update]) -> Result<()> {
+        if updates.is_empty() {
+            return Ok(());
+        }
+        let null = Oid::null(self.format);
+        let mut input = Vec::new();
+        for update in updates {
+            let old = update.old.unwrap_or(null);
+            let line = match update.new {
+                Some(new) => [b"update ", update.name.as_bytes(), format!("\0{new}\0{old}\0").as_bytes()].concat(),
+                None => [b"delete ", update.name.as_bytes(), format!("\0{old}\0").as_bytes()].concat(),
+            };
+            input.extend(line);
+        }
+        let deadline = Instant::now() + PATIENCE;
+        let mut pause = Duration::from_millis(20);
+        let mut swept = false;
+        loop {
+            let result = host
+                .write(&self.git)
+                .config("core.logAllRefUpdates=always")
+                .config("core.fsync=committed,reference")
+                .config("core.filesRefLockTimeout=1000")
+                .config("core.packedRefsTimeout=1000")
+                .env("GIT_COMMITTER_NAME", "git-sandbox")
+                .env("GIT_COMMITTER_EMAIL", "git-sandbox@localhost")
+                .args(["update-ref", "--no-deref", "--create-reflog", "-m"])
+                .arg(format!("sandbox {who}: commit-back"))
+                .args(["-z", "--stdin"])
+                .stdin(input.clone())
+                .run();
+            let Err(error) = result else { return Ok(()) };
+            let text = error.stderr().unwrap_or_default().to_owned();
+            let locked = text.contains("Unable to create") || text.contains("File exists") || text.contains(".lock'");
+            if !locked {
+                return Err(explain(error, text));
+            }
+            if Instant::now() + pause > deadline {
+                if !swept && remove_stale(host, updates) {
+                    swept = true;
+                    continue;
+                }
+                return Err(LandingError::Locked(text));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(500));
+        }
+    }
+}
+
+fn explain(error: GitError, text: String) -> LandingError {
+    if text.contains("but expected") || text.contains("reference already exists") || text.contains("unable to resolve reference")
+    {
+        LandingError::Changed(text)
+    } else if text.contains("exists; cannot create") || text.contains("there are still refs under") {
+        LandingError::InTheWay(text)
+    } else {
+        error.into()
+    }
+}
+
+/// Files that are removed on drop, unless the list was cleared.
+struct Temps(Vec<PathBuf>);
+
+impl Drop for Temps {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Lock files of these refs that a killed git left: ours by name, and older than any transaction
+/// lasts. (Who moves a sandbox's refs holds the sandbox's lock.)
+pub fn stale_locks(host: &HostRepo, updates: &[Update]) -> Vec<PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+    let ours = |name: &RefName| {
+        name.as_bytes().starts_with(b"refs/sandbox/") || name.as_bytes().starts_with(b"refs/sandbox-meta/")
+    };
+    let lock = |update: &Update| {
+        let mut path = update.name.as_bytes().to_vec();
+        path.extend_from_slice(b".lock");
+        host.common_dir().join(std::ffi::OsStr::from_bytes(&path))
+    };
+    let old = |path: &PathBuf| {
+        let age = fs::metadata(path).and_then(|m| m.modified()).ok();
+        age.and_then(|time| SystemTime::now().duration_since(time).ok()).is_some_and(|age| age > PATIENCE)
+    };
+    updates.iter().filter(|update| ours(&update.name)).map(lock).filter(old).collect()
+}
+
+fn remove_stale(host: &HostRepo, updates: &[Update]) -> bool {
+    let stale = stale_locks(host, updates);
+    stale.iter().filter(|path| fs::remove_file(path).is_ok()).count() > 0
+}
+
+/// Deletes refs of a sandbox in one transaction; those that are not there any more are passed over.
+pub fn delete_refs(git: &Git, host: &HostRepo, refs: &[(RefName, Oid)]) -> std::result::Result<(), GitError> {
+    if refs.is_empty() {
+        return Ok(());
+    }
+    let line = |(name, old): &(RefName, Oid)| [b"delete ", name.as_bytes(), format!("\0{old}\0").as_bytes()].concat();
+    let input: Vec<u8> = refs.iter().flat_map(line).collect();
+    host.write(git)
+        .config("core.filesRefLockTimeout=2000")
+        .config("core.packedRefsTimeout=10000")
+        .args(["update-ref", "--no-deref", "-z", "--stdin"])
+        .stdin(input)
+        .run()
+}
