@@ -221,7 +221,7 @@ impl Child<'_> {
         caps::no_new_privs().during(|| "set no_new_privs".to_owned())?;
         caps::keep_only_ambient(caps::SYS_PTRACE).during(|| "drop capabilities".to_owned())?;
         if let Some(abi) = self.landlock {
-            self.second_wall(abi).during(|| "enforce Landlock".to_owned())?;
+            self.second_wall(abi)?;
         }
         let null = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
             .during(|| "open '/dev/null' inside".to_owned())?;
@@ -238,8 +238,8 @@ impl Child<'_> {
 
     /// Says once more, to another part of the kernel, what can be written: a mount that was forgotten
     /// or a page that can be had by a hole in one is still shut.
-    fn second_wall(&self, abi: u32) -> io::Result<()> {
-        let rules = Ruleset::new(abi)?;
+    fn second_wall(&self, abi: u32) -> Result<(), Report> {
+        let rules = Ruleset::new(abi).during(|| "make Landlock rules".to_owned())?;
         let spec = self.spec;
         let fixed = [("/", Rights::Read), ("/proc", Rights::ReadWriteFiles), ("/dev", Rights::Devices)];
         let own = ["/run", "/tmp", "/var/tmp", "/dev/shm"].map(Path::new);
@@ -247,9 +247,12 @@ impl Child<'_> {
         let writable = own.into_iter().chain([spec.home.at.as_path()]).chain(trees.map(|tree| tree.at.as_path()));
         let fixed = fixed.into_iter().map(|(path, rights)| (Path::new(path), rights));
         for (path, rights) in fixed.chain(writable.map(|path| (path, Rights::All))) {
-            rules.allow(openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?, rights)?;
+            let opened = openat(CWD, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(io::Error::from);
+            opened
+                .and_then(|opened| rules.allow(opened, rights))
+                .during(|| format!("make the Landlock rule of '{}'", path.display()))?;
         }
-        rules.enforce()
+        rules.enforce().during(|| "enforce Landlock".to_owned())
     }
 
     fn rlimits(&self) -> Vec<(u32, Option<u64>, Option<u64>)> {

@@ -265,13 +265,14 @@ pub fn plan(spec: &LaunchSpec, host: &Host, kernel: Kernel) -> Result<MountPlan,
     steps.push(memory_at("/run", memory / 16, 0o755, Access::MEMORY));
     let tmp = Path::new("/tmp");
     if helper {
-        steps.push(memory_at(&spec.home.at, memory / 8, 0o755, Access::OWN));
         steps.push(memory_at(tmp, memory / 8, 0o1777, Access::OWN));
         steps.push(Step::Symlink { at: "/var/tmp".into(), target: tmp.into() });
+        steps.push(memory_at(&spec.home.at, memory / 8, 0o755, Access::OWN));
     } else {
-        steps.push(own(&spec.home.source, &spec.home.at));
+        // The home may itself be below /tmp.
         steps.push(own(&spec.tmp, tmp));
         steps.push(own(&spec.tmp, Path::new("/var/tmp")));
+        steps.push(own(&spec.home.source, &spec.home.at));
     }
     for toolchain in &spec.toolchains {
         let covered = spec.trees.iter().any(|tree| toolchain.at.starts_with(&tree.at));
@@ -508,9 +509,9 @@ proc      /proc  nosuid,nodev,noexec
   mask      /proc/timer_list  file
   ro        /proc/sys
 tmpfs     /run  rw,nosuid,nodev,noexec,mode=755,size=67108864,nr_inodes=65536
-bind      /home/dev  rw,nosuid,nodev  from /state/sandboxes/1/home
 bind      /tmp  rw,nosuid,nodev  from /state/sandboxes/1/tmp
 bind      /var/tmp  rw,nosuid,nodev  from /state/sandboxes/1/tmp
+bind      /home/dev  rw,nosuid,nodev  from /state/sandboxes/1/home
 bind      /home/dev/.rustup  ro,nosuid,nodev  from /usr
 bind      /run/git-sandbox/objects/k  ro,nosuid,nodev,noexec  from /state/views/k
 bind      /run/git-sandbox/bin/git-sandbox  ro,nosuid,nodev  from /usr/local/bin/git-sandbox

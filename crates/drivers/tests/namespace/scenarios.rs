@@ -456,6 +456,13 @@ fn trees_anywhere() -> Result<(), String> {
         assert_eq!(sandbox.out("pwd; cat kept; echo x > made; cat /workspace/made"), format!("{at}\nkept\nx\n"));
         assert!(kit.path("upper/made").exists());
     }
+    let mut kit = Kit::at(Path::new("/tmp/there/home/project"));
+    kit.spec.home.at = "/tmp/there/home".into();
+    let mut sandbox = kit.launch();
+    sandbox.contained("a home below /tmp", "cat kept && echo x > ../y && cat /tmp/there/home/y");
+    assert!(kit.path("home/y").exists());
+    drop(sandbox);
+
     let mut kit = Kit::new();
     for name in ["second", "upper2", "work2"] {
         fs::create_dir(kit.path(name)).unwrap();
