@@ -23,10 +23,13 @@ mod nursery;
 mod refs;
 mod relay;
 mod rename;
+mod repo_state;
 mod server;
 mod session;
 mod start;
 mod wire;
+
+pub use repo_state::{RepoStateError, repo_state};
 
 use std::process::ExitCode;
 

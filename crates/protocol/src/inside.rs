@@ -13,7 +13,7 @@ pub const REPO_STATE_VERB: &str = "__repo-state";
 /// What `__repo-state` is asked: [`crate::Message::AskRepoState`] as a document of any size.
 #[derive(Clone, Debug, PartialEq, Default, serde::Serialize, serde::Deserialize)]
 pub struct RepoQuestion {
-    /// Absolute path inside of the work tree (or of a bare repository).
+    /// Absolute path inside of the work tree or of a git directory, as [`crate::escape_bytes`] writes it.
     pub path: String,
     /// Ids that the host granted: not to be listed as new.
     #[serde(default)]

@@ -222,14 +222,17 @@ pub struct RepoState {
     /// Git directories of submodules and nested repositories, absolute paths inside, with their work trees.
     #[serde(default)]
     pub nested: Vec<NestedRepo>,
+    /// The search for nested repositories met its limit: there may be more.
+    #[serde(default)]
+    pub nested_cut: bool,
 }
 
 /// A repository inside the repository.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
 pub struct NestedRepo {
-    /// Its work tree, relative to the outer one.
+    /// Its work tree, relative to the outer one, as [`escape_bytes`] writes it.
     pub path: String,
-    /// Its git directory, absolute inside.
+    /// Its git directory, absolute inside, as [`escape_bytes`] writes it.
     pub gitdir: String,
 }
 
