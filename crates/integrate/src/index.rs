@@ -1,0 +1,310 @@
+//! The host's index: read whole, changed as a copy, put in place under git's own lock.
+
+use crate::error::MergeError;
+use crate::objects::checked;
+use crate::path::{Entry, Mode, RepoPath};
+use crate::repo::Repo;
+use crate::run::unexpected;
+use sandbox_git::Oid;
+use sha2::Digest;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// One entry of stage 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Staged {
+    pub entry: Entry,
+    /// Outside the sparse checkout: not in the working tree.
+    pub skip_worktree: bool,
+    /// `add -N`: the path is known, no content is staged.
+    pub intent_to_add: bool,
+    /// What `stat` said when it was last known to be clean.
+    pub stat: Cached,
+}
+
+/// The part of the cached stat data that identifies a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) struct Cached {
+    pub mtime: (i64, u32),
+    pub ino: u32,
+    pub size: u32,
+}
+
+/// The index.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Index {
+    pub entries: BTreeMap<RepoPath, Staged>,
+    /// The first path with a conflict.
+    pub unmerged: Option<RepoPath>,
+    /// Digest of all that it says about paths; cached stat data is not in it.
+    pub digest: String,
+    /// When the file was written, to know racy entries.
+    pub written: Option<(i64, u32)>,
+}
+
+const INTENT_TO_ADD: u32 = 1 << 29;
+const SKIP_WORKTREE: u32 = 1 << 30;
+
+impl Index {
+    pub fn read(repo: &Repo) -> Result<Self, MergeError> {
+        use std::os::unix::fs::MetadataExt;
+        let written = match fs::metadata(repo.index()) {
+            Ok(meta) => Some((meta.mtime(), meta.mtime_nsec() as u32)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(source) => return Err(MergeError::io("read", repo.index())(source)),
+        };
+        let output = repo.host().args(["ls-files", "--stage", "-z", "--debug"]).output()?.stdout;
+        let mut index = Self::parse(&output)?;
+        index.written = written;
+        Ok(index)
+    }
+
+    /// Reads another index file of the same repository.
+    pub fn read_file(repo: &Repo, file: &Path) -> Result<Self, MergeError> {
+        let git = repo.host().env("GIT_INDEX_FILE", file);
+        Self::parse(&git.args(["ls-files", "--stage", "-z", "--debug"]).output()?.stdout)
+    }
+
+    /// Parses `<mode> <id> <stage>\t<path>\0` followed by the indented lines of `--debug`.
+    fn parse(mut output: &[u8]) -> Result<Self, MergeError> {
+        let bad = || MergeError::from(unexpected("git ls-files", b"an entry of another form"));
+        let mut index = Self::default();
+        let mut digest = sha2::Sha256::new();
+        while !output.is_empty() {
+            let end = output.iter().position(|b| *b == 0).ok_or_else(bad)?;
+            let (record, rest) = (&output[..end], &output[end + 1..]);
+            let debug = Debug::parse(rest).ok_or_else(bad)?;
+            output = &rest[debug.length..];
+            let tab = record.iter().position(|b| *b == b'\t').ok_or_else(bad)?;
+            let words: Vec<_> = record[..tab].split(|b| *b == b' ').collect();
+            let [mode, id, stage] = words[..] else { return Err(bad()) };
+            let path = checked(&record[tab + 1..])?;
+            digest.update(record);
+            digest.update(((debug.flags & (INTENT_TO_ADD | SKIP_WORKTREE)) | u32::from(stage == b"0")).to_be_bytes());
+            if stage != b"0" {
+                index.unmerged.get_or_insert(path);
+                continue;
+            }
+            let (Some(mode), Some(id)) = (Mode::parse(mode), Oid::parse(id)) else { return Err(bad()) };
+            let staged = Staged {
+                entry: Entry { mode, id },
+                skip_worktree: debug.flags & SKIP_WORKTREE != 0,
+                intent_to_add: debug.flags & INTENT_TO_ADD != 0,
+                stat: debug.stat,
+            };
+            index.entries.insert(path, staged);
+        }
+        index.digest = hex(&digest.finalize());
+        Ok(index)
+    }
+
+    /// The entries below a directory.
+    pub fn below<'a>(&'a self, dir: &'a RepoPath) -> impl Iterator<Item = &'a RepoPath> {
+        self.entries
+            .range(dir..)
+            .map(|(path, _)| path)
+            .skip_while(move |path| *path == dir)
+            .take_while(move |path| {
+                // 'a-b' sorts between 'a' and 'a/b'
+                path.as_bytes().starts_with(dir.as_bytes())
+            })
+            .filter(move |path| path.is_below(dir))
+    }
+}
+
+struct Debug {
+    stat: Cached,
+    flags: u32,
+    length: usize,
+}
+
+impl Debug {
+    fn parse(text: &[u8]) -> Option<Self> {
+        let mut parsed = Self { stat: Cached::default(), flags: 0, length: 0 };
+        // ctime, mtime, dev+ino, uid+gid, size+flags
+        for line in text.split_inclusive(|b| *b == b'\n').take(5) {
+            parsed.length += line.len();
+            let line = std::str::from_utf8(line).ok()?.trim();
+            for field in line.split('\t') {
+                let (name, value) = field.split_once(": ")?;
+                match name {
+                    "mtime" => {
+                        let (s, ns) = value.split_once(':')?;
+                        parsed.stat.mtime = (s.parse().ok()?, ns.parse().ok()?);
+                    }
+                    "ino" => parsed.stat.ino = value.parse().ok()?,
+                    "size" => parsed.stat.size = value.parse().ok()?,
+                    "flags" => parsed.flags = u32::from_str_radix(value, 16).ok()?,
+                    _ => {}
+                }
+            }
+        }
+        Some(parsed)
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// A change of the index.
+pub(crate) struct Update<'a> {
+    pub path: &'a RepoPath,
+    pub entry: Option<Entry>,
+    pub skip_worktree: bool,
+}
+
+/// Makes a changed copy of the index at `to`. The working tree must still be as it was: git looks at
+/// files whose cached stat data is too young to be trusted.
+pub(crate) fn changed_copy(repo: &Repo, updates: &[Update<'_>], to: &Path) -> Result<(), MergeError> {
+    copy_index(repo.index(), to)?;
+    let null = Oid::null(repo.format());
+    let mut input = Vec::new();
+    // Removals first, so that a file can take the place of a directory.
+    for update in updates.iter().filter(|u| u.entry.is_none()) {
+        line(&mut input, format_args!("0 {null}\t"), update.path);
+    }
+    for update in updates {
+        if let Some(entry) = update.entry {
+            line(&mut input, format_args!("{} {}\t", entry.mode.as_str(), entry.id), update.path);
+        }
+    }
+    let git = || repo.host().env("GIT_INDEX_FILE", to);
+    git().args(["update-index", "-z", "--index-info"]).stdin(input).run()?;
+    let mut skipped = Vec::new();
+    for update in updates.iter().filter(|u| u.skip_worktree && u.entry.is_some()) {
+        line(&mut skipped, format_args!(""), update.path);
+    }
+    if !skipped.is_empty() {
+        git().args(["update-index", "--skip-worktree", "-z", "--stdin"]).stdin(skipped).run()?;
+    }
+    Ok(())
+}
+
+fn line(input: &mut Vec<u8>, head: std::fmt::Arguments<'_>, path: &RepoPath) {
+    write!(input, "{head}").expect("a vector takes all");
+    input.extend_from_slice(path.as_bytes());
+    input.push(0);
+}
+
+/// Copies an index file with its time: the time tells git which entries are too young to be trusted.
+/// Without one, the copy is absent too.
+pub(crate) fn copy_index(from: &Path, to: &Path) -> Result<bool, MergeError> {
+    let copy = || {
+        let bytes = fs::read(from)?;
+        let time = fs::metadata(from)?.modified()?;
+        let mut file = File::create(to)?;
+        file.write_all(&bytes)?;
+        file.set_modified(time)
+    };
+    match copy() {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !from.exists() => Ok(false),
+        Err(source) => Err(MergeError::io("copy", from)(source)),
+    }
+}
+
+/// Git's lock on the index, taken by us. Dropping it gives it up.
+#[derive(Debug)]
+pub(crate) struct IndexLock {
+    path: PathBuf,
+    index: PathBuf,
+    file: Option<File>,
+}
+
+impl IndexLock {
+    /// Takes the lock; one that exists is reported, never removed.
+    pub fn take(repo: &Repo) -> Result<Self, MergeError> {
+        let index = repo.index().to_owned();
+        let mut path = index.clone().into_os_string();
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        match fs::OpenOptions::new().write(true).create_new(true).open(&path) {
+            Ok(file) => Ok(Self { path, index, file: Some(file) }),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(MergeError::Locked { path }),
+            Err(source) => Err(MergeError::io("create", path)(source)),
+        }
+    }
+
+    /// The lock file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Writes what the index will be into the lock file. `keep_time`: with the time of `from`.
+    pub fn fill(&mut self, from: &Path, keep_time: bool) -> Result<(), MergeError> {
+        let file = self.file.as_mut().expect("the lock is held");
+        let mut fill = || {
+            file.write_all(&fs::read(from)?)?;
+            if let Ok(meta) = fs::metadata(&self.index) {
+                file.set_permissions(meta.permissions())?;
+            }
+            if keep_time {
+                file.set_modified(fs::metadata(from)?.modified()?)?;
+            }
+            Ok(())
+        };
+        fill().map_err(MergeError::io("write", &self.path))
+    }
+
+    /// Makes the lock file the index.
+    pub fn commit(mut self) -> io::Result<()> {
+        fs::rename(&self.path, &self.index)?;
+        self.file = None;
+        Ok(())
+    }
+
+    /// Removes the index, for a repository that had none.
+    pub fn remove_index(self) -> io::Result<()> {
+        fs::remove_file(&self.index)
+    }
+}
+
+impl Drop for IndexLock {
+    fn drop(&mut self) {
+        if self.file.take().is_some() {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "b6ddd0c430e287bf3c3cc901a0ffd5ed7ef8b17b";
+
+    fn record(path: &str, stage: u8, flags: u32) -> String {
+        format!(
+            "100644 {ID} {stage}\t{path}\0  ctime: 1:2\n  mtime: 3:4\n  dev: 5\tino: 6\n  uid: 7\tgid: 8\n  size: 9\tflags: {flags:x}\n"
+        )
+    }
+
+    #[test]
+    fn flags_and_cached_times_are_read() {
+        let text = record("a\nb", 0, 0x4000_4000) + &record("n", 0, 0x2000_4000);
+        let index = Index::parse(text.as_bytes()).unwrap();
+        let entries: Vec<_> = index.entries.values().collect();
+        assert!(entries[0].skip_worktree && !entries[0].intent_to_add);
+        assert!(entries[1].intent_to_add && !entries[1].skip_worktree);
+        assert_eq!(entries[0].stat, Cached { mtime: (3, 4), ino: 6, size: 9 });
+        assert_eq!(index.unmerged, None);
+    }
+
+    #[test]
+    fn unmerged_entries_are_named() {
+        let index = Index::parse((record("x", 1, 0x1000) + &record("x", 2, 0x2000)).as_bytes()).unwrap();
+        assert_eq!(index.unmerged, RepoPath::parse(b"x"));
+    }
+
+    #[test]
+    fn below_a_directory_is_not_beside_it() {
+        let text = ["a", "a-b", "a/b", "a/c/d", "ab"].map(|path| record(path, 0, 0)).concat();
+        let index = Index::parse(text.as_bytes()).unwrap();
+        let dir = RepoPath::parse(b"a").unwrap();
+        let below: Vec<_> = index.below(&dir).map(ToString::to_string).collect();
+        assert_eq!(below, ["a/b", "a/c/d"]);
+    }
+}

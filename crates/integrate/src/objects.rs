@@ -1,0 +1,164 @@
+//! Contents of the host's object database.
+
+use crate::error::MergeError;
+use crate::path::{Entry, Mode, RepoPath};
+use crate::repo::{Repo, parse_oid};
+use crate::run::{Talk, unexpected};
+use sandbox_git::{ObjectFormat, Oid};
+use sha1::Digest;
+use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
+use std::rc::Rc;
+
+/// Reads and writes blobs; what the working tree has but no object holds yet is remembered beside.
+pub(crate) struct Objects<'r> {
+    repo: &'r Repo,
+    batch: Option<Talk>,
+    loose: HashMap<Oid, Rc<[u8]>>,
+}
+
+/// Returns the id that git gives this content.
+pub(crate) fn blob_id(format: ObjectFormat, content: &[u8]) -> Oid {
+    let header = format!("blob {}\0", content.len());
+    let id = match format {
+        ObjectFormat::Sha1 => Oid::from_raw(&sha1::Sha1::new().chain_update(&header).chain_update(content).finalize()),
+        ObjectFormat::Sha256 => {
+            Oid::from_raw(&sha2::Sha256::new().chain_update(&header).chain_update(content).finalize())
+        }
+    };
+    id.expect("a digest has the length of an id")
+}
+
+impl<'r> Objects<'r> {
+    pub fn new(repo: &'r Repo) -> Self {
+        Self { repo, batch: None, loose: HashMap::new() }
+    }
+
+    pub fn repo(&self) -> &'r Repo {
+        self.repo
+    }
+
+    /// Keeps content that is in no object, and returns the id that it would have.
+    pub fn remember(&mut self, content: Vec<u8>) -> Oid {
+        let id = blob_id(self.repo.format(), &content);
+        self.loose.entry(id).or_insert_with(|| content.into());
+        id
+    }
+
+    /// Reads a blob.
+    pub fn read(&mut self, id: Oid) -> Result<Rc<[u8]>, MergeError> {
+        if let Some(content) = self.loose.get(&id) {
+            return Ok(content.clone());
+        }
+        if self.batch.is_none() {
+            self.batch = Some(Talk::start(self.repo.pure().args(["cat-file", "--batch"]))?);
+        }
+        let batch = self.batch.as_mut().expect("it was just started");
+        batch.send(format!("{id}\n").as_bytes())?;
+        let header = batch.line()?;
+        let size = header.strip_prefix(&format!("{id} blob ")).and_then(|size| size.parse::<usize>().ok());
+        let Some(size) = size else {
+            return Err(unexpected("git cat-file", header.as_bytes()).into());
+        };
+        let mut content = vec![0; size + 1];
+        batch.stdout.read_exact(&mut content).map_err(|_| unexpected("git cat-file", b"a short object"))?;
+        content.truncate(size);
+        Ok(content.into())
+    }
+
+    /// Writes content as a blob.
+    pub fn write(&mut self, content: &[u8]) -> Result<Oid, MergeError> {
+        let id = self.repo.pure().args(["hash-object", "-w", "--stdin", "--no-filters"]).stdin(content).line()?;
+        parse_oid(&id)
+    }
+
+    /// Makes sure that what was remembered is an object.
+    pub fn store(&mut self, id: Oid) -> Result<(), MergeError> {
+        match self.loose.get(&id).cloned() {
+            Some(content) => self.write(&content).map(drop),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A path that differs between two trees.
+#[derive(Clone, Debug)]
+pub(crate) struct Difference {
+    pub path: RepoPath,
+    pub old: Option<Entry>,
+    pub new: Option<Entry>,
+}
+
+/// Returns the paths in which two trees differ, in git's order.
+pub(crate) fn differences(repo: &Repo, old: &str, new: &str) -> Result<Vec<Difference>, MergeError> {
+    let args = ["diff-tree", "-r", "-z", "--raw", "--no-renames", "--no-abbrev", old, new];
+    let output = repo.pure().args(args).output()?.stdout;
+    let mut fields = output.split(|b| *b == 0);
+    let mut all = Vec::new();
+    while let Some(meta) = fields.next().filter(|meta| !meta.is_empty()) {
+        let path = checked(fields.next().ok_or_else(|| unexpected("git diff-tree", meta))?)?;
+        let words: Vec<_> = meta.strip_prefix(b":").unwrap_or(meta).split(|b| *b == b' ').collect();
+        let [old_mode, new_mode, old_id, new_id, _] = words[..] else {
+            return Err(unexpected("git diff-tree", meta).into());
+        };
+        all.push(Difference { path, old: entry(old_mode, old_id), new: entry(new_mode, new_id) });
+    }
+    Ok(all)
+}
+
+/// Returns pairs (from, to) of files that were renamed between two trees.
+pub(crate) fn renames(repo: &Repo, old: &str, new: &str) -> Result<Vec<(RepoPath, RepoPath)>, MergeError> {
+    let args = ["diff-tree", "-r", "-z", "--name-status", "-M", "--diff-filter=R", old, new];
+    let output = repo.pure().args(args).output()?.stdout;
+    let mut fields = output.split(|b| *b == 0);
+    let mut all = Vec::new();
+    while fields.next().is_some_and(|status| !status.is_empty()) {
+        let (Some(from), Some(to)) = (fields.next(), fields.next()) else {
+            return Err(unexpected("git diff-tree", &output).into());
+        };
+        all.push((checked(from)?, checked(to)?));
+    }
+    Ok(all)
+}
+
+/// Longest list of paths on one command line, in bytes.
+const ARGS: usize = 100_000;
+
+/// Returns what a tree has at paths.
+pub(crate) fn entries<'p>(
+    repo: &Repo,
+    tree: &str,
+    paths: impl IntoIterator<Item = &'p RepoPath>,
+) -> Result<BTreeMap<RepoPath, Entry>, MergeError> {
+    let mut found = BTreeMap::new();
+    let mut paths = paths.into_iter().peekable();
+    while paths.peek().is_some() {
+        let mut git = repo.pure().args(["ls-tree", "-z", "--full-tree", tree, "--"]);
+        let mut length = 0;
+        while length < ARGS
+            && let Some(path) = paths.next()
+        {
+            git = git.arg(path.as_path());
+            length += path.as_bytes().len() + 1;
+        }
+        let output = git.output()?.stdout;
+        for record in output.split(|b| *b == 0).filter(|record| !record.is_empty()) {
+            let tab = record.iter().position(|b| *b == b'\t').ok_or_else(|| unexpected("git ls-tree", record))?;
+            let words: Vec<_> = record[..tab].split(|b| *b == b' ').collect();
+            if let [mode, _, id] = words[..]
+                && let Some(entry) = entry(mode, id)
+            {
+                found.insert(checked(&record[tab + 1..])?, entry);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn entry(mode: &[u8], id: &[u8]) -> Option<Entry> {
+    Some(Entry { mode: Mode::parse(mode)?, id: Oid::parse(id)? })
+}
+
+pub(crate) fn checked(path: &[u8]) -> Result<RepoPath, MergeError> {
+    RepoPath::parse(path).ok_or_else(|| MergeError::BadPath { path: sandbox_git::printable(path) })
+}

@@ -1,0 +1,387 @@
+//! The state before a merge, saved before the first write, and putting it back.
+//!
+//! ```text
+//!   <undo>/undo.json     format, HEAD before and after, per path what was and what will be
+//!         index          the index as it was, with its time (absent: there was none)
+//!         index.new      the index as it will be
+//!         files/<n>      the bytes of touched path number n as they were
+//!         lock, staging  which index.lock and which staging directory are of this merge
+//! ```
+//!
+//! A merge that was cut (`kill -9`, a full disk) and one that is taken back are the same to
+//! [`restore`]: each path, the index and HEAD must be as they were or as the merge made them; anything
+//! else is work that came later, and nothing is put back.
+
+use crate::error::MergeError;
+use crate::index::{Index, IndexLock, copy_index};
+use crate::path::RepoPath;
+use crate::plan::HeadMove;
+use crate::refs::Transaction;
+use crate::repo::Repo;
+use crate::worktree::{Found, Move, State, Worktree};
+use rustix::fs::{self as rfs, OFlags};
+use sandbox_git::Oid;
+use serde::{Deserialize, Serialize};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+/// The format of `undo.json`.
+const FORMAT: u32 = 1;
+
+/// More files than this are made durable together, by flushing the file system.
+const SINGLE_SYNCS: usize = 16;
+
+/// `undo.json`
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Record {
+    format: u32,
+    name: String,
+    reference: Option<String>,
+    old: Option<Oid>,
+    /// `None`: HEAD does not move.
+    new: Option<Oid>,
+    had_index: bool,
+    index_before: String,
+    index_after: String,
+    paths: Vec<PathRecord>,
+}
+
+/// One touched path.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PathRecord {
+    /// Hex of the path's bytes: JSON has no bytes.
+    path: String,
+    before: State,
+    after: State,
+    /// Permission bits that the file had.
+    mode: u32,
+}
+
+/// What is saved beside the paths.
+pub(crate) struct Context<'a> {
+    pub name: &'a str,
+    pub head: Option<&'a HeadMove>,
+    pub index_before: &'a str,
+    pub index_after: &'a str,
+}
+
+/// Saves the state before the first write, path by path.
+pub(crate) struct Saver<'a> {
+    dir: &'a Path,
+    records: Vec<PathRecord>,
+    had_index: bool,
+}
+
+impl<'a> Saver<'a> {
+    /// Begins in a directory, which is made if it is not there.
+    pub fn begin(repo: &Repo, dir: &'a Path) -> Result<Self, MergeError> {
+        let files = dir.join("files");
+        fs::create_dir_all(&files).map_err(MergeError::io("create", &files))?;
+        let had_index = copy_index(repo.index(), &dir.join("index"))?;
+        Ok(Self { dir, records: Vec::new(), had_index })
+    }
+
+    /// Saves one path as it is; `after` is what it will be.
+    pub fn add(&mut self, path: &RepoPath, found: &Found, after: State) -> Result<(), MergeError> {
+        let mut mode = 0;
+        if let Found::File(seen) = found {
+            mode = seen.stat.mode & 0o7777;
+            let file = self.dir.join("files").join(self.records.len().to_string());
+            let sync = self.records.len() < SINGLE_SYNCS;
+            write_private(&file, &seen.bytes, sync).map_err(MergeError::io("write", &file))?;
+        }
+        let path = crate::index::hex(path.as_bytes());
+        self.records.push(PathRecord { path, before: found.state(), after, mode });
+        Ok(())
+    }
+
+    /// Makes it whole and durable.
+    pub fn finish(self, context: &Context<'_>) -> Result<(), MergeError> {
+        let many = self.records.len() > SINGLE_SYNCS;
+        let record = Record {
+            format: FORMAT,
+            name: context.name.to_owned(),
+            reference: context.head.and_then(|head| head.reference.clone()),
+            old: context.head.and_then(|head| head.old),
+            new: context.head.map(|head| head.new),
+            had_index: self.had_index,
+            index_before: context.index_before.to_owned(),
+            index_after: context.index_after.to_owned(),
+            paths: self.records,
+        };
+        let json = serde_json::to_vec_pretty(&record).expect("a record has string keys only");
+        let file = self.dir.join("undo.json");
+        let write = || {
+            let temp = self.dir.join("undo.json.new");
+            write_private(&temp, &json, true)?;
+            let dir = File::open(self.dir)?;
+            if many {
+                rfs::syncfs(&dir)?;
+            }
+            fs::rename(temp, &file)?;
+            dir.sync_all()
+        };
+        write().map_err(MergeError::io("write", &file))
+    }
+}
+
+fn write_private(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    if sync { file.sync_all() } else { Ok(()) }
+}
+
+/// Puts the state back that was saved in `dir`: takes back a merge, or what is there of one that was
+/// cut. Refuses, writing nothing, if a path, the index or HEAD is neither as before nor as the merge
+/// made it.
+pub fn restore(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
+    let file = dir.join("undo.json");
+    let json = match fs::read(&file) {
+        // Cut before the first write.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && dir.join("lock").exists() => {
+            remove_own_lock(repo, dir)?;
+            return remove_staging(repo, dir);
+        }
+        other => other.map_err(MergeError::io("read", &file))?,
+    };
+    let record: Record =
+        serde_json::from_slice(&json).map_err(|source| MergeError::Damaged { path: file.clone(), source })?;
+    if record.format != FORMAT {
+        let source = serde::de::Error::custom(format!("format {} is not known", record.format));
+        return Err(MergeError::Damaged { path: file, source });
+    }
+    remove_own_lock(repo, dir)?;
+    let mut lock = IndexLock::take(repo)?;
+    let tree = Worktree::open(repo.worktree()).map_err(MergeError::io("open", repo.worktree()))?;
+
+    let index = Index::read(repo)?;
+    if index.digest != record.index_before && index.digest != record.index_after {
+        return Err(MergeError::ChangedSince { what: "the index".into() });
+    }
+    let head = repo.head()?;
+    if record.new.is_some() && (head.reference != record.reference || ![record.old, record.new].contains(&head.commit))
+    {
+        return Err(MergeError::ChangedSince { what: "HEAD".into() });
+    }
+    let name = |path: &PathRecord| path.name().ok_or_else(|| MergeError::BadPath { path: path.path.clone() });
+    let names = record.paths.iter().map(name).collect::<Result<Vec<_>, _>>()?;
+    let mut todo = Vec::new();
+    for (n, (path, name)) in record.paths.iter().zip(&names).enumerate() {
+        let state = tree.look(name).map_err(MergeError::io("read", name.as_path()))?.state();
+        if state == path.before {
+            continue;
+        }
+        // Between two renames of a cut merge a path can be absent; a file that was removed may have given
+        // its place to a directory.
+        let replaced =
+            state == State::Directory && path.after == State::Absent && names.iter().any(|n| n.is_below(name));
+        if state != path.after && state != State::Absent && !replaced {
+            return Err(MergeError::ChangedSince { what: format!("'{name}'") });
+        }
+        todo.push((n, name, path, state));
+    }
+
+    if record.new.is_some() && head.commit != record.old {
+        let back = HeadMove {
+            reference: record.reference.clone(),
+            old: head.commit,
+            new: record.old.unwrap_or(Oid::null(repo.format())),
+        };
+        Transaction::prepare(repo, &back, &format!("undo merge of sandbox '{}'", record.name), None)?.commit()?;
+    }
+    let failed = |source| MergeError::NotRestored { undo: dir.to_owned(), source };
+    // Deepest first where something has to go, topmost first where something has to come.
+    for (_, name, path, state) in todo.iter().rev() {
+        let goes = matches!(path.before, State::Absent) || (path.before == State::Directory && *state != path.before);
+        if *state != State::Absent && goes {
+            remove(&tree, repo, name).map_err(failed)?;
+        }
+    }
+    for (n, name, path, state) in &todo {
+        put_back(&tree, repo, dir, *n, name, path, state).map_err(failed)?;
+    }
+    if index.digest != record.index_before {
+        if record.had_index {
+            lock.fill(&dir.join("index"), true)?;
+            lock.commit().map_err(failed)?;
+        } else {
+            lock.remove_index().map_err(failed)?;
+        }
+    }
+    remove_staging(repo, dir)
+}
+
+/// Removes the staging directory of a merge that was cut; everything in it is in `dir` too.
+fn remove_staging(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
+    let Ok(noted) = fs::read(dir.join("staging")) else { return Ok(()) };
+    let name = Path::new(std::ffi::OsStr::from_bytes(&noted));
+    // Only a name was noted: nothing but a directory of ours can be meant.
+    if name.components().count() != 1 || !noted.starts_with(STAGING.as_bytes()) {
+        return Ok(());
+    }
+    for parent in [repo.gitdir(), repo.worktree()] {
+        match fs::remove_dir_all(parent.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(MergeError::io("remove", parent.join(name))(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+impl PathRecord {
+    fn name(&self) -> Option<RepoPath> {
+        let hex = self.path.as_bytes();
+        let digit = |b: u8| (b as char).to_digit(16);
+        let bytes: Option<Vec<u8>> =
+            hex.chunks(2).map(|pair| Some((digit(pair[0])? << 4 | digit(*pair.get(1)?)?) as u8)).collect();
+        RepoPath::parse(&bytes?)
+    }
+}
+
+/// Removes the lock of a merge that was cut, if it is the one that was noted.
+fn remove_own_lock(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
+    let mut lock = repo.index().to_owned().into_os_string();
+    lock.push(".lock");
+    let lock = Path::new(&lock);
+    let (Ok(noted), Ok(found)) = (fs::read(dir.join("lock")), lock_note(lock)) else { return Ok(()) };
+    if noted == found {
+        fs::remove_file(lock).map_err(MergeError::io("remove", lock))?;
+    }
+    Ok(())
+}
+
+/// Notes which lock file is ours, for a merge that is cut.
+pub(crate) fn note_lock(dir: &Path, lock: &Path) -> io::Result<()> {
+    write_private(&dir.join("lock"), &lock_note(lock)?, false)
+}
+
+fn lock_note(lock: &Path) -> io::Result<Vec<u8>> {
+    use std::os::unix::fs::MetadataExt;
+    let meta = fs::metadata(lock)?;
+    // With its birth: an inode number is given again.
+    let born = meta.created().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
+    Ok(format!("{} {} {}", meta.dev(), meta.ino(), born.unwrap_or_default().as_nanos()).into_bytes())
+}
+
+/// Removes what the merge made: moved out first, so that a racing change is not lost.
+fn remove(tree: &Worktree, repo: &Repo, name: &RepoPath) -> io::Result<()> {
+    match tree.look(name)? {
+        Found::Directory => drop(tree.remove_dir(name)?),
+        Found::Absent { .. } => {}
+        _ => {
+            let staging = Staging::new(repo, tree)?;
+            tree.rename(name, staging.fd(), "old", Move::Out)?;
+        }
+    }
+    for dir in name.ancestors() {
+        if tree.remove_dir(&dir)?.is_none() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn put_back(
+    tree: &Worktree,
+    repo: &Repo,
+    dir: &Path,
+    n: usize,
+    name: &RepoPath,
+    path: &PathRecord,
+    state: &State,
+) -> io::Result<()> {
+    match path.before {
+        State::Absent | State::Special => return Ok(()),
+        State::Directory => {
+            tree.make_parents(name, &mut Vec::new())?;
+            return tree.make_dir(name).map(drop);
+        }
+        State::File { .. } | State::Symlink { .. } => {}
+    }
+    if *state == State::Directory {
+        tree.remove_dir(name)?;
+    }
+    let staging = Staging::new(repo, tree)?;
+    let bytes = fs::read(dir.join("files").join(n.to_string()))?;
+    let symlink = matches!(path.before, State::Symlink { .. });
+    staging.put("old", symlink, &bytes, path.mode, None)?;
+    tree.make_parents(name, &mut Vec::new())?;
+    let how = if tree.identity(name)?.is_some() { Move::Exchange } else { Move::In };
+    tree.rename(name, staging.fd(), "old", how)
+}
+
+/// How the names of staging directories begin.
+const STAGING: &str = ".sandbox-merge.";
+
+/// A directory on the working tree's file system where files wait for their rename.
+pub(crate) struct Staging {
+    dir: tempfile::TempDir,
+    fd: std::os::fd::OwnedFd,
+}
+
+impl Staging {
+    /// Below the git directory if that is on the same file system, where no watcher of the working tree
+    /// sees it; else at the top of the working tree.
+    pub fn new(repo: &Repo, tree: &Worktree) -> io::Result<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let same = fs::metadata(repo.gitdir())?.dev() == tree.device()?;
+        let at = if same { repo.gitdir() } else { repo.worktree() };
+        let dir = tempfile::Builder::new().prefix(STAGING).tempdir_in(at)?;
+        let fd = rfs::open(dir.path(), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, rfs::Mode::empty())?;
+        Ok(Self { dir, fd })
+    }
+
+    pub fn fd(&self) -> &std::os::fd::OwnedFd {
+        &self.fd
+    }
+
+    /// Notes its name, for a merge that is cut.
+    pub fn note(&self, undo: &Path) -> io::Result<()> {
+        let name = self.dir.path().file_name().unwrap_or_default();
+        write_private(&undo.join("staging"), name.as_bytes(), false)
+    }
+
+    /// Leaves the directory where it is.
+    pub fn keep(self) {
+        let _ = self.dir.keep();
+    }
+
+    /// Writes a file or symlink. `mode` 0: as the umask gives it. `owner`: of the file that it replaces.
+    pub fn put(&self, name: &str, symlink: bool, bytes: &[u8], mode: u32, owner: Option<(u32, u32)>) -> io::Result<()> {
+        let path = self.dir.path().join(name);
+        if symlink {
+            return std::os::unix::fs::symlink(std::ffi::OsString::from_vec(bytes.to_vec()), &path);
+        }
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o666).open(&path)?;
+        file.write_all(bytes)?;
+        if let Some((uid, gid)) = owner {
+            // Root works in trees of others; anybody else cannot, and need not.
+            use std::os::unix::fs::MetadataExt;
+            let meta = file.metadata()?;
+            if (meta.uid(), meta.gid()) != (uid, gid) {
+                let _ = std::os::unix::fs::fchown(&file, Some(uid), Some(gid));
+            }
+        }
+        if mode != 0 {
+            file.set_permissions(fs::Permissions::from_mode(mode & 0o7777))?;
+        }
+        Ok(())
+    }
+
+    /// Makes a file executable for whom it is readable.
+    pub fn make_executable(&self, name: &str) -> io::Result<()> {
+        let path = self.dir.path().join(name);
+        let mode = fs::metadata(&path)?.permissions().mode();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode | (mode & 0o444) >> 2))
+    }
+
+    /// What a staged file is now.
+    pub fn identity(&self, name: &str) -> io::Result<crate::worktree::Identity> {
+        crate::worktree::identity_at(&self.fd, std::ffi::OsStr::from_bytes(name.as_bytes()))
+    }
+}
