@@ -45,8 +45,7 @@ pub(super) fn over(landing: &Landing, wants: &[Want]) -> Result<Vec<(Oid, String
 
 fn check(landing: &Landing, walker: &mut Walker, tips: &[Oid]) -> Result<Option<String>> {
     let mut input: String = tips.iter().map(|oid| format!("{oid}\n")).collect();
-    input.push_str("--not\n");
-    input.extend(landing.granted.iter().map(|oid| format!("{oid}\n")));
+    input.extend(landing.granted.iter().map(|oid| format!("^{oid}\n")));
     let args = ["rev-list", "--stdin", "--format=%T %P"];
     let out = landing.git.landing(&landing.dir).args(args).stdin(input).output()?;
     let commits: Vec<&[u8]> =

@@ -146,7 +146,6 @@ impl Landing {
     /// Whether the host has everything that the tips reach.
     fn is_complete(&self, host: &HostRepo, tips: &BTreeSet<Oid>, updates: &[Update]) -> Result<bool> {
         let mut input: String = tips.iter().map(|oid| format!("{oid}\n")).collect();
-        input.push_str("--not\n");
         // What a ref names is complete. A handful of refs is enough to end the walk early; asking for
         // all of them costs a second where there are a hundred thousand.
         if let Ok(refs) = RefStore::read(&self.git, host.git_dir(), host.common_dir()) {
@@ -155,7 +154,7 @@ impl Landing {
             known.extend(refs.refs.keys().filter(near).take(64).filter_map(|name| refs.resolve(name)));
             known.extend(refs.refs.keys().filter_map(|name| refs.resolve(name)).filter(|oid| self.granted.contains(oid)));
             known.extend(updates.iter().filter_map(|update| update.old));
-            input.extend(known.iter().map(|oid| format!("{oid}\n")));
+            input.extend(known.iter().map(|oid| format!("^{oid}\n")));
         }
         let mut command = host.read(&self.git).args(["rev-list", "--objects", "--quiet", "--ignore-missing", "--stdin"]);
         if self.partial {

@@ -60,8 +60,8 @@ pub fn outside<'a>(
     if open == 0 {
         return Ok(outside);
     }
-    input.push_str("--not\n");
-    input.extend(roots.into_iter().map(|oid| format!("{oid}\n")));
+    // `--not` on standard input is newer than the oldest git that we run.
+    input.extend(roots.into_iter().map(|oid| format!("^{oid}\n")));
     let mut seen = 0;
     let mut cut = false;
     host.read(git).args(["rev-list", "--ignore-missing", "--stdin"]).stdin(input).lines(|line| {
