@@ -201,6 +201,8 @@ impl Overlay<'_> {
 
     fn detached(&self) -> io::Result<OwnedFd> {
         let overlay = Filesystem::new("overlay")?;
+        // What df(1) and mountinfo call it.
+        overlay.set("source", "overlay")?;
         for lower in self.lowers {
             overlay.set("lowerdir+", &name_of(lower))?;
         }

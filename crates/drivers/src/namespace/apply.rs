@@ -157,7 +157,7 @@ impl Child<'_> {
         let old = openat(CWD, "/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
             .during(|| "open the root directory".to_owned())?;
         mount::attach(&root, &old).during(|| "attach the new root directory".to_owned())?;
-        let mut tree = Tree { root, dev: None, proc: None, last: RefCell::new(None) };
+        let mut tree = Tree { root, proc: None, last: RefCell::new(None) };
         for (step, sources) in self.plan.steps.iter().zip(sources) {
             if let Some(sources) = sources {
                 self.unless_missing(step, tree.step(step, sources))?;
@@ -350,8 +350,6 @@ fn memory(step: &Step) -> io::Result<OwnedFd> {
 /// The tree that is being built.
 struct Tree {
     root: OwnedFd,
-    /// `/dev`, which becomes read-only in the end.
-    dev: Option<OwnedFd>,
     proc: Option<Proc>,
     /// The last directory that something was made in; forgotten when something is mounted over it.
     last: RefCell<Option<(PathBuf, Rc<OwnedFd>)>>,
@@ -370,9 +368,6 @@ impl Tree {
             Step::Tmpfs { at, .. } => {
                 let mount = memory(step).during(|| format!("create '{}'", at.display()))?;
                 self.attach(&mount, at, true)?;
-                if at == Path::new("/dev") {
-                    self.dev = Some(mount);
-                }
             }
             Step::Bind { at, directory, .. } => {
                 if let Some(tree) = &sources.tree {
@@ -525,9 +520,6 @@ impl Tree {
         let mut notes = Vec::new();
         let read_only = Attributes { read_only: true, no_suid: true, no_dev: true, no_exec: false };
         mount::set_attributes(&self.root, read_only, false).during(|| "make '/' read-only".to_owned())?;
-        if let Some(dev) = &self.dev {
-            mount::set_attributes(dev, read_only, false).during(|| "make '/dev' read-only".to_owned())?;
-        }
         if let Some(proc) = &self.proc {
             for (name, value) in &proc.sysctls {
                 match write_file(proc.mount.as_fd(), &format!("sys/{name}"), &value.to_string()) {

@@ -4,7 +4,8 @@
 //!   /                      tmpfs, read-only in the end
 //!   /usr /opt …            host, read-only
 //!   /etc                   generated
-//!   /dev /proc /run        new instances
+//!   /dev                   six devices and a pts of its own
+//!   /proc /run /dev/shm    new instances
 //!   /home/dev, /tmp        the sandbox's directories on disk
 //!   /home/dev/.rustup …    toolchains, read-only
 //!   /home/dev/project      overlay: what the sandbox works on
@@ -354,8 +355,8 @@ fn overlay(tree: &sandbox_core::launch::Tree, helper: bool) -> Step {
 }
 
 fn dev(memory: u64) -> Vec<Step> {
-    let mut steps = vec![memory_at("/dev", 1 << 20, 0o755, Access::MEMORY)];
-    steps.extend(DEVICES.iter().map(|(name, major, minor)| Step::Device { name, number: (*major, *minor) }));
+    let device = |(name, major, minor): &(&'static str, u32, u32)| Step::Device { name, number: (*major, *minor) };
+    let mut steps: Vec<Step> = DEVICES.iter().map(device).collect();
     steps.push(Step::Terminals { max: 64 });
     steps.push(memory_at("/dev/shm", memory / 2, 0o1777, Access::MEMORY));
     for (name, target) in [
@@ -462,7 +463,6 @@ file      /etc/hosts  644, 56 bytes
 file      /etc/resolv.conf  644, 0 bytes
 file      /etc/nsswitch.conf  644, 70 bytes
 file      /etc/machine-id  644, 33 bytes
-tmpfs     /dev  rw,nosuid,nodev,noexec,mode=755,size=1048576,nr_inodes=65536
 device    /dev/null  1:3
 device    /dev/zero  1:5
 device    /dev/full  1:7

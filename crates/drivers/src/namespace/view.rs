@@ -34,15 +34,10 @@ const ETC: &[&str] = &[
     "bash.bashrc",
     "bash_completion.d",
     "bashrc",
-    "ca-certificates",
-    "ca-certificates.conf",
     "crypto-policies",
     "debian_version",
     "fonts",
-    "gai.conf",
-    "host.conf",
     "inputrc",
-    "issue",
     "java",
     "ld.so.cache",
     "ld.so.conf",
@@ -50,12 +45,8 @@ const ETC: &[&str] = &[
     "locale.alias",
     "locale.conf",
     "localtime",
-    "login.defs",
     "lsb-release",
-    "magic",
     "mime.types",
-    "nanorc",
-    "networks",
     "os-release",
     "perl",
     "pki",
@@ -64,17 +55,14 @@ const ETC: &[&str] = &[
     "protocols",
     "python3",
     "redhat-release",
-    "rpc",
     "services",
     "shells",
-    "skel",
     "ssl",
     "static",
     "terminfo",
     "timezone",
     "vim",
     "vimrc",
-    "xattr.conf",
     "xml",
     "zsh",
     "zshrc",
@@ -158,15 +146,15 @@ impl Host {
     }
 
     fn etc_entry(&self, spec: &LaunchSpec, path: PathBuf) -> Option<Step> {
-        let facts = fs::symlink_metadata(self.real(&path)).ok()?;
+        let mut facts = fs::symlink_metadata(self.real(&path)).ok()?;
         if facts.is_symlink() {
             let target = fs::read_link(self.real(&path)).ok()?;
             let absolute = normal(&path.parent()?.join(&target));
             if spec.system.iter().any(|top| absolute.starts_with(top)) {
                 return Some(Step::Symlink { at: path, target });
             }
+            facts = fs::metadata(self.real(&path)).ok()?;
         }
-        let facts = fs::metadata(self.real(&path)).ok()?;
         // What the host keeps from other users is not for a sandbox either.
         if facts.mode() & 0o004 == 0 {
             return None;
@@ -263,9 +251,9 @@ mod tests {
         fs::write(root.join("etc/services"), "ssh 22/tcp\n").unwrap();
         fs::write(root.join("etc/ld.so.cache"), vec![0u8; 40_000]).unwrap();
         fs::write(root.join("etc/shadow"), "root:!").unwrap();
-        fs::write(root.join("etc/login.defs"), "private").unwrap();
+        fs::write(root.join("etc/inputrc"), "private").unwrap();
         fs::write(root.join("etc/resolv.conf"), "nameserver 10.0.0.1\n").unwrap();
-        fs::set_permissions(root.join("etc/login.defs"), fs::Permissions::from_mode(0o600)).unwrap();
+        fs::set_permissions(root.join("etc/inputrc"), fs::Permissions::from_mode(0o600)).unwrap();
         let host = Host::at(root);
         (dir, host)
     }
@@ -298,7 +286,7 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
-        for name in ["shadow", "secret", "login.defs", "gitconfig"] {
+        for name in ["shadow", "secret", "inputrc", "gitconfig"] {
             assert!(!text.contains(name), "{name}\n{text}");
         }
     }
