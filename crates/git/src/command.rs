@@ -91,7 +91,7 @@ pub enum GitError {
         status: String,
         /// The exit code, if it was not a signal.
         code: Option<i32>,
-        /// The last telling line of its standard error, escaped.
+        /// The most telling line of its standard error, escaped.
         stderr: String,
     },
     /// It took longer than it was allowed to, and was ended.
@@ -499,7 +499,8 @@ fn check(name: &str, status: ExitStatus, stderr: &[u8]) -> Result<()> {
         return Ok(());
     }
     let lines: Vec<&[u8]> = stderr.split(|b| *b == b'\n').filter(|line| !line.is_empty()).collect();
-    let telling = lines.iter().rev().find(|line| line.starts_with(b"fatal: ") || line.starts_with(b"error: "));
+    // The first says what went wrong, later ones who noticed.
+    let telling = lines.iter().find(|line| line.starts_with(b"fatal: ") || line.starts_with(b"error: "));
     let line = telling.or(lines.last()).copied().unwrap_or(b"no message");
     let line = line.strip_prefix(b"fatal: ").or_else(|| line.strip_prefix(b"error: ")).unwrap_or(line);
     Err(GitError::Failed {

@@ -17,7 +17,11 @@ fn secrets_of_the_configuration_stay_outside() {
             "{old}[credential]\n\thelper = store\n[alias]\n\tst = status -sb\n[commit]\n\tgpgSign = true\n[include]\n\tpath = work.inc\n\
              [url \"https://u:SECRET1@h/\"]\n\tinsteadOf = gh:\n[http \"https://h/\"]\n\textraHeader = Authorization: SECRET2\n"
         )).unwrap();
-        fs::write(world.home().join("work.inc"), format!("[includeIf \"gitdir:{}/\"]\n\tpath = id.inc\n", top.display())).unwrap();
+        fs::write(
+            world.home().join("work.inc"),
+            format!("[includeIf \"gitdir:{}/\"]\n\tpath = id.inc\n", top.display()),
+        )
+        .unwrap();
         fs::write(world.home().join("id.inc"), "[user]\n\temail = me@work.example\n").unwrap();
         world.git(&top, &["remote", "add", "origin", "https://me:SECRET3@host.example/p.git"]);
         world.git(&top, &["config", "http.https://host.example/.extraHeader", "Authorization: SECRET4"]);
@@ -25,7 +29,8 @@ fn secrets_of_the_configuration_stay_outside() {
         world.git(&top, &["config", "user.signingKey", "SECRET6"]);
         world.git(&top, &["config", "merge.conflictStyle", "diff3"]);
         let inside = world.spawn(&top, "in");
-        for text in [fs::read_to_string(inside.top.join(".git/config")).unwrap(), inside.made.facts.user_config.clone()] {
+        for text in [fs::read_to_string(inside.top.join(".git/config")).unwrap(), inside.made.facts.user_config.clone()]
+        {
             assert!(!text.contains("SECRET"), "{text}");
             assert!(!text.contains("elper"), "{text}");
         }
@@ -56,7 +61,8 @@ fn refs_and_logs_are_cut_to_what_is_granted() {
         world.git(&top, &["update-ref", "refs/sandbox/other", "HEAD~1"]);
         world.git(&top, &["checkout", "-q", "main"]);
         let inside = world.spawn(&top, "in");
-        let refs: Vec<String> = inside.git(&["for-each-ref", "--format=%(refname)"]).lines().map(str::to_owned).collect();
+        let refs: Vec<String> =
+            inside.git(&["for-each-ref", "--format=%(refname)"]).lines().map(str::to_owned).collect();
         assert_eq!(refs, ["refs/heads/main", "refs/heads/merged", "refs/tags/light", "refs/tags/v1"]);
         let log = fs::read_to_string(inside.top.join(".git/logs/HEAD")).unwrap();
         assert!(!log.contains(&private), "{log}");
@@ -201,12 +207,18 @@ fn a_revision_is_written_without_filters_and_is_clean() {
             grants: &[],
             all_objects: false,
         };
-        for (rev, branch) in [("HEAD", Some("refs/heads/main")), ("main", Some("refs/heads/main")), (&commit, None), ("HEAD~1", None)] {
+        for (rev, branch) in
+            [("HEAD", Some("refs/heads/main")), ("main", Some("refs/heads/main")), (&commit, None), ("HEAD~1", None)]
+        {
             let (tree, layer) = (world.path(&format!("t-{rev}")), world.path(&format!("l-{rev}")));
             let out = gitdir::tree_checkout(&request, rev, &tree, &tree, &layer).unwrap();
             assert_eq!(out.facts.branch.as_deref(), branch, "{rev}");
             assert_eq!(out.files, if rev == "HEAD~1" { 4 } else { 6 });
-            let made = gitdir::Made { facts: out.facts, fingerprint: fingerprint(&world.git, &host, &[], &[]), hints: Vec::new() };
+            let made = gitdir::Made {
+                facts: out.facts,
+                fingerprint: fingerprint(&world.git, &host, &[], &[]),
+                hints: Vec::new(),
+            };
             let inside = world.assemble(made, repo.clone(), tree, layer);
             inside.git(&["config", "--unset", "filter.evil.smudge"]);
             assert_eq!(inside.git(&["diff-files"]), "", "no stat data differs");
@@ -245,7 +257,8 @@ fn a_bare_repository_can_be_checked_out() {
         };
         let (tree, layer) = (world.path("tree"), world.path("layer"));
         let out = gitdir::tree_checkout(&request, "HEAD", &tree, &tree, &layer).unwrap();
-        let made = gitdir::Made { facts: out.facts, fingerprint: fingerprint(&world.git, &host, &[], &[]), hints: Vec::new() };
+        let made =
+            gitdir::Made { facts: out.facts, fingerprint: fingerprint(&world.git, &host, &[], &[]), hints: Vec::new() };
         let inside = world.assemble(made, repo.clone(), tree, layer);
         assert_eq!(inside.git(&["status", "--porcelain=v1", "-b"]), "## main\n");
     });
@@ -262,7 +275,11 @@ fn only_matching_stat_data_is_rewritten() {
         let inside = world.spawn(&top, "in");
         let raw = inside.git(&["diff-files", "--name-only"]);
         assert_eq!(raw, "a.txt\n");
-        let index = sandbox_git::index::Index::parse(fs::read(inside.top.join(".git/index")).unwrap(), sandbox_git::ObjectFormat::Sha1).unwrap();
+        let index = sandbox_git::index::Index::parse(
+            fs::read(inside.top.join(".git/index")).unwrap(),
+            sandbox_git::ObjectFormat::Sha1,
+        )
+        .unwrap();
         for entry in index.entries() {
             let path = inside.top.join(std::str::from_utf8(&entry.path).unwrap());
             let now = Stat::from_metadata(&fs::symlink_metadata(path).unwrap());

@@ -36,7 +36,9 @@ fn what_is_no_work_tree_is_told_by_kind() {
         let none = world.path("plain");
         fs::create_dir(&none).unwrap();
         match HostRepo::discover(&world.git, &none) {
-            Err(HostRepoError::NotARepository { said, .. }) => assert!(said.starts_with("not a git repository"), "{said}"),
+            Err(HostRepoError::NotARepository { said, .. }) => {
+                assert!(said.starts_with("not a git repository"), "{said}")
+            }
             other => panic!("{other:?}"),
         }
         let bare = world.path("bare.git");

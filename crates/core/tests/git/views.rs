@@ -76,7 +76,12 @@ fn the_same_roots_are_the_same_view_and_new_commits_add_a_pack() {
         fourth.assert_same_as(&top);
         let size = |inside: &Inside<'_>| -> u64 {
             let dir = inside.view().objects().join("pack");
-            fs::read_dir(dir).unwrap().map(|e| e.unwrap().metadata().unwrap()).filter(|m| m.nlink() <= 2).map(|m| m.len()).sum()
+            fs::read_dir(dir)
+                .unwrap()
+                .map(|e| e.unwrap().metadata().unwrap())
+                .filter(|m| m.nlink() <= 2)
+                .map(|m| m.len())
+                .sum()
         };
         assert!(size(&fourth) < 20_000, "an amend does not pack the history again");
     });
@@ -118,8 +123,11 @@ fn a_host_gc_or_removal_disturbs_nothing() {
 
 fn upload_pack(world: &World, dir: &std::path::Path) -> String {
     let script = world.path("serve.sh");
-    fs::write(&script, format!("#!/bin/sh\nexec '{}' upload-pack --strict '{}'\n", world.git.program().display(), dir.display()))
-        .unwrap();
+    fs::write(
+        &script,
+        format!("#!/bin/sh\nexec '{}' upload-pack --strict '{}'\n", world.git.program().display(), dir.display()),
+    )
+    .unwrap();
     format!("sh {}", script.display())
 }
 
@@ -146,7 +154,16 @@ fn what_is_served_is_the_granted_refs_and_no_other_object() {
         assert_eq!(serve_command(&world.git, &dir).name(), "git upload-pack");
         let pack = upload_pack(&world, &dir);
         let fetch = |what: &str| {
-            inside.try_git(&["-c", "protocol.file.allow=always", "fetch", "-q", "--upload-pack", &pack, dir.to_str().unwrap(), what])
+            inside.try_git(&[
+                "-c",
+                "protocol.file.allow=always",
+                "fetch",
+                "-q",
+                "--upload-pack",
+                &pack,
+                dir.to_str().unwrap(),
+                what,
+            ])
         };
         let out = fetch("main:refs/remotes/host/main");
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));

@@ -278,7 +278,11 @@ fn copy(from: &Path, to: &Path, relative: &Path, nested: &mut Vec<PathBuf>) {
     // A symlink's own time is kept by the capture as well.
     if relative.as_os_str().is_empty() {
         let _ = Command::new("/bin/sh")
-            .args(["-c", "cd \"$1\" && find . -type l -not -path '*/.git/*' -exec touch -h -r '{}' \"$2/{}\" ';'", "sh"])
+            .args([
+                "-c",
+                "cd \"$1\" && find . -type l -not -path '*/.git/*' -exec touch -h -r '{}' \"$2/{}\" ';'",
+                "sh",
+            ])
             .args([from, to])
             .status();
     }
