@@ -270,7 +270,7 @@ fn try_namespaces() -> io::Result<Trial> {
     drop(go_write);
     let mut text = String::new();
     let read = fs::File::from(result_read).read_to_string(&mut text);
-    super::end(&pidfd);
+    super::machine::end(&pidfd);
     mapped?;
     read?;
     parse_trial(&text).ok_or_else(|| io::Error::other("the trial ended early"))

@@ -15,27 +15,31 @@
 //! |---|---|
 //! | `plan` | the mount tree as a value, readable as text |
 //! | `view` | what of the host's system is shown |
-//! | `apply` | the child: applies the plan, gives up what it has, becomes the agent |
+//! | `apply` | the child: has the plan applied, gives up what it has, becomes the agent |
+//! | `tree` | the new root while it is being built |
+//! | `machine` | a running sandbox |
 //! | `wall` | which system calls are refused |
 //! | `cgroup` | limits, where the user may set them |
 //! | `check` | what this machine can do |
 
-pub mod apply;
+mod apply;
 pub mod cgroup;
 pub mod check;
+mod machine;
 pub mod plan;
+mod tree;
 pub mod view;
 pub mod wall;
 
 use apply::{Child, Line, Report};
 use cgroup::Cgroup;
+use machine::{NamespaceMachine, Starting};
 use plan::Kernel;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 use sandbox_core::driver::{Check, Driver, DriverError, Isolation, Machine, ProcessIdentity};
 use sandbox_core::launch::{LaunchSpec, Mode, Network};
 use sandbox_protocol::{AgentConfig, AgentTree, AgentUser, Decoder, FilterBytes, Message};
@@ -43,7 +47,7 @@ use sandbox_sys::namespace::{self, Forked, Namespaces};
 use sandbox_sys::{landlock, process};
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -329,119 +333,36 @@ fn complaint(bytes: &[u8]) -> Option<String> {
     }
 }
 
-/// A child under way: dropped, it ends and leaves nothing behind.
-struct Starting {
-    cgroup: Cgroup,
-    child: Option<OwnedFd>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sandbox_protocol::{Failure, FailureKind, Hello, VERSIONS, encode_control};
 
-impl Starting {
-    /// How the child ended, after it hung up.
-    fn last_words(&mut self) -> io::Error {
-        let Some(pidfd) = self.child.take() else { return io::ErrorKind::NotFound.into() };
-        // It may have hung up without ending.
-        let _ = process::wait_gone(&pidfd, Some(Duration::from_secs(1)));
-        let _ = process::kill(&pidfd);
-        match reap(&pidfd) {
-            Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
-                (Some(code), _) => io::Error::other(format!("it exited with status {code}")),
-                (None, Some(signal)) => io::Error::other(format!("it was killed by signal {signal}")),
-                (None, None) => io::Error::other("it stopped"),
-            },
-            Ok(None) => io::Error::other("it is gone"),
-            Err(error) => error,
-        }
-    }
-
-    fn finish(
-        mut self,
-        control: UnixStream,
-        identity: ProcessIdentity,
-        notes: Vec<String>,
-    ) -> Result<NamespaceMachine, DriverError> {
-        let Some(pidfd) = self.child.take() else {
-            return Err(DriverError::NotReady { source: io::ErrorKind::NotFound.into() });
+    #[test]
+    fn a_complaint_is_told_from_a_greeting() {
+        let said = |message: &Message| {
+            let mut bytes = Vec::new();
+            encode_control(&mut bytes, 0, message);
+            complaint(&bytes)
         };
-        let cgroup = std::mem::take(&mut self.cgroup);
-        Ok(NamespaceMachine { control, identity, pidfd, notes, cgroup })
-    }
-}
-
-impl Drop for Starting {
-    fn drop(&mut self) {
-        if let Some(pidfd) = &self.child {
-            end(pidfd);
-        }
-        self.cgroup.remove();
-    }
-}
-
-/// Kills a process and takes its status, so that no zombie stays.
-fn end(pidfd: &OwnedFd) {
-    // Both can only fail when it has ended and somebody else took its status.
-    let _ = process::kill(pidfd);
-    let _ = reap(pidfd);
-}
-
-/// Waits for the child of a pidfd; `None` when its status was taken before.
-fn reap(pidfd: &OwnedFd) -> io::Result<Option<WaitIdStatus>> {
-    loop {
-        match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
-            Ok(status) => return Ok(status),
-            Err(Errno::CHILD) => return Ok(None),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-/// A running sandbox of this driver.
-#[derive(Debug)]
-struct NamespaceMachine {
-    control: UnixStream,
-    identity: ProcessIdentity,
-    pidfd: OwnedFd,
-    notes: Vec<String>,
-    cgroup: Cgroup,
-}
-
-impl Machine for NamespaceMachine {
-    fn control(&self) -> &UnixStream {
-        &self.control
+        let failure = Failure { kind: FailureKind::Other, message: "the agent cannot enforce 'seccomp'".to_owned() };
+        assert_eq!(said(&Message::Error(failure)).as_deref(), Some("the agent cannot enforce 'seccomp'"));
+        let hello = Hello { min: VERSIONS.0, max: VERSIONS.1, features: vec![], enforced: vec![] };
+        assert_eq!(said(&Message::Hello(hello)), None);
+        assert_eq!(complaint(b"\x01"), None);
     }
 
-    fn process(&self) -> &ProcessIdentity {
-        &self.identity
-    }
-
-    /// A pid namespace's first process ends only after all its members.
-    fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
-    }
-
-    fn notes(&self) -> &[String] {
-        &self.notes
-    }
-
-    fn kill(&mut self) -> io::Result<()> {
-        process::kill(&self.pidfd)?;
-        // A frozen process of cgroup v1 gets even this signal only when it thaws.
-        let _ = self.cgroup.freeze(false);
-        reap(&self.pidfd).map(drop)
-    }
-
-    fn freeze(&mut self) -> io::Result<()> {
-        self.cgroup.freeze(true)
-    }
-
-    fn thaw(&mut self) -> io::Result<()> {
-        self.cgroup.freeze(false)
-    }
-}
-
-impl Drop for NamespaceMachine {
-    fn drop(&mut self) {
-        end(&self.pidfd);
-        self.cgroup.remove();
+    #[test]
+    fn a_powerless_namespace_is_no_namespace() {
+        let report = |step: &str| Report {
+            step: step.to_owned(),
+            tree: None,
+            vanished: None,
+            errno: Some(libc_errno::EACCES),
+            said: "no".to_owned(),
+        };
+        let spec = plan::tests::spec();
+        assert!(matches!(failed(&spec, report("make the mounts private")), DriverError::UserNamespace { .. }));
+        assert_eq!(failed(&spec, report("open '/x'")).to_string(), "cannot open '/x'");
     }
 }

@@ -10,34 +10,67 @@
 
 mod inside;
 mod kit;
-mod scenarios;
+mod life;
+mod view;
+mod wall;
 
 use std::panic::catch_unwind;
 use std::process::ExitCode;
+
+/// `Err` is a reason why it cannot be tried here.
+type Scenario = fn() -> Result<(), String>;
+
+const ALL: &[(&str, Scenario)] = &[
+    ("the_tree_is_copy_on_write", view::the_tree_is_copy_on_write),
+    ("a_session_has_nothing", wall::a_session_has_nothing),
+    ("the_first_process_has_one_capability", wall::the_first_process_has_one_capability),
+    ("mounts_are_exactly_what_was_planned", view::mounts_are_exactly_what_was_planned),
+    ("the_kernel_is_out_of_reach", wall::the_kernel_is_out_of_reach),
+    ("system_calls_are_refused", wall::system_calls_are_refused),
+    ("tools_work", view::tools_work),
+    ("nothing_of_the_hosts_is_seen", wall::nothing_of_the_hosts_is_seen),
+    ("processes_are_limited", wall::processes_are_limited),
+    ("twenty_layers", view::twenty_layers),
+    ("a_helper_reads", view::a_helper_reads),
+    ("the_home_is_kept_and_not_trusted", view::the_home_is_kept_and_not_trusted),
+    ("trees_anywhere", view::trees_anywhere),
+    ("the_hosts_network", view::the_hosts_network),
+    ("root_inside", view::root_inside),
+    ("killed_at_once", life::killed_at_once),
+    ("dies_with_its_supervisor", life::dies_with_its_supervisor),
+    ("errors_name_their_object", life::errors_name_their_object),
+    ("an_agent_that_ends_early", life::an_agent_that_ends_early),
+    ("frozen_and_thawed", life::frozen_and_thawed),
+    ("an_unreachable_parent", view::an_unreachable_parent),
+    ("the_machine_is_checked", life::the_machine_is_checked),
+    ("no_user_namespaces", life::no_user_namespaces),
+    ("overlays_of_older_kernels", view::overlays_of_older_kernels),
+    ("memory_is_limited", wall::memory_is_limited),
+];
 
 fn main() -> ExitCode {
     let mut args = std::env::args();
     match args.next().as_deref() {
         Some(sandbox_protocol::ARGV0) => return inside::agent(),
         Some("session") => return inside::session(args.next().unwrap_or_default()),
-        Some("supervisor") => return scenarios::supervisor(args.next().unwrap_or_default()),
+        Some("supervisor") => return life::supervisor(args.next().unwrap_or_default()),
         _ => {}
     }
     let args: Vec<String> = args.collect();
     if args.iter().any(|arg| arg == "--bench-launch") {
-        scenarios::bench();
+        life::bench();
         return ExitCode::SUCCESS;
     }
     if let [flag, spec] = args.as_slice()
         && flag == "--launch"
     {
-        scenarios::launch(spec);
+        life::launch(spec);
         return ExitCode::SUCCESS;
     }
     let filter = args.iter().find(|arg| !arg.starts_with('-'));
     let list = args.iter().any(|arg| arg == "--list");
     let (mut failed, mut passed, mut skipped) = (0, 0, 0);
-    for (name, scenario) in scenarios::ALL {
+    for (name, scenario) in ALL {
         if filter.is_some_and(|filter| !name.contains(filter.as_str())) {
             continue;
         }
