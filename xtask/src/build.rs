@@ -35,8 +35,14 @@ pub fn tests() -> Result<Built, String> {
     Ok(parse(&text))
 }
 
+/// Builds the program with the release profile.
+pub fn release() -> Result<PathBuf, String> {
+    let text = cargo(&["build", "--release", "--package", "git-sandbox"])?;
+    parse(&text).product.ok_or_else(|| "cargo built no program".to_owned())
+}
+
 fn cargo(args: &[&str]) -> Result<String, String> {
-    println!("cargo {}", args.join(" "));
+    eprintln!("cargo {}", args.join(" "));
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(args).args(["--message-format=json-render-diagnostics", "--quiet"]);

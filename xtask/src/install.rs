@@ -5,9 +5,12 @@ use std::process::Command;
 
 /// A program, the Debian package that has it, and what is skipped without it.
 pub struct Need {
-    program: &'static str,
-    package: &'static str,
-    without: &'static str,
+    /// What is looked for.
+    pub program: &'static str,
+    /// Where it comes from.
+    pub package: &'static str,
+    /// What is lost.
+    pub without: &'static str,
 }
 
 /// What tests use when it is there.
@@ -25,14 +28,14 @@ pub fn install(needs: &[Need], allowed: bool) {
         return;
     }
     if allowed && is_root() && which("apt-get").is_some() {
-        println!("installing {}", packages.join(", "));
+        eprintln!("installing {}", packages.join(", "));
         if !apt(&["install", "-y", "--no-install-recommends"], &packages) {
             apt(&["update"], &[]);
             apt(&["install", "-y", "--no-install-recommends"], &packages);
         }
     }
     for need in needs.iter().filter(missing) {
-        println!("without '{}' ({}): skips {}", need.program, need.package, need.without);
+        eprintln!("without '{}' ({}): skips {}", need.program, need.package, need.without);
     }
 }
 

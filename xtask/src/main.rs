@@ -1,8 +1,10 @@
 //! Developer tasks, run as `cargo xtask …`.
 //!
-//! - `test`: everything, as every kind of user, with every git of the machine.
+//! - `test`: everything, as every kind of user, with every git of the machine;
+//! - `bench`: the table of times and sizes, with the peers beside us.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod build;
 mod install;
 mod runner;
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let outcome = match args.split_first() {
         Some((&"test", rest)) => test::Options::parse(rest).map(|options| test::run(&options)),
+        Some((&"bench", rest)) => bench::Options::parse(rest).map(|options| bench::run(&options)),
         Some((&("help" | "-h" | "--help"), _)) => {
             print!("{USAGE}");
             return ExitCode::SUCCESS;

@@ -211,7 +211,7 @@ impl Stage {
 }
 
 /// A directory for the tests on a file system that an overlay can have its upper directory on.
-fn disk() -> Result<PathBuf, String> {
+pub fn disk() -> Result<PathBuf, String> {
     const OVERLAYFS: i64 = 0x794c_7630;
     const TMPFS: i64 = 0x0102_1994;
     const RAMFS: i64 = 0x8584_58f6;

@@ -49,16 +49,18 @@ impl TestEnv {
     /// # Panics
     /// If no temporary directory can be made.
     pub fn with_git(git: Git) -> Self {
-        let temp = tempfile::Builder::new().prefix("gs-test-").tempdir().expect("a temporary directory");
+        Self::below(&std::env::temp_dir(), git, product())
+    }
+
+    /// Makes the environment in a new directory below `base`, for this git and this program.
+    ///
+    /// # Panics
+    /// If no temporary directory can be made.
+    pub fn below(base: &Path, git: Git, product: PathBuf) -> Self {
+        let temp = tempfile::Builder::new().prefix("gs-test-").tempdir_in(base).expect("a temporary directory");
         let root = temp.path().canonicalize().expect("it was just made");
-        let env = Self {
-            git,
-            product: product(),
-            clock: AtomicU64::new(EPOCH),
-            filters: Filters::default(),
-            temp: Some(temp),
-            root,
-        };
+        let env =
+            Self { git, product, clock: AtomicU64::new(EPOCH), filters: Filters::default(), temp: Some(temp), root };
         for dir in ["home/src", "state", "cache", "config", "bin", "tmp"] {
             fs::create_dir_all(env.root.join(dir)).expect("the directory is new");
         }
@@ -346,8 +348,8 @@ mod tests {
         let root = env.root().to_owned();
         let closed = env.home().join("a/b");
         fs::create_dir_all(closed.join("c")).unwrap();
-        fs::set_permissions(closed.join("c"), fs::Permissions::from_mode(0)).unwrap();
-        fs::set_permissions(&closed, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(closed.join("c"), fs::Permissions::from_mode(0o0)).unwrap();
+        fs::set_permissions(&closed, fs::Permissions::from_mode(0o0)).unwrap();
         drop(env);
         assert!(!root.exists());
     }
