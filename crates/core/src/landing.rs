@@ -246,11 +246,8 @@ impl Landing {
     pub fn blob(&self, bytes: &[u8]) -> Result<Oid> {
         let hex = self.git.landing(&self.dir).args(["hash-object", "-w", "--stdin"]).stdin(bytes).line()?;
         Oid::parse(&hex).ok_or_else(|| {
-            GitError::Unexpected {
-                command: "git hash-object".into(),
-                what: sandbox_git::printable(hex.as_bytes()),
-            }
-            .into()
+            GitError::Unexpected { command: "git hash-object".into(), what: sandbox_git::printable(hex.as_bytes()) }
+                .into()
         })
     }
 
@@ -263,9 +260,7 @@ impl Landing {
         let out = self.git.landing(&self.dir).args(["cat-file", "--batch-check"]).stdin(input).output()?;
         // Trees and blobs of the index are in the view without what they name: only a commit or a tag
         // that is there is there with its closure.
-        let present = |line: &[u8]| {
-            matches!(line.split(|b| *b == b' ').nth(1), Some(b"commit" | b"tag"))
-        };
+        let present = |line: &[u8]| matches!(line.split(|b| *b == b' ').nth(1), Some(b"commit" | b"tag"));
         let mut found: Vec<bool> = out.stdout.split(|b| *b == b'\n').map(present).collect();
         found.resize(wants.len(), false);
         Ok(found)

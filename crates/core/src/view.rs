@@ -24,8 +24,8 @@ mod serve;
 mod whole;
 
 pub use closure::{Found, Kind, look_up, outside, resolve};
-pub(crate) use serve::{borrow, partial_config};
 pub use serve::{ServeError, prepare_serve, serve_command};
+pub(crate) use serve::{borrow, partial_config};
 
 use crate::host_repo::HostRepo;
 use crate::store::{self, RepoDir, StoreError};

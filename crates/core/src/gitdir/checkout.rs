@@ -248,7 +248,8 @@ fn parse_listing(bytes: &[u8]) -> Result<Vec<Item>, GitDirError> {
         }
         // As git normalises the modes that old trees have.
         let mode = match mode & 0o170000 {
-            0o100000 => 0o100644 | (mode & 0o111 != 0).then_some(0o111).unwrap_or(0),
+            0o100000 if mode & 0o111 != 0 => 0o100755,
+            0o100000 => 0o100644,
             other => other,
         };
         items.push(Item { mode, oid, path });

@@ -76,7 +76,8 @@ pub fn plan_refs(
     existing: &BTreeMap<RefName, Oid>,
     format: ObjectFormat,
 ) -> RefPlan {
-    let mut plan = Planner { format, existing, base, meta: format!("refs/sandbox-meta/{name}"), plan: RefPlan::default() };
+    let mut plan =
+        Planner { format, existing, base, meta: format!("refs/sandbox-meta/{name}"), plan: RefPlan::default() };
     let mut refs: BTreeMap<Vec<u8>, Oid> = BTreeMap::new();
     for (inner, id) in state.refs.iter().take(100_000) {
         let bytes = unescape_bytes(inner);
@@ -135,10 +136,10 @@ pub fn plan_refs(
     }
     // A tip keeps the number that it has: the list inside changes from one time to the next.
     let known = plan.numbered("reflog/");
-    let mut next = known.keys().next_back().map_or(0, |n| n + 1);
-    for oid in tips.into_iter().take(MAX_TIPS).filter(|oid| !known.values().any(|known| known == oid)) {
-        plan.meta(&format!("reflog/{next}"), "a reflog entry", oid, true);
-        next += 1;
+    let free = known.keys().next_back().map_or(0, |n| n + 1)..;
+    let new = tips.into_iter().take(MAX_TIPS).filter(|oid| !known.values().any(|known| known == oid));
+    for (n, oid) in free.zip(new) {
+        plan.meta(&format!("reflog/{n}"), "a reflog entry", oid, true);
     }
     let mut plan = plan.plan;
     for planned in plan.updates.split_off(plan.updates.len().min(MAX_REFS)) {
@@ -219,7 +220,11 @@ mod tests {
 
     fn base() -> Base {
         let main = RefName::parse("refs/heads/main").unwrap();
-        Base { branch: Some(main.clone()), refs: BTreeMap::from([(main, oid(1))]), granted: BTreeSet::from([oid(1), oid(9)]) }
+        Base {
+            branch: Some(main.clone()),
+            refs: BTreeMap::from([(main, oid(1))]),
+            granted: BTreeSet::from([oid(1), oid(9)]),
+        }
     }
 
     fn state(head_ref: Option<&str>, head: u8, refs: &[(&str, u8)]) -> RepoState {
@@ -233,9 +238,18 @@ mod tests {
 
     fn text(plan: &RefPlan) -> Vec<String> {
         let update = |p: &Planned| {
-            format!("{} {} -> {}", p.name, p.old.map_or("new".into(), |o| o.short()[..2].to_owned()), &p.new.short()[..2])
+            format!(
+                "{} {} -> {}",
+                p.name,
+                p.old.map_or("new".into(), |o| o.short()[..2].to_owned()),
+                &p.new.short()[..2]
+            )
         };
-        plan.updates.iter().map(update).chain(plan.refused.iter().map(|r| format!("{}: {}", r.inner, r.reason))).collect()
+        plan.updates
+            .iter()
+            .map(update)
+            .chain(plan.refused.iter().map(|r| format!("{}: {}", r.inner, r.reason)))
+            .collect()
     }
 
     fn plan(state: &RepoState, existing: &[(&str, u8)]) -> Vec<String> {
@@ -250,7 +264,8 @@ mod tests {
 
     #[test]
     fn a_new_branch_is_followed_and_kept_by_name() {
-        let state = state(Some("refs/heads/a/b"), 2, &[("refs/heads/main", 1), ("refs/heads/a/b", 2), ("refs/tags/v1", 2)]);
+        let state =
+            state(Some("refs/heads/a/b"), 2, &[("refs/heads/main", 1), ("refs/heads/a/b", 2), ("refs/tags/v1", 2)]);
         assert_eq!(
             plan(&state, &[("refs/sandbox/fix", 3)]),
             [
@@ -280,7 +295,10 @@ mod tests {
     #[test]
     fn a_branch_moved_back_moves_its_ref_back() {
         assert_eq!(
-            plan(&state(Some("refs/heads/main"), 1, &[("refs/heads/main", 1)]), &[("refs/sandbox/fix", 2), ("refs/sandbox-meta/fix/heads/main", 2)]),
+            plan(
+                &state(Some("refs/heads/main"), 1, &[("refs/heads/main", 1)]),
+                &[("refs/sandbox/fix", 2), ("refs/sandbox-meta/fix/heads/main", 2)]
+            ),
             ["refs/sandbox/fix 02 -> 01", "refs/sandbox-meta/fix/heads/main 02 -> 01"]
         );
     }
@@ -299,21 +317,28 @@ mod tests {
     #[test]
     fn hostile_names_and_ids_are_refused_one_by_one() {
         let long = format!("refs/heads/{}", "x".repeat(201));
-        let mut state = state(Some("refs/heads/main"), 2, &[
-            ("refs/heads/main", 2),
-            ("refs/heads/..", 2),
-            ("refs/heads/\u{1b}]0;x", 2),
-            (&long, 2),
-            ("refs/heads/b;touch${IFS}x", 2),
-            ("refs/replace/x", 2),
-        ]);
+        let mut state = state(
+            Some("refs/heads/main"),
+            2,
+            &[
+                ("refs/heads/main", 2),
+                ("refs/heads/..", 2),
+                ("refs/heads/\u{1b}]0;x", 2),
+                (&long, 2),
+                ("refs/heads/b;touch${IFS}x", 2),
+                ("refs/replace/x", 2),
+            ],
+        );
         state.refs.push(("refs/heads/short".into(), "abc\u{7}".into()));
         let lines = plan(&state, &[]);
-        assert_eq!(lines[..3], [
-            "refs/sandbox/fix new -> 02",
-            "refs/sandbox-meta/fix/heads/b%3Btouch%24%7BIFS%7Dx new -> 02",
-            "refs/sandbox-meta/fix/heads/main new -> 02",
-        ]);
+        assert_eq!(
+            lines[..3],
+            [
+                "refs/sandbox/fix new -> 02",
+                "refs/sandbox-meta/fix/heads/b%3Btouch%24%7BIFS%7Dx new -> 02",
+                "refs/sandbox-meta/fix/heads/main new -> 02",
+            ]
+        );
         assert_eq!(lines.len(), 7);
         assert!(lines.iter().all(|line| !line.contains(char::is_control)), "{lines:?}");
     }

@@ -152,11 +152,14 @@ impl Landing {
             let mut known: BTreeSet<Oid> = refs.head_oid().into_iter().collect();
             let near = |name: &&RefName| name.as_bytes().starts_with(b"refs/heads/");
             known.extend(refs.refs.keys().filter(near).take(64).filter_map(|name| refs.resolve(name)));
-            known.extend(refs.refs.keys().filter_map(|name| refs.resolve(name)).filter(|oid| self.granted.contains(oid)));
+            known.extend(
+                refs.refs.keys().filter_map(|name| refs.resolve(name)).filter(|oid| self.granted.contains(oid)),
+            );
             known.extend(updates.iter().filter_map(|update| update.old));
             input.extend(known.iter().map(|oid| format!("^{oid}\n")));
         }
-        let mut command = host.read(&self.git).args(["rev-list", "--objects", "--quiet", "--ignore-missing", "--stdin"]);
+        let mut command =
+            host.read(&self.git).args(["rev-list", "--objects", "--quiet", "--ignore-missing", "--stdin"]);
         if self.partial {
             command = command.arg("--exclude-promisor-objects");
         }
@@ -222,7 +225,9 @@ impl Landing {
 }
 
 fn explain(error: GitError, text: String) -> LandingError {
-    if text.contains("but expected") || text.contains("reference already exists") || text.contains("unable to resolve reference")
+    if text.contains("but expected")
+        || text.contains("reference already exists")
+        || text.contains("unable to resolve reference")
     {
         LandingError::Changed(text)
     } else if text.contains("exists; cannot create") || text.contains("there are still refs under") {
