@@ -15,9 +15,11 @@ use sandbox_protocol::{
     Channel, Failure, FailureKind, Frame, FrameType, Hello, MAX_PAYLOAD, Message, VERSIONS, WINDOW,
 };
 use std::collections::BTreeMap;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// The most connections at once.
 const MAX_TOOLS: usize = 64;
@@ -27,6 +29,9 @@ const MAX_STREAMS: usize = 4;
 
 /// The most requests at once, those of vanished tools included.
 const MAX_ROUTES: usize = 64;
+
+/// How long no connection is taken after one could not be.
+const REST: Duration = Duration::from_millis(100);
 
 /// Names a connection; never used again.
 pub type ToolId = u64;
@@ -57,6 +62,7 @@ pub struct Relay {
     routes: BTreeMap<u32, Route>,
     next_tool: ToolId,
     next_stream: u32,
+    rest_until: Option<Instant>,
 }
 
 impl Relay {
@@ -64,12 +70,19 @@ impl Relay {
     pub fn listen(path: &Path) -> Option<Self> {
         let listener = UnixListener::bind(path).ok()?;
         listener.set_nonblocking(true).ok()?;
-        Some(Self { listener, tools: BTreeMap::new(), routes: BTreeMap::new(), next_tool: 1, next_stream: 1 })
+        let (tools, routes) = (BTreeMap::new(), BTreeMap::new());
+        Some(Self { listener, tools, routes, next_tool: 1, next_stream: 1, rest_until: None })
     }
 
     /// The listening socket, while another connection may come.
-    pub fn wants_to_accept(&self) -> Option<BorrowedFd<'_>> {
-        (self.tools.len() < MAX_TOOLS).then(|| self.listener.as_fd())
+    pub fn wants_to_accept(&self, now: Instant) -> Option<BorrowedFd<'_>> {
+        let rested = self.rest_until.is_none_or(|until| until <= now);
+        (rested && self.tools.len() < MAX_TOOLS).then(|| self.listener.as_fd())
+    }
+
+    /// When to look at the listening socket again though nothing happened.
+    pub fn deadline(&self, now: Instant) -> Option<Instant> {
+        self.rest_until.filter(|until| *until > now)
     }
 
     /// The connections.
@@ -79,7 +92,16 @@ impl Relay {
 
     /// Takes a new connection.
     pub fn accept(&mut self) {
-        let Ok((stream, _)) = self.listener.accept() else { return };
+        let stream = match self.listener.accept() {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors, most likely: it stays readable, and must not keep us busy.
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    self.rest_until = Some(Instant::now() + REST);
+                }
+                return;
+            }
+        };
         let Ok(mut wire) = Wire::new(stream) else { return };
         let hello = Hello { min: VERSIONS.0, max: VERSIONS.1, features: Vec::new(), enforced: Vec::new() };
         wire.control(0, &Message::Hello(hello));

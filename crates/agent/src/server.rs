@@ -192,7 +192,7 @@ impl Server {
             }
         }
         if let Some(relay) = &self.relay {
-            if let Some(listener) = relay.wants_to_accept() {
+            if let Some(listener) = relay.wants_to_accept(now) {
                 add(Source::Listener, listener, PollFlags::IN);
             }
             for (id, wire) in relay.tools() {
@@ -220,7 +220,8 @@ impl Server {
             Phase::Ending { until } | Phase::Killing { until } => Some(until),
         };
         let sessions = self.sessions.values().filter_map(Session::deadline);
-        sessions.chain(phase).chain(self.refs.deadline()).chain(self.poller.deadline(now)).min()
+        let relay = self.relay.as_ref().and_then(|relay| relay.deadline(now));
+        sessions.chain(phase).chain(relay).chain(self.refs.deadline()).chain(self.poller.deadline(now)).min()
     }
 
     fn step(&mut self, source: Source, flags: PollFlags, now: Instant) -> Result<(), WireError> {
@@ -373,7 +374,8 @@ impl Server {
             env: environment(&self.config.env, &[], b"/"),
         };
         let question = serde_json::to_vec(&question).expect("strings are JSON");
-        if let Err(failure) = self.begin(spawn, None, Sink::Collect(Vec::new(), MAX_STATE), Some(question)) {
+        let sink = Sink::Collect { out: Vec::new(), err: Vec::new(), limit: MAX_STATE };
+        if let Err(failure) = self.begin(spawn, None, sink, Some(question)) {
             self.control.control(stream, &Message::Error(failure));
         }
     }
@@ -454,14 +456,19 @@ impl Server {
         };
         if let Some(pid) = pid {
             let early = self.early.remove(&pid);
-            if let Some(session) = self.sessions.get_mut(&stream) {
-                session.born(pid, stream, &mut self.control);
-                match early {
-                    Some(status) => session.ended(status, Instant::now()),
-                    None => {
-                        self.leaders.insert(pid, stream);
+            match (self.sessions.get_mut(&stream), early) {
+                (Some(session), early) => {
+                    session.born(pid, stream, &mut self.control);
+                    match early {
+                        Some(status) => session.ended(status, Instant::now()),
+                        None => {
+                            self.leaders.insert(pid, stream);
+                        }
                     }
                 }
+                // Its session failed meanwhile: nobody waits for it.
+                (None, None) => drop(kill_process(pid, Signal::KILL)),
+                (None, Some(_)) => {}
             }
         }
         if self.unborn.is_empty() {
@@ -507,7 +514,7 @@ impl Server {
         let answer = match (status, sink) {
             (None, _) => return,
             (Some(status), Sink::Peer) => Message::Exited(status),
-            (Some(status), Sink::Collect(bytes, limit)) => repo_state_answer(status, &bytes, limit),
+            (Some(status), Sink::Collect { out, err, limit }) => repo_state_answer(status, &out, &err, limit),
         };
         self.control.control(stream, &answer);
     }
@@ -547,7 +554,10 @@ impl Server {
     }
 
     fn work_renames(&mut self) {
-        if self.phase == Phase::Serving && self.worker.next(&self.notifier) {
+        if self.phase != Phase::Serving {
+            // Whoever waits for one can end only when it is answered.
+            self.notifier.refuse_jobs();
+        } else if self.worker.next(&self.notifier) {
             self.childless = false;
         }
     }
@@ -561,6 +571,7 @@ impl Server {
         self.phase = Phase::Ending { until: now + grace };
         // It ends when its socket does, after what it was asked before.
         self.nursery = None;
+        self.work_renames();
         for session in self.sessions.values() {
             session.hang_up();
         }
@@ -614,10 +625,15 @@ fn open_ends(size: Option<(u16, u16)>) -> io::Result<(Ends, Vec<OwnedFd>)> {
     Ok((Ends::Pipes(input.1, output.0, error.0), vec![input.0, output.1, error.1]))
 }
 
-fn repo_state_answer(status: ExitStatus, bytes: &[u8], limit: usize) -> Message {
+fn repo_state_answer(status: ExitStatus, bytes: &[u8], errors: &[u8], limit: usize) -> Message {
     let failed = |message: String| Message::Error(other(&message));
     if status != ExitStatus::Code(0) {
-        return failed(format!("reading the repository failed with status {}", status.shell()));
+        let said = String::from_utf8_lossy(errors);
+        let said = said.lines().next().unwrap_or_default();
+        return failed(match said.strip_prefix("error: ").unwrap_or(said) {
+            "" => format!("reading the repository failed with status {}", status.shell()),
+            said => said.chars().take(500).collect(),
+        });
     }
     if bytes.len() > limit {
         return failed("the state of the repository is too large".into());

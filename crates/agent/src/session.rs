@@ -25,13 +25,23 @@ pub const GRACE: Duration = Duration::from_millis(100);
 /// How long a terminal that nobody has open is left alone before it is looked at again.
 const HUNG_UP_PAUSE: Duration = Duration::from_millis(100);
 
+/// The most that is kept of the errors of a collected session.
+const MAX_ERRORS: usize = 4096;
+
 /// Where a session's output goes.
 #[derive(Debug)]
 pub enum Sink {
     /// To the peer, as it comes.
     Peer,
-    /// Collected: the answer to a question of the peer's. At most so many bytes.
-    Collect(Vec<u8>, usize),
+    /// Collected: the answer to a question of the peer's. Output, at most so many bytes, and errors.
+    Collect {
+        /// Standard output; one byte over the limit says that there was more.
+        out: Vec<u8>,
+        /// The beginning of standard error.
+        err: Vec<u8>,
+        /// The most bytes of output.
+        limit: usize,
+    },
 }
 
 /// One output channel of the process.
@@ -68,6 +78,8 @@ pub struct Session {
     /// Bytes that the peer may still send.
     window: u64,
     errors: Option<OwnedFd>,
+    /// A signal that came before there was a process.
+    early_signal: Option<i32>,
     pid: Option<Pid>,
     status: Option<(ExitStatus, Instant)>,
 }
@@ -100,6 +112,7 @@ impl Session {
             input_closing: false,
             window: WINDOW,
             errors: Some(errors),
+            early_signal: None,
             pid: None,
             status: None,
         })
@@ -164,6 +177,11 @@ impl Session {
     }
 
     fn tell_started(&mut self, stream: u32, wire: &mut Wire) {
+        if self.is_started()
+            && let Some(signal) = self.early_signal.take()
+        {
+            self.signal(signal);
+        }
         if let (Some(pid), None, Sink::Peer) = (self.pid, &self.errors, &self.sink) {
             wire.control(stream, &Message::Started { pid: pid.as_raw_nonzero().get() as u32 });
         }
@@ -272,7 +290,11 @@ impl Session {
     }
 
     /// Sends a signal to the terminal's foreground group, or to the session's own group.
-    pub fn signal(&self, signal: i32) {
+    pub fn signal(&mut self, signal: i32) {
+        if !self.is_started() {
+            self.early_signal = Some(signal);
+            return;
+        }
         let Some(leader) = self.pid.filter(|_| self.status.is_none()) else { return };
         let group = self.tty.as_ref().and_then(pty::foreground).unwrap_or(leader);
         let _ = signals::send_to_group(group, signal);
@@ -334,10 +356,10 @@ impl Session {
                         let kind = if index == 0 { FrameType::Stdout } else { FrameType::Stderr };
                         wire.data(kind, stream, &scratch[..length]);
                     }
-                    Sink::Collect(bytes, limit) => {
-                        if index == 0 && bytes.len() <= *limit {
-                            bytes.extend_from_slice(&scratch[..length]);
-                        }
+                    Sink::Collect { out, err, limit } => {
+                        let (sink, limit) = if index == 0 { (out, *limit + 1) } else { (err, MAX_ERRORS) };
+                        let room = limit.saturating_sub(sink.len());
+                        sink.extend_from_slice(&scratch[..length.min(room)]);
                     }
                 }
             }

@@ -3,8 +3,8 @@
 //! ```text
 //! descriptors 3 and 4 ► AgentConfig ► PDEATHSIG, parent still there? ► not dumpable, no_new_privs
 //!   ► signals as a descriptor ► fork of the nursery (which loads its filter meanwhile)
-//!   ► unfinished renames of an earlier life are undone ► agent.sock ► own filter
-//!   ► the nursery is ready ► threads that answer its notifications ► Hello
+//!   ► unfinished renames of an earlier life are undone ► agent.sock ► own filter ► the nursery is ready
+//!   ► threads that answer its notifications ► Hello
 //! ```
 
 use crate::nursery::{self, Ready, Setup};
@@ -108,6 +108,8 @@ fn start(control: &UnixStream) -> Result<Server, StartError> {
         }
         Err(source) => Err(StartError::Weak { layer, source }),
     };
+    // While the nursery loads its own.
+    enforce("seccomp", load_base_filter(&config))?;
     let (ready, listener) = match nursery::receive_ready(&socket) {
         Ok(ready) => ready,
         Err(error) => {
@@ -116,13 +118,12 @@ fn start(control: &UnixStream) -> Result<Server, StartError> {
         }
     };
     let notifier = Arc::new(Notifier::new(&config).map_err(step("make an event descriptor"))?);
-    if let Some(listener) = listener {
-        // Before the own filter is loaded or after: threads have what they are started with.
-        enforce("seccomp", load_base_filter(&config))?;
-        rename::answer(listener, &notifier).map_err(step("start threads"))?;
-        enforce("rename-notify", Ok(true))?;
-    } else {
-        enforce("seccomp", load_base_filter(&config))?;
+    match listener {
+        Some(listener) => {
+            rename::answer(listener, &notifier).map_err(step("start threads"))?;
+            enforce("rename-notify", Ok(true))?;
+        }
+        None => enforced.retain(|name| name != "rename-notify"),
     }
     let nursery = if ready == Ready::Failed {
         // Allowed to be without a filter: the nursery that could not load it has ended.

@@ -2,7 +2,7 @@
 
 use rustix::process::Pid;
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
-use rustix::termios::{Winsize, tcgetpgrp, tcsetwinsize};
+use rustix::termios::{InputModes, OptionalActions, Winsize, tcgetattr, tcgetpgrp, tcsetattr, tcsetwinsize};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -23,6 +23,10 @@ pub fn open(rows: u16, cols: u16) -> io::Result<Pty> {
     unlockpt(&master)?;
     // By descriptor, not by name: `/dev/pts` may be another instance than the master's.
     let slave = ioctl_tiocgptpeer(&master, flags)?;
+    // What every terminal program sets: an erased character is a character, not a byte.
+    let mut modes = tcgetattr(&slave)?;
+    modes.input_modes |= InputModes::IUTF8;
+    tcsetattr(&slave, OptionalActions::Now, &modes)?;
     let pty = Pty { master, slave };
     set_size(&pty.master, rows, cols)?;
     Ok(pty)

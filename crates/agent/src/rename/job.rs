@@ -55,7 +55,8 @@ impl Job {
         u8::from(self.listener.answer(self.id, answer).is_err())
     }
 
-    fn refuse(&self) {
+    /// Tells the caller that it was not done.
+    pub(super) fn refuse(&self) {
         let _ = self.listener.answer(self.id, Answer::Error(Errno::IO.raw_os_error()));
     }
 }

@@ -94,6 +94,14 @@ impl Notifier {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
+    /// Fails the renames that wait for a helper.
+    pub fn refuse_jobs(&self) {
+        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+        while let Some(job) = self.take_job() {
+            job.refuse();
+        }
+    }
+
     fn add_job(&self, job: Job) {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).push_back(job);
         self.ring();
