@@ -89,10 +89,12 @@ pub enum Verb {
 
 /// Make a sandbox and run a command (or a shell) in it.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  git sandbox spawn                        a shell, in a sandbox with a made-up name\n  \
+#[command(
+    after_help = "Examples:\n  git sandbox spawn                        a shell, in a sandbox with a made-up name\n  \
 git sandbox spawn fix-login -- claude    a command in the sandbox 'fix-login'\n  \
 git sandbox spawn -d a -- make test      in the background; `git sandbox logs -f a` shows it\n  \
-git sandbox spawn --clean -- cargo test  as of HEAD, without uncommitted work")]
+git sandbox spawn --clean -- cargo test  as of HEAD, without uncommitted work"
+)]
 pub struct Spawn {
     /// Its name: a-z 0-9 . _ - (two short words when left out)
     pub name: Option<String>,
@@ -214,7 +216,9 @@ pub struct OneJson {
 
 /// Run a command in a sandbox.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  git sandbox exec fix-login -- cargo test\n  git sandbox exec -t fix-login -- vim src/main.rs")]
+#[command(
+    after_help = "Examples:\n  git sandbox exec fix-login -- cargo test\n  git sandbox exec -t fix-login -- vim src/main.rs"
+)]
 pub struct Exec {
     /// Which sandbox; a stopped one is started for it
     pub name: String,
@@ -363,7 +367,9 @@ pub struct Push {
 
 /// Merge a sandbox's commits.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  git sandbox merge fix-login\n  git sandbox merge --squash -m 'Fix login' fix-login")]
+#[command(
+    after_help = "Examples:\n  git sandbox merge fix-login\n  git sandbox merge --squash -m 'Fix login' fix-login"
+)]
 pub struct Merge {
     /// Which sandbox
     pub name: String,
@@ -424,7 +430,9 @@ pub struct Branch {
 
 /// Copy files.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  git sandbox cp fix-login:out/report.md .\n  git sandbox cp notes.txt fix-login:notes.txt")]
+#[command(
+    after_help = "Examples:\n  git sandbox cp fix-login:out/report.md .\n  git sandbox cp notes.txt fix-login:notes.txt"
+)]
 pub struct Cp {
     /// From: PATH, or NAME:PATH in a sandbox
     pub source: String,
@@ -501,7 +509,9 @@ pub struct Gc {
 
 /// Look at the machine.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  git sandbox doctor\n  git sandbox doctor --require isolation=namespace,limits=memory")]
+#[command(
+    after_help = "Examples:\n  git sandbox doctor\n  git sandbox doctor --require isolation=namespace,limits=memory"
+)]
 pub struct Doctor {
     /// As JSON
     #[arg(long)]
@@ -528,7 +538,9 @@ pub struct Setup {
 
 /// Print a completion script.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  git sandbox completions bash > ~/.local/share/bash-completion/completions/git-sandbox")]
+#[command(
+    after_help = "Example:\n  git sandbox completions bash > ~/.local/share/bash-completion/completions/git-sandbox"
+)]
 pub struct Completions {
     /// For which shell
     pub shell: clap_complete::Shell,

@@ -44,7 +44,9 @@ impl Context {
                 .map_err(CliError::io(format!("change to '{}'", directory.display())))?;
         }
         let cwd = std::env::current_dir().map_err(|error| {
-            CliError::new("the current directory is gone").cause(error.to_string()).hint("`cd` to a directory that exists")
+            CliError::new("the current directory is gone")
+                .cause(error.to_string())
+                .hint("`cd` to a directory that exists")
         })?;
         let vars: BTreeMap<String, String> =
             std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect();
@@ -174,7 +176,9 @@ impl Context {
     pub fn sandbox(&self, store: &Store, name: &str) -> Result<Sandbox, CliError> {
         let repo = self.repo_id(store)?;
         if self.maybe_repo().is_some() && repo.is_none() {
-            return Err(sandbox_core::sandbox::SandboxError::Unknown { name: name.to_owned(), known: Vec::new() }.into());
+            return Err(
+                sandbox_core::sandbox::SandboxError::Unknown { name: name.to_owned(), known: Vec::new() }.into()
+            );
         }
         Ok(Sandbox::find(store, repo.as_ref(), name)?)
     }
@@ -203,7 +207,9 @@ impl Context {
         let shell = shell
             .or_else(|| known.map(|account| account.shell))
             .filter(|shell| shell.exists() && !shell.ends_with("nologin") && !shell.ends_with("false"))
-            .unwrap_or_else(|| ["/bin/bash", "/bin/sh"].map(PathBuf::from).into_iter().find(|s| s.exists()).unwrap_or("/bin/sh".into()));
+            .unwrap_or_else(|| {
+                ["/bin/bash", "/bin/sh"].map(PathBuf::from).into_iter().find(|s| s.exists()).unwrap_or("/bin/sh".into())
+            });
         let group = group(gid).unwrap_or_else(|| name.clone());
         Ok(User { name, group, uid, gid, shell, root: false })
     }

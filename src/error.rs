@@ -104,7 +104,9 @@ impl CliError {
 
 impl From<NameError> for CliError {
     fn from(error: NameError) -> Self {
-        Self::chain(&error).hint("a name is 1 to 41 of a-z, 0-9, '.', '_', '-', and starts with a letter or digit").status(USAGE)
+        Self::chain(&error)
+            .hint("a name is 1 to 41 of a-z, 0-9, '.', '_', '-', and starts with a letter or digit")
+            .status(USAGE)
     }
 }
 
@@ -163,9 +165,9 @@ impl From<SandboxError> for CliError {
                             .filter(|(distance, _)| *distance <= 2.max(name.len() / 3))
                             .min();
                         match near {
-                            Some((_, other)) => failure.hint(format!(
-                                "did you mean '{other}'? `git sandbox list` shows them all"
-                            )),
+                            Some((_, other)) => {
+                                failure.hint(format!("did you mean '{other}'? `git sandbox list` shows them all"))
+                            }
                             None if known.is_empty() => failure.hint("`git sandbox spawn` makes one"),
                             None => failure.hint("`git sandbox list` shows them all"),
                         }
@@ -174,9 +176,9 @@ impl From<SandboxError> for CliError {
                     SandboxError::NotRunning { name } => failure.hint(format!("`git sandbox start {name}` starts it")),
                     SandboxError::Running { name } => failure.hint(format!("`git sandbox stop {name}` stops it")),
                     SandboxError::Busy { .. } => failure.hint("try again when that command has ended"),
-                    SandboxError::Lingering { pid, .. } => {
-                        failure.hint(format!("it may hang in the kernel (a dead network file system?): see /proc/{pid}/stack"))
-                    }
+                    SandboxError::Lingering { pid, .. } => failure.hint(format!(
+                        "it may hang in the kernel (a dead network file system?): see /proc/{pid}/stack"
+                    )),
                     SandboxError::Vanished { name, .. } => failure.hint(format!(
                         "its own changes are still there: `git sandbox show {name}` names their directory"
                     )),
@@ -268,7 +270,9 @@ impl From<GitDirError> for CliError {
             GitDirError::NoSuchCommit { .. } => failure.hint("`git log --oneline --all` shows what there is"),
             GitDirError::NoSuchRef { .. } => failure.hint("`git for-each-ref` shows what there is"),
             GitDirError::MissingObject { .. } => failure.hint("`git fsck` tells more: the repository is damaged"),
-            GitDirError::Unsettled { .. } => failure.hint("another git command is at work: try again when it has ended"),
+            GitDirError::Unsettled { .. } => {
+                failure.hint("another git command is at work: try again when it has ended")
+            }
             GitDirError::Refs(_) | GitDirError::Index(_) => failure.hint("`git status` and `git fsck` tell more"),
             GitDirError::View(_) | GitDirError::BadPath { .. } | GitDirError::Io { .. } => failure,
         }
@@ -303,7 +307,7 @@ impl From<WorkError> for CliError {
                 .hint("the host repository was moved or deleted: `git sandbox list -A` names it; run any command in its new place"),
             WorkError::Host(error) => error.into(),
             WorkError::Git(error) => error.into(),
-            error @ WorkError::Changes(_) => Self::chain(&error),
+            error @ (WorkError::Changes(_) | WorkError::Manifest(_)) => Self::chain(&error),
         }
     }
 }

@@ -30,8 +30,9 @@ pub fn connect() -> Result<Connection, CliError> {
 /// Refuses a verb that belongs on the host.
 pub fn refuse(verb: &str) -> Result<(), CliError> {
     match name() {
-        Some(name) => Err(CliError::new(format!("already inside sandbox '{}'", crate::text::escape(&name)))
-            .hint(format!("`git sandbox {verb}` is for the host; inside there are `git sandbox push` and `git fetch host`"))),
+        Some(name) => Err(CliError::new(format!("already inside sandbox '{}'", crate::text::escape(&name))).hint(
+            format!("`git sandbox {verb}` is for the host; inside there are `git sandbox push` and `git fetch host`"),
+        )),
         None => Ok(()),
     }
 }

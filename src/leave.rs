@@ -47,7 +47,9 @@ pub fn wish(context: &Context, flag: Option<OnExit>) -> Result<OnExit, CliError>
 /// Ends a spawn: the sandbox has stopped, its commits are here. Asks only on a terminal.
 pub fn leave(context: &Context, store: &Store, sandbox: &Sandbox, wish: OnExit, quiet: bool) -> Result<(), CliError> {
     // Anything that the supervisor could not bring home any more.
-    fetch::bring(context, store, sandbox)?;
+    if !sandbox.status()?.home {
+        fetch::bring(context, store, sandbox)?;
+    }
     let mut left = work::uncommitted_now(context.git()?, store, sandbox)?;
     if !left.files.is_empty() && context.setting("sandbox.autoCommit").as_deref() == Some("true") {
         commit::all(context, store, sandbox, &commit::automatic_message(sandbox))?;
@@ -75,7 +77,9 @@ pub fn leave(context: &Context, store: &Store, sandbox: &Sandbox, wish: OnExit, 
     if !left.files.is_empty() && ask {
         uncommitted(context, store, sandbox, &left)?;
     } else if !left.files.is_empty() && !quiet {
-        eprintln!("hint: `git sandbox apply {name}` brings the uncommitted files here, `git sandbox commit {name} -m MSG` commits them");
+        eprintln!(
+            "hint: `git sandbox apply {name}` brings the uncommitted files here, `git sandbox commit {name} -m MSG` commits them"
+        );
     }
     offer_drop(context, store, sandbox, ask)
 }
@@ -111,7 +115,9 @@ fn ignored_words(left: &Uncommitted) -> String {
 fn integrate(context: &Context, store: &Store, sandbox: &Sandbox, wish: OnExit, ask: bool) -> Result<(), CliError> {
     let name = sandbox.name();
     let snapshot = sandbox.snapshot(store, 0)?;
-    let Some(spawned_on) = snapshot.git.branch.as_deref().map(|b| b.strip_prefix("refs/heads/").unwrap_or(b).to_owned()) else {
+    let Some(spawned_on) =
+        snapshot.git.branch.as_deref().map(|b| b.strip_prefix("refs/heads/").unwrap_or(b).to_owned())
+    else {
         eprintln!("hint: `git merge sandbox/{name}` takes the commits (no branch was checked out at the spawn)");
         return Ok(());
     };
@@ -119,7 +125,9 @@ fn integrate(context: &Context, store: &Store, sandbox: &Sandbox, wish: OnExit, 
     if here.as_deref() != Some(spawned_on.as_str()) {
         let now = here.map_or_else(|| "no branch".to_owned(), |branch| format!("'{}'", escape(&branch)));
         eprintln!("kept: '{}' was checked out at the spawn, now it is {now}", escape(&spawned_on));
-        eprintln!("hint: `git sandbox branch {name} BRANCH` or, on the branch that is meant, `git sandbox merge {name}`");
+        eprintln!(
+            "hint: `git sandbox branch {name} BRANCH` or, on the branch that is meant, `git sandbox merge {name}`"
+        );
         return Ok(());
     }
     match merge::relation(context, store, sandbox)? {
@@ -142,7 +150,9 @@ fn integrate(context: &Context, store: &Store, sandbox: &Sandbox, wish: OnExit, 
         _ => {
             eprint!("{}", merge::diffstat(context, store, sandbox)?);
             eprintln!("'{}' has moved on since the spawn: nothing was merged", escape(&spawned_on));
-            eprintln!("hint: `git sandbox merge {name}` merges, `--squash` makes one commit of it, `git sandbox diff {name}` shows it");
+            eprintln!(
+                "hint: `git sandbox merge {name}` merges, `--squash` makes one commit of it, `git sandbox diff {name}` shows it"
+            );
             Ok(())
         }
     }

@@ -26,12 +26,20 @@ const CAPTURE_LIMIT: u64 = 1 << 30;
 const NAMED: usize = 5;
 
 /// Captures, asking and telling what there is to ask and tell.
-pub fn take(context: &Context, store: &Store, repo: &HostRepo, source: Source, user: &User, args: &cli::Spawn) -> Result<Taken, CliError> {
+pub fn take(
+    context: &Context,
+    store: &Store,
+    repo: &HostRepo,
+    source: Source,
+    user: &User,
+    args: &cli::Spawn,
+) -> Result<Taken, CliError> {
     let secrets = secrets(context, store, repo, args)?;
     let limit = match context.setting("sandbox.captureLimit") {
         Some(text) if text == "none" => None,
         Some(text) => Some(parse_size(&text).ok_or_else(|| {
-            CliError::new(format!("'{}' is not a value of sandbox.captureLimit", crate::text::escape(&text))).hint("it is a size such as 2g, or none")
+            CliError::new(format!("'{}' is not a value of sandbox.captureLimit", crate::text::escape(&text)))
+                .hint("it is a size such as 2g, or none")
         })?),
         None => Some(CAPTURE_LIMIT),
     };
@@ -83,7 +91,10 @@ fn secrets(context: &Context, store: &Store, repo: &HostRepo, args: &cli::Spawn)
         return match setting.as_str() {
             "true" | "yes" | "on" | "1" => Ok(Some(true)),
             "false" | "no" | "off" | "0" => Ok(Some(false)),
-            other => Err(CliError::new(format!("'{}' is not a value of sandbox.carrySecrets", crate::text::escape(other))).hint("it is true or false")),
+            other => {
+                Err(CliError::new(format!("'{}' is not a value of sandbox.carrySecrets", crate::text::escape(other)))
+                    .hint("it is true or false"))
+            }
         };
     }
     let Some(id) = repo.known_id(store)? else { return Ok(None) };
@@ -120,7 +131,8 @@ fn count_look(n: usize) -> String {
 /// Says what is not as the user sees it.
 fn tell(taken: &Taken, all_objects: bool) {
     let names = |paths: &[PathBuf]| {
-        let shown: Vec<String> = paths.iter().take(NAMED).map(|path| escape_bytes(path.as_os_str().as_bytes())).collect();
+        let shown: Vec<String> =
+            paths.iter().take(NAMED).map(|path| escape_bytes(path.as_os_str().as_bytes())).collect();
         let more = if paths.len() > NAMED { format!(", … ({} more)", paths.len() - NAMED) } else { String::new() };
         shown.join(", ") + &more
     };
@@ -136,7 +148,8 @@ fn tell(taken: &Taken, all_objects: bool) {
     reasons.sort_unstable();
     reasons.dedup();
     for why in reasons {
-        let paths: Vec<PathBuf> = told.left_out.iter().filter(|(_, w)| *w == why).map(|(path, _)| path.clone()).collect();
+        let paths: Vec<PathBuf> =
+            told.left_out.iter().filter(|(_, w)| *w == why).map(|(path, _)| path.clone()).collect();
         eprintln!("left out ({why}): {}", names(&paths));
     }
     if !told.unsettled.is_empty() {
@@ -173,12 +186,19 @@ impl Progress for Bar {
         if self.quiet {
             return Decision::Continue;
         }
-        eprintln!("first capture: {} of {} will be copied, once", count(estimate.files as usize, "file"), size(estimate.bytes));
+        eprintln!(
+            "first capture: {} of {} will be copied, once",
+            count(estimate.files as usize, "file"),
+            size(estimate.bytes)
+        );
         for (path, bytes) in &estimate.largest {
             eprintln!("  {:>10}  {}", size(*bytes), escape_bytes(path.as_os_str().as_bytes()));
         }
         if let Some((path, _)) = estimate.largest.first() {
-            eprintln!("hint: to leave it out: echo '/{}/' >> .sandboxignore", escape_bytes(path.as_os_str().as_bytes()));
+            eprintln!(
+                "hint: to leave it out: echo '/{}/' >> .sandboxignore",
+                escape_bytes(path.as_os_str().as_bytes())
+            );
         }
         if let Ok(mut bar) = self.bar.lock() {
             *bar = Some(progress_bar(estimate.bytes));
@@ -218,11 +238,16 @@ pub fn refuse_place(context: &Context, store: &Store, top: &Path) -> Result<(), 
             .hint("use a repository in a directory of its own"));
     }
     if top.starts_with(store.root()) {
-        return Err(CliError::new(format!("'{shown}' is inside the state directory")).hint("use a repository outside of it"));
+        return Err(
+            CliError::new(format!("'{shown}' is inside the state directory")).hint("use a repository outside of it")
+        );
     }
     if store.root().starts_with(top) && top != context.home {
-        return Err(CliError::new(format!("the state directory '{}' is inside the working tree '{shown}'", store.root().display()))
-            .hint("`git config --global sandbox.stateDir DIR` names a directory outside of it"));
+        return Err(CliError::new(format!(
+            "the state directory '{}' is inside the working tree '{shown}'",
+            store.root().display()
+        ))
+        .hint("`git config --global sandbox.stateDir DIR` names a directory outside of it"));
     }
     Ok(())
 }

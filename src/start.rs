@@ -7,7 +7,7 @@ use crate::error::CliError;
 use sandbox_core::assemble::launch_spec;
 use sandbox_core::connection::{Connection, ConnectionError};
 use sandbox_core::launch::Mode;
-use sandbox_core::sandbox::{Sandbox, State};
+use sandbox_core::sandbox::{Sandbox, SandboxError, State};
 use sandbox_core::store::{Store, make_dir, write_json};
 use sandbox_protocol::{Exec, Failure, FailureKind, Frame, FrameType, Message, escape_bytes};
 use sandbox_sys::lock::FileLock;
@@ -21,7 +21,13 @@ use std::time::Duration;
 
 /// Starts the supervisor of a sandbox whose lock is held, and returns a connection to it.
 /// Whether the launch worked is the connection's first news. `once`: it ends with its last session.
-pub fn start(context: &Context, store: &Store, sandbox: &Sandbox, lock: FileLock, once: bool) -> Result<Connection, CliError> {
+pub fn start(
+    context: &Context,
+    store: &Store,
+    sandbox: &Sandbox,
+    lock: FileLock,
+    once: bool,
+) -> Result<Connection, CliError> {
     let spec = launch_spec(store, sandbox, Mode::Work, &context.program)?;
     write_json(&sandbox.dir.launch(), &spec, false)?;
     let log_dir = sandbox.dir.path().join("log");
@@ -50,10 +56,14 @@ pub fn start(context: &Context, store: &Store, sandbox: &Sandbox, lock: FileLock
 /// Connects to a sandbox, starting it first when it does not run.
 pub fn connect_or_start(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Connection, CliError> {
     if sandbox.state()? == State::Running {
-        return Ok(sandbox.connect()?);
+        match sandbox.connect() {
+            // It is just stopping: what follows waits for its end.
+            Err(SandboxError::NotRunning { .. }) => {}
+            other => return Ok(other?),
+        }
     }
     store.writable()?;
-    let lock = sandbox.take(Duration::from_secs(5))?;
+    let lock = sandbox.take(Duration::from_secs(10))?;
     start(context, store, sandbox, lock, true)
 }
 
@@ -86,9 +96,13 @@ pub fn refused(failure: &Failure) -> CliError {
     }
     let error = CliError::new(crate::text::escape(&failure.message));
     match failure.kind {
-        FailureKind::NotFound => error.status(127).hint("is it installed on the host, in a directory that is shown inside? `git sandbox doctor` lists them"),
+        FailureKind::NotFound => error
+            .status(127)
+            .hint("is it installed on the host, in a directory that is shown inside? `git sandbox doctor` lists them"),
         FailureKind::CannotExecute => error.status(126),
-        FailureKind::NoDirectory => error.hint("the directory is one inside the sandbox: `--workdir DIR` names another"),
+        FailureKind::NoDirectory => {
+            error.hint("the directory is one inside the sandbox: `--workdir DIR` names another")
+        }
         _ => error,
     }
 }

@@ -6,9 +6,7 @@ use crate::error::CliError;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 use sandbox_core::connection::{Connection, ConnectionError};
-use sandbox_protocol::{
-    Channel, ExitStatus, Failure, FrameError, FrameType, MAX_PAYLOAD, Message, WINDOW, WindowSize,
-};
+use sandbox_protocol::{Channel, ExitStatus, Failure, FrameError, FrameType, MAX_PAYLOAD, Message, WINDOW, WindowSize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;

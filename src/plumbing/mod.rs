@@ -4,6 +4,7 @@
 pub mod bring;
 pub mod remote;
 pub mod serve;
+mod state;
 mod supervise;
 
 use crate::error::CliError;
@@ -16,7 +17,7 @@ pub fn run(role: &str, args: &[OsString]) -> ExitCode {
         "__supervise" => supervise::run(args),
         "__commit-back" => bring::run(args),
         "__serve-host" => serve::run(args),
-        //REPOSTATE
+        sandbox_protocol::REPO_STATE_VERB => state::run(),
         other => Err(CliError::usage(format!("unknown role '{}'", crate::text::escape(other)))),
     };
     match outcome {

@@ -13,11 +13,13 @@ use crate::inside;
 use crate::start::refused;
 use crate::text::escape_lines;
 use crate::verbs::fetch;
-use sandbox_core::served;
 use sandbox_core::connection::ConnectionError;
+use sandbox_core::served;
 use sandbox_protocol::{ExitStatus, Message};
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::process::{Command, ExitCode, Stdio};
 
 pub fn run(args: &[OsString]) -> ExitCode {
@@ -37,10 +39,14 @@ pub fn run(args: &[OsString]) -> ExitCode {
 pub fn offline(args: &[OsString]) -> ExitCode {
     let remote = args.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let name = inside::name().unwrap_or_default();
-    CliError::new(format!("no network in sandbox '{}': cannot reach '{}'", crate::text::escape(&name), crate::text::escape(&remote)))
-        .hint("git push host brings your commits to the host")
-        .hint("git fetch host brings newer commits of the host")
-        .print();
+    CliError::new(format!(
+        "no network in sandbox '{}': cannot reach '{}'",
+        crate::text::escape(&name),
+        crate::text::escape(&remote)
+    ))
+    .hint("git push host brings your commits to the host")
+    .hint("git fetch host brings newer commits of the host")
+    .print();
     ExitCode::from(128)
 }
 
@@ -104,7 +110,10 @@ fn serve_brought(name: &str) -> Result<(), CliError> {
 
 fn inside_helper(target: &str) -> Result<(), CliError> {
     if target != "host" {
-        return Err(CliError::new(format!("inside a sandbox there is only 'sandbox::host', not 'sandbox::{}'", crate::text::escape(target))));
+        return Err(CliError::new(format!(
+            "inside a sandbox there is only 'sandbox::host', not 'sandbox::{}'",
+            crate::text::escape(target)
+        )));
     }
     while let Some(command) = line() {
         match command.as_str() {
@@ -129,36 +138,49 @@ fn fetch_host() -> Result<(), CliError> {
     relay_standard(&mut connection, request)
 }
 
-/// Relays standard input and output over a stream until the other side ends it.
+/// Relays standard input and output over a stream until the other side ends it. Plain reads and
+/// writes: nothing may wait in a buffer while the peer waits for it.
 fn relay_standard(connection: &mut sandbox_core::connection::Connection, request: Message) -> Result<(), CliError> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().map_err(CliError::io("make a socket pair"))?;
     let input = ours.try_clone().map_err(CliError::io("duplicate a socket"))?;
     let output = ours;
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            let _ = io::copy(&mut io::stdin().lock(), &mut &input);
-            let _ = input.shutdown(std::net::Shutdown::Write);
-        });
-        let printer = scope.spawn(move || {
-            let mut out = io::stdout().lock();
-            let _ = io::copy(&mut &output, &mut out);
-            let _ = out.flush();
-        });
-        let ended = connection.relay_request(&request, &theirs);
-        drop(theirs);
-        let _ = printer.join();
-        match ended {
-            Ok((ExitStatus::Code(0), _)) => std::process::exit(0),
-            Ok(_) => Err(CliError::new("the host could not serve its refs")),
-            Err(ConnectionError::Refused(failure)) => Err(refused(&failure)),
-            Err(error) => Err(error.into()),
+    std::thread::spawn(move || {
+        pump(io::stdin().as_fd(), input.as_fd());
+        let _ = input.shutdown(Shutdown::Write);
+    });
+    let printer = std::thread::spawn(move || pump(output.as_fd(), io::stdout().as_fd()));
+    let ended = connection.relay_request(&request, &theirs);
+    let _ = theirs.shutdown(Shutdown::Both);
+    drop(theirs);
+    let _ = printer.join();
+    // The thread that reads standard input ends with the process.
+    match ended {
+        Ok((ExitStatus::Code(0), _)) => Ok(()),
+        Ok(_) => Err(CliError::new("the host could not serve its refs")),
+        Err(ConnectionError::Refused(failure)) => Err(refused(&failure)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Copies until the end of `from`, or until nobody reads `to`.
+fn pump(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
+    let mut bytes = [0u8; 32 * 1024];
+    loop {
+        let n = match rustix::io::read(from, &mut bytes) {
+            Ok(0) => return,
+            Ok(n) => n,
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(_) => return,
+        };
+        let mut rest = &bytes[..n];
+        while !rest.is_empty() {
+            match rustix::io::write(to, rest) {
+                Ok(n) => rest = &rest[n..],
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return,
+            }
         }
-        .inspect_err(|error: &CliError| {
-            // The thread that reads standard input cannot be woken otherwise.
-            error.print();
-            std::process::exit(i32::from(error.status));
-        })
-    })
+    }
 }
 
 /// One batch of `push SRC:DST` lines: one commit-back, one status per ref.
@@ -184,11 +206,12 @@ fn push_host(first: String) -> Result<(), CliError> {
     };
     for (source, target) in targets {
         match &failure {
-            _ if source.is_empty() => reply(&format!("error {target} the host's refs cannot be deleted from inside\n"))?,
+            _ if source.is_empty() => {
+                reply(&format!("error {target} the host's refs cannot be deleted from inside\n"))?
+            }
             None => reply(&format!("ok {target}\n"))?,
             Some(why) => reply(&format!("error {target} {}\n", crate::text::escape(why)))?,
         }
     }
     reply("\n")
 }
-

@@ -4,8 +4,8 @@
 
 use super::{argument, supervise::open};
 use crate::error::CliError;
-use sandbox_core::served;
 use sandbox_core::sandbox::Sandbox;
+use sandbox_core::served;
 use sandbox_core::store::read_json;
 use sandbox_git::{Git, HostEnv};
 use std::ffi::OsString;

@@ -22,6 +22,8 @@ pub fn run(args: &[OsString]) -> Result<(), CliError> {
     let once = args.iter().any(|arg| arg == "--once");
     // A session of our own: the terminal's signals and its end are not for us.
     let _ = rustix::process::setsid();
+    // Whatever else the caller had open (a pipe that somebody waits for the end of, a file) is not ours.
+    sandbox_sys::fork::close_from(3, None).map_err(CliError::io("close inherited descriptors"))?;
     let (client, lock) = (take(io::stdin().as_fd())?, FileLock::adopt(take(io::stdout().as_fd())?));
     close_standard()?;
     let client = UnixStream::from(client);
@@ -73,7 +75,11 @@ fn take(fd: std::os::fd::BorrowedFd<'_>) -> Result<std::os::fd::OwnedFd, CliErro
 
 /// Standard input and output lead nowhere from now on.
 fn close_standard() -> Result<(), CliError> {
-    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").map_err(CliError::io("open '/dev/null'"))?;
+    let null = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .map_err(CliError::io("open '/dev/null'"))?;
     rustix::stdio::dup2_stdin(&null).map_err(|e| CliError::io("close standard input")(e.into()))?;
     rustix::stdio::dup2_stdout(&null).map_err(|e| CliError::io("close standard output")(e.into()))
 }

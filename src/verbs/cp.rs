@@ -22,8 +22,9 @@ use std::path::{Component, Path, PathBuf};
 
 pub fn run(context: &Context, args: &cli::Cp) -> Outcome {
     let store = context.store()?;
-    let limit = parse_size(&args.max_size)
-        .ok_or_else(|| CliError::usage(format!("'{}' is not a size", escape(&args.max_size))).hint("for example 100m"))?;
+    let limit = parse_size(&args.max_size).ok_or_else(|| {
+        CliError::usage(format!("'{}' is not a size", escape(&args.max_size))).hint("for example 100m")
+    })?;
     match (split(&args.source), split(&args.target)) {
         (Some((name, path)), None) => {
             let sandbox = context.sandbox(&store, name)?;
@@ -33,7 +34,8 @@ pub fn run(context: &Context, args: &cli::Cp) -> Outcome {
             let sandbox = context.sandbox(&store, name)?;
             into(context, &store, &sandbox, Path::new(&args.source), path, limit)
         }
-        _ => Err(CliError::usage("one of the two must be in a sandbox, written NAME:PATH").hint("git sandbox cp fix-login:out/report.md .")),
+        _ => Err(CliError::usage("one of the two must be in a sandbox, written NAME:PATH")
+            .hint("git sandbox cp fix-login:out/report.md .")),
     }
 }
 
@@ -74,10 +76,12 @@ fn out(store: &Store, sandbox: &Sandbox, path: &str, target: &Path, links: bool,
 fn into(context: &Context, store: &Store, sandbox: &Sandbox, source: &Path, path: &str, limit: u64) -> Outcome {
     let meta = fs::metadata(source).map_err(CliError::io(format!("read '{}'", source.display())))?;
     if !meta.is_file() {
-        return Err(CliError::new(format!("'{}' is not a regular file", source.display())).hint("directories: `tar c DIR | git sandbox exec NAME -- tar x`"));
+        return Err(CliError::new(format!("'{}' is not a regular file", source.display()))
+            .hint("directories: `tar c DIR | git sandbox exec NAME -- tar x`"));
     }
     if meta.len() > limit {
-        return Err(CliError::new(format!("'{}' is larger than {}", source.display(), size(limit))).hint("`--max-size SIZE` allows more"));
+        return Err(CliError::new(format!("'{}' is larger than {}", source.display(), size(limit)))
+            .hint("`--max-size SIZE` allows more"));
     }
     let bytes = fs::read(source).map_err(CliError::io(format!("read '{}'", source.display())))?;
     let mut inside = relative(sandbox, path)?;
@@ -95,8 +99,12 @@ fn into(context: &Context, store: &Store, sandbox: &Sandbox, source: &Path, path
     let mut connection = connect_or_start(context, store, sandbox)?;
     let (status, _, err) = connection.run(Exec { argv, cwd, ..Exec::default() }, &bytes, 1 << 16)?;
     if status.shell() != 0 {
-        return Err(CliError::new(format!("cannot write '{}' inside '{}'", escape(&inside.to_string_lossy()), sandbox.name()))
-            .cause(escape(String::from_utf8_lossy(&err).trim())));
+        return Err(CliError::new(format!(
+            "cannot write '{}' inside '{}'",
+            escape(&inside.to_string_lossy()),
+            sandbox.name()
+        ))
+        .cause(escape(String::from_utf8_lossy(&err).trim())));
     }
     eprintln!("copied 1 file, {}", size(bytes.len() as u64));
     Ok(0)

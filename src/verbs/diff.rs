@@ -60,7 +60,10 @@ fn print(bytes: &[u8]) -> Outcome {
 /// directories and compares those: nothing of the host's repository is involved.
 fn uncommitted(context: &Context, store: &Store, sandbox: &Sandbox, stat: bool) -> Outcome {
     let left = work::uncommitted_now(context.git()?, store, sandbox)?;
-    let scratch = tempfile::Builder::new().prefix("diff.").tempdir_in(store.tmp()).map_err(CliError::io("make a scratch directory"))?;
+    let scratch = tempfile::Builder::new()
+        .prefix("diff.")
+        .tempdir_in(store.tmp())
+        .map_err(CliError::io("make a scratch directory"))?;
     let (before, after) = (scratch.path().join("a"), scratch.path().join("b"));
     for dir in [&before, &after] {
         fs::create_dir(dir).map_err(CliError::io("make a scratch directory"))?;
@@ -90,7 +93,8 @@ fn uncommitted(context: &Context, store: &Store, sandbox: &Sandbox, stat: bool) 
             }
         }
     }
-    let mut args = vec!["diff", "--no-index", "--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--no-prefix"];
+    let mut args =
+        vec!["diff", "--no-index", "--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--no-prefix"];
     if stat {
         args.push("--stat=100");
     }
@@ -146,7 +150,13 @@ pub fn log(context: &Context, args: &cli::Log) -> Outcome {
     let mut text = String::new();
     for commit in &found {
         let ago = now.saturating_sub(u64::try_from(commit.committed).unwrap_or(0));
-        text.push_str(&format!("{} {} ({}, {} ago)\n", commit.id.short(), escape(&commit.subject), escape(&commit.author), age(ago)));
+        text.push_str(&format!(
+            "{} {} ({}, {} ago)\n",
+            commit.id.short(),
+            escape(&commit.subject),
+            escape(&commit.author),
+            age(ago)
+        ));
     }
     print(text.as_bytes())?;
     eprintln!("{} on sandbox/{}", count(found.len(), "commit"), sandbox.name());

@@ -5,7 +5,7 @@ use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::text::escape;
-use sandbox_core::driver::{Check, Driver, Isolation, Verdict};
+use sandbox_core::driver::{Check, Isolation, Verdict};
 use sandbox_git::Version;
 use serde::Serialize;
 use std::path::Path;
@@ -90,7 +90,12 @@ fn print_check(check: &Check) {
 fn holds(report: &Report, what: &str) -> bool {
     let usable = |isolation| report.drivers.iter().any(|driver| driver.isolation >= isolation && driver.usable);
     let check_ok = |name: &str| {
-        report.drivers.iter().flat_map(|driver| &driver.checks).chain(&report.checks).any(|check| check.name == name && check.verdict == Verdict::Ok)
+        report
+            .drivers
+            .iter()
+            .flat_map(|driver| &driver.checks)
+            .chain(&report.checks)
+            .any(|check| check.name == name && check.verdict == Verdict::Ok)
     };
     match what.split_once('=') {
         Some(("isolation", "namespace")) => usable(Isolation::Namespace),
@@ -125,12 +130,21 @@ fn own_checks(context: &Context, git: Option<&Version>) -> Vec<Check> {
             let refused = matches!(kind.as_str(), "overlay" | "nfs" | "tmpfs");
             add(
                 "state-filesystem",
-                if kind == "overlay" || kind == "nfs" { Verdict::Missing } else if refused { Verdict::Weak } else { Verdict::Ok },
+                if kind == "overlay" || kind == "nfs" {
+                    Verdict::Missing
+                } else if refused {
+                    Verdict::Weak
+                } else {
+                    Verdict::Ok
+                },
                 match kind.as_str() {
                     "overlay" => "overlayfs, which cannot hold an upper directory".into(),
                     "nfs" => "NFS, which cannot hold an upper directory".into(),
                     "tmpfs" => "tmpfs: everything is gone after a reboot".into(),
-                    kind => format!("{kind}, {}", if reflinks { "with reflinks" } else { "without reflinks: a first capture copies" }),
+                    kind => format!(
+                        "{kind}, {}",
+                        if reflinks { "with reflinks" } else { "without reflinks: a first capture copies" }
+                    ),
                 },
                 refused.then(|| "git config --global sandbox.stateDir DIR   # on ext4, XFS or Btrfs".into()),
             );
@@ -150,7 +164,12 @@ fn own_checks(context: &Context, git: Option<&Version>) -> Vec<Check> {
                 Some("git config sandbox.stateDir DIR   # on the repository's file system".into()),
             );
         }
-        if let Ok(out) = context.git().and_then(|git| Ok(git.user(repo.top_or_gitdir()).args(["config", "--get-regexp", r"^remote\..*\.(mirror|push)$"]).line()?)) {
+        if let Ok(out) = context.git().and_then(|git| {
+            Ok(git
+                .user(repo.top_or_gitdir())
+                .args(["config", "--get-regexp", r"^remote\..*\.(mirror|push)$"])
+                .line()?)
+        }) {
             for line in out.lines().filter(|line| line.ends_with(".mirror true") || line.contains("refs/*")) {
                 add(
                     "publishing-remote",

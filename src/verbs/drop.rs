@@ -67,7 +67,9 @@ pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Forc
     if sandbox.state()? == State::Running {
         if force == Force::No && busy(sandbox)? {
             return Err(CliError::new(format!("cannot drop '{name}': a command runs in it"))
-                .hint(format!("`git sandbox stop {name}` ends it; `--force` does both and keeps everything in the trash"))
+                .hint(format!(
+                    "`git sandbox stop {name}` ends it; `--force` does both and keeps everything in the trash"
+                ))
                 .status(1));
         }
         stop::stop(sandbox, Duration::from_secs(2))?;
@@ -116,21 +118,29 @@ fn refusal(sandbox: &Sandbox, unsaved: &Unsaved) -> CliError {
     let name = sandbox.name();
     let mut error = CliError::new(format!("cannot drop '{name}': the host has not got everything")).status(1);
     if unsaved.commits > 0 {
-        error = error.cause(format!("{} only at refs/sandbox/{name}: no branch or tag here contains them", count(unsaved.commits, "commit")));
+        error = error.cause(format!(
+            "{} only at refs/sandbox/{name}: no branch or tag here contains them",
+            count(unsaved.commits, "commit")
+        ));
     }
     for other in &unsaved.elsewhere {
         error = error.cause(crate::text::escape(other));
     }
     if !unsaved.files.is_empty() {
-        let shown: Vec<String> = unsaved.files.iter().take(3).map(|change| format!("'{}'", escape_bytes(&change.path))).collect();
+        let shown: Vec<String> =
+            unsaved.files.iter().take(3).map(|change| format!("'{}'", escape_bytes(&change.path))).collect();
         let more = if unsaved.files.len() > 3 { ", …" } else { "" };
-        error = error.cause(format!("{} not committed: {}{more}", count(unsaved.files.len(), "file"), shown.join(", ")));
+        error =
+            error.cause(format!("{} not committed: {}{more}", count(unsaved.files.len(), "file"), shown.join(", ")));
     }
     if unsaved.commits > 0 {
-        error = error.hint(format!("`git sandbox merge {name}` or `git sandbox branch {name} BRANCH` takes the commits"));
+        error =
+            error.hint(format!("`git sandbox merge {name}` or `git sandbox branch {name} BRANCH` takes the commits"));
     }
     if !unsaved.files.is_empty() {
-        error = error.hint(format!("`git sandbox apply {name}` takes the files, `git sandbox commit {name} -m MSG` commits them"));
+        error = error.hint(format!(
+            "`git sandbox apply {name}` takes the files, `git sandbox commit {name} -m MSG` commits them"
+        ));
     }
     error.hint(format!("`git sandbox drop --force {name}` moves it to the trash for {} days", trash::KEEP_DAYS))
 }

@@ -16,7 +16,8 @@ const REPLAY: u64 = 64 * 1024;
 pub fn run(context: &Context, args: &cli::Exec) -> Outcome {
     let store = context.store()?;
     let sandbox = context.sandbox(&store, &args.name)?;
-    let mut request = exec_request(&args.command, &workdir(context, &sandbox, args.workdir.as_deref()), args.tty, false);
+    let mut request =
+        exec_request(&args.command, &workdir(context, &sandbox, args.workdir.as_deref()), args.tty, false);
     request.env = variables(context, &args.env)?.into_iter().map(|(name, value)| (name, Some(value))).collect();
     let input = if args.tty { Input::Terminal } else { Input::Pipe };
     session(context, &store, &sandbox, request, input)
@@ -32,7 +33,13 @@ pub fn shell(context: &Context, args: &cli::Shell) -> Outcome {
     session(context, &store, &sandbox, request, if tty { Input::Terminal } else { Input::Pipe })
 }
 
-fn session(context: &Context, store: &sandbox_core::store::Store, sandbox: &Sandbox, request: Exec, input: Input) -> Outcome {
+fn session(
+    context: &Context,
+    store: &sandbox_core::store::Store,
+    sandbox: &Sandbox,
+    request: Exec,
+    input: Input,
+) -> Outcome {
     let mut connection = connect_or_start(context, store, sandbox)?;
     let stream = connection.open();
     connection.send(stream, &Message::Exec(request))?;
@@ -86,7 +93,9 @@ pub fn workdir(context: &Context, sandbox: &Sandbox, asked: Option<&Path>) -> Pa
     let top = sandbox.record.repos.first().map_or_else(|| PathBuf::from("/"), |mount| mount.worktree.clone());
     match asked {
         Some(dir) => top.join(dir),
-        None if sandbox.record.repos.iter().any(|mount| context.cwd.starts_with(&mount.worktree)) => context.cwd.clone(),
+        None if sandbox.record.repos.iter().any(|mount| context.cwd.starts_with(&mount.worktree)) => {
+            context.cwd.clone()
+        }
         None => top,
     }
 }
@@ -106,7 +115,8 @@ pub fn variables(context: &Context, asked: &[String]) -> Result<Vec<(String, Str
                     (entry.as_str(), value)
                 }
             };
-            let valid = !name.is_empty() && !name.contains(['\0', ' ']) && !name.starts_with(|c: char| c.is_ascii_digit());
+            let valid =
+                !name.is_empty() && !name.contains(['\0', ' ']) && !name.starts_with(|c: char| c.is_ascii_digit());
             if valid {
                 Ok((name.to_owned(), value))
             } else {

@@ -28,6 +28,11 @@ pub fn run(context: &Context, args: &cli::Gc) -> Outcome {
     let swept = removal::sweep(&store)?;
     let removed = prune::apply(&store, &plan)?;
     sandbox_core::store::write_whole(&stamp, b"", false)?;
-    eprintln!("removed {}, {}{}", count(removed, "thing"), size(plan.bytes()), if swept > 0 { format!("; swept {swept} half-made") } else { String::new() });
+    eprintln!(
+        "removed {}, {}{}",
+        count(removed, "thing"),
+        size(plan.bytes()),
+        if swept > 0 { format!("; swept {swept} half-made") } else { String::new() }
+    );
     Ok(0)
 }

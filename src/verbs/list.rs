@@ -66,7 +66,8 @@ pub fn run(context: &Context, args: &cli::List) -> Outcome {
         }
     };
     let memory = memory_by_namespace();
-    let rows: Vec<Row> = sandboxes.iter().map(|sandbox| row(context, &store, sandbox, &memory)).collect::<Result<_, _>>()?;
+    let rows: Vec<Row> =
+        sandboxes.iter().map(|sandbox| row(context, &store, sandbox, &memory)).collect::<Result<_, _>>()?;
     if args.json {
         print_json(&Listing { version: 1, sandboxes: rows })?;
         return Ok(0);
@@ -77,7 +78,9 @@ pub fn run(context: &Context, args: &cli::List) -> Outcome {
         return Ok(0);
     }
     let mut lines = vec![
-        ["NAME", "STATE", "AGE", "BRANCH", "COMMITS", "UNCOMMITTED", "DISK", "MEMORY", "COMMAND"].map(str::to_owned).to_vec(),
+        ["NAME", "STATE", "AGE", "BRANCH", "COMMITS", "UNCOMMITTED", "DISK", "MEMORY", "COMMAND"]
+            .map(str::to_owned)
+            .to_vec(),
     ];
     if everywhere {
         lines[0].insert(1, "REPOSITORY".into());
@@ -88,7 +91,11 @@ pub fn run(context: &Context, args: &cli::List) -> Outcome {
             state_words(row),
             age(row.age_seconds),
             row.branch.as_deref().map_or("-".into(), escape),
-            if row.commits_ahead == 0 { "-".into() } else { format!("{}{}", row.commits_ahead, if row.rewritten { " rewritten" } else { "" }) },
+            if row.commits_ahead == 0 {
+                "-".into()
+            } else {
+                format!("{}{}", row.commits_ahead, if row.rewritten { " rewritten" } else { "" })
+            },
             if row.uncommitted == 0 { "-".into() } else { row.uncommitted.to_string() },
             size(row.disk_bytes),
             if row.memory_bytes == 0 { "-".into() } else { size(row.memory_bytes) },

@@ -51,7 +51,13 @@ fn print(bytes: &[u8], raw: bool) -> Result<(), CliError> {
 fn last_lines(bytes: &[u8], lines: Option<usize>) -> &[u8] {
     let Some(lines) = lines else { return bytes };
     let end = bytes.strip_suffix(b"\n").unwrap_or(bytes);
-    let start = end.iter().enumerate().rev().filter(|(_, b)| **b == b'\n').nth(lines.saturating_sub(1)).map_or(0, |(i, _)| i + 1);
+    let start = end
+        .iter()
+        .enumerate()
+        .rev()
+        .filter(|(_, b)| **b == b'\n')
+        .nth(lines.saturating_sub(1))
+        .map_or(0, |(i, _)| i + 1);
     if lines == 0 { &[] } else { &bytes[start..] }
 }
 

@@ -11,8 +11,8 @@ use sandbox_core::store::{Store, make_dir};
 use sandbox_core::work::{self, Changed};
 use sandbox_git::Oid;
 use sandbox_integrate::{
-    Edit, EditsRequest, Grade, How, Identity, Kind, Layers, MergeError, MergePlan, MergeRequest, Relation, Repo, RepoPath,
-    StashRequest, What,
+    Edit, EditsRequest, Grade, How, Identity, Kind, Layers, MergeError, MergePlan, MergeRequest, Relation, Repo,
+    RepoPath, StashRequest, What,
 };
 use sandbox_protocol::{Exec, escape_bytes};
 use std::collections::BTreeSet;
@@ -73,11 +73,18 @@ pub fn checked_out(context: &Context, sandbox: &Sandbox, store: &Store) -> Resul
     let here = context.maybe_repo().filter(|repo| repo.common_dir() == host.common_dir());
     let git_dir = here.unwrap_or(&host).git_dir().to_owned();
     let head = std::fs::read_to_string(git_dir.join("HEAD")).map_err(CliError::io("read HEAD"))?;
-    Ok(head.trim().strip_prefix("ref: refs/heads/").filter(|branch| *branch != ".invalid").map(str::to_owned).or_else(|| {
-        // The reftable format keeps HEAD elsewhere.
-        let name = here.unwrap_or(&host).read(context.git().ok()?).args(["symbolic-ref", "--quiet", "--short", "HEAD"]).line().ok()?;
-        Some(name).filter(|name| !name.is_empty())
-    }))
+    Ok(head.trim().strip_prefix("ref: refs/heads/").filter(|branch| *branch != ".invalid").map(str::to_owned).or_else(
+        || {
+            // The reftable format keeps HEAD elsewhere.
+            let name = here
+                .unwrap_or(&host)
+                .read(context.git().ok()?)
+                .args(["symbolic-ref", "--quiet", "--short", "HEAD"])
+                .line()
+                .ok()?;
+            Some(name).filter(|name| !name.is_empty())
+        },
+    ))
 }
 
 /// How the sandbox's tip stands against the commit that is checked out.
@@ -142,14 +149,16 @@ fn plan(
 /// The paths that are not committed inside, told by git inside. What it says only chooses which
 /// of two safe merge bases a path gets; when it cannot be asked, the careful one is taken.
 fn left_inside(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Option<BTreeSet<RepoPath>>, CliError> {
-    let argv = ["git", "--no-optional-locks", "status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=all"];
+    let argv =
+        ["git", "--no-optional-locks", "status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=all"];
     let exec = Exec {
         argv: argv.map(str::to_owned).into(),
         cwd: escape_bytes(sandbox.record.repos[0].worktree.as_os_str().as_bytes()),
         internal: true,
         ..Exec::default()
     };
-    let mut ask = |connection: &mut sandbox_core::connection::Connection| Ok(connection.run(exec.clone(), b"", 64 << 20)?);
+    let ask =
+        |connection: &mut sandbox_core::connection::Connection| Ok(connection.run(exec.clone(), b"", 64 << 20)?);
     let answer = if sandbox.state()? == State::Running {
         ask(&mut sandbox.connect()?)
     } else {
@@ -202,7 +211,12 @@ fn do_it(store: &Store, sandbox: &Sandbox, repo: &Repo, plan: &MergePlan) -> Res
         What::Squash { commits } => format!("squashed {} into one", count(commits as usize, "commit")),
     };
     let onto = plan.head.reference.as_deref().map_or("HEAD", |name| name.strip_prefix("refs/heads/").unwrap_or(name));
-    eprintln!("{what} from '{}' into '{}': now at {}", sandbox.name(), crate::text::escape(onto), plan.head.new.short());
+    eprintln!(
+        "{what} from '{}' into '{}': now at {}",
+        sandbox.name(),
+        crate::text::escape(onto),
+        plan.head.new.short()
+    );
     let _ = merged;
     Ok(())
 }
@@ -245,7 +259,13 @@ pub fn apply_edits(context: &Context, store: &Store, sandbox: &Sandbox, stash: b
     bring_edits(context, store, sandbox, &left.files, stash)
 }
 
-fn bring_edits(context: &Context, store: &Store, sandbox: &Sandbox, changed: &[work::ChangedFile], stash: bool) -> Result<(), CliError> {
+fn bring_edits(
+    context: &Context,
+    store: &Store,
+    sandbox: &Sandbox,
+    changed: &[work::ChangedFile],
+    stash: bool,
+) -> Result<(), CliError> {
     let repo = open(context, store, sandbox)?;
     let snapshot = sandbox.snapshot(store, 0)?;
     let dir = store.repo(&sandbox.record.repos[0].repo);
@@ -255,12 +275,20 @@ fn bring_edits(context: &Context, store: &Store, sandbox: &Sandbox, changed: &[w
     let tip = work::tip(context.git()?, store, sandbox)?.or(base);
     if stash {
         let commit = tip.ok_or_else(|| {
-            CliError::new("a stash needs a commit, and there is none").hint(format!("`git sandbox apply {}` brings the files as edits", sandbox.name()))
+            CliError::new("a stash needs a commit, and there is none")
+                .hint(format!("`git sandbox apply {}` brings the files as edits", sandbox.name()))
         })?;
         let identity = identity(context, &repo)?;
         let message = format!("sandbox '{}': uncommitted work", sandbox.name());
         let branch = snapshot.git.branch.as_deref().map(|b| b.strip_prefix("refs/heads/").unwrap_or(b));
-        let request = StashRequest { name: sandbox.name(), commit, branch, edits: &edits, message: &message, identity: &identity };
+        let request = StashRequest {
+            name: sandbox.name(),
+            commit,
+            branch,
+            edits: &edits,
+            message: &message,
+            identity: &identity,
+        };
         sandbox_integrate::stash(&repo, &request)?;
         eprintln!("{} in the stash: `git stash pop` takes them out", count(edits.len(), "file"));
         return Ok(());
@@ -282,13 +310,16 @@ fn bring_edits(context: &Context, store: &Store, sandbox: &Sandbox, changed: &[w
 /// Reads a changed file of the upper directory, beneath its root and without following links.
 fn read_edit(sandbox: &Sandbox, change: &work::ChangedFile) -> Result<Edit, CliError> {
     let name = crate::text::escape_bytes(&change.path);
-    let path = RepoPath::parse(&change.path).ok_or_else(|| CliError::new(format!("'{name}' is not a path that may be written")))?;
+    let path = RepoPath::parse(&change.path)
+        .ok_or_else(|| CliError::new(format!("'{name}' is not a path that may be written")))?;
     let after = match change.what {
         Changed::Deleted => None,
-        _ => Some(match work::read_changed(sandbox, change).map_err(CliError::io(format!("read '{name}' of the sandbox")))? {
-            work::Content::File { executable, bytes } => (Kind::File { executable }, bytes),
-            work::Content::Symlink(target) => (Kind::Symlink, target),
-        }),
+        _ => Some(
+            match work::read_changed(sandbox, change).map_err(CliError::io(format!("read '{name}' of the sandbox")))? {
+                work::Content::File { executable, bytes } => (Kind::File { executable }, bytes),
+                work::Content::Symlink(target) => (Kind::Symlink, target),
+            },
+        ),
     };
     Ok(Edit { path, after })
 }

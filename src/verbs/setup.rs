@@ -15,7 +15,9 @@ const PROFILE: &str = "/etc/apparmor.d/git-sandbox";
 pub fn run(context: &Context, args: &cli::Setup) -> Outcome {
     if args.apparmor {
         print!("{}", profile(&context.program));
-        eprintln!("hint: `git sandbox setup --apparmor | sudo tee {PROFILE} && sudo apparmor_parser -r {PROFILE}` loads it, once");
+        eprintln!(
+            "hint: `git sandbox setup --apparmor | sudo tee {PROFILE} && sudo apparmor_parser -r {PROFILE}` loads it, once"
+        );
         return Ok(0);
     }
     let prefix = args.prefix.clone().unwrap_or_else(|| context.home.join(".local"));
@@ -41,7 +43,9 @@ pub fn run(context: &Context, args: &cli::Setup) -> Outcome {
     }
     if restricted() && !Path::new(PROFILE).exists() {
         eprintln!("this system's AppArmor forbids user namespaces to programs without a profile");
-        eprintln!("hint: `git sandbox setup --apparmor | sudo tee {PROFILE} && sudo apparmor_parser -r {PROFILE}` allows them to this one");
+        eprintln!(
+            "hint: `git sandbox setup --apparmor | sudo tee {PROFILE} && sudo apparmor_parser -r {PROFILE}` allows them to this one"
+        );
     }
     Ok(0)
 }

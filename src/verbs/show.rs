@@ -67,7 +67,14 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
     if let Some(base) = &shown.base_commit {
         println!("base        {base}");
     }
-    println!("commits     {}", if row.commits_ahead == 0 { "none".into() } else { format!("{} at refs/sandbox/{}", row.commits_ahead, row.name) });
+    println!(
+        "commits     {}",
+        if row.commits_ahead == 0 {
+            "none".into()
+        } else {
+            format!("{} at refs/sandbox/{}", row.commits_ahead, row.name)
+        }
+    );
     println!("network     {}", if shown.network == Network::Host { "the host's" } else { "none" });
     println!("disk        {} of its own, on {}", size(row.disk_bytes), count(shown.layers, "shared layer"));
     if row.memory_bytes > 0 {

@@ -16,7 +16,7 @@ use sandbox_core::driver::Driver;
 use sandbox_core::host_view;
 use sandbox_core::id::{Name, SandboxId};
 use sandbox_core::launch::{Limits, Mode, Network};
-use sandbox_core::prepare::{Source, create};
+use sandbox_core::prepare::{Source, check_name, create};
 use sandbox_core::record::{RepoMount, SandboxRecord};
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
@@ -46,6 +46,9 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     let store = context.store()?;
     store.writable()?;
     let name = args.name.as_deref().map(Name::parse).transpose()?;
+    if let Some(name) = &name {
+        check_name(&store, repo, name)?;
+    }
     let driver_name = chosen_driver(context, args.driver.as_deref())?;
     driver(&driver_name)?;
     let top = repo.top_or_gitdir().to_owned();
@@ -124,7 +127,10 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
             finish(connection, &sandbox)?;
             let timed_out = sandbox.status()?.timed_out;
             if timed_out {
-                eprintln!("timed out: the command was ended after {}", crate::text::age(sandbox.record.timeout.unwrap_or(0)));
+                eprintln!(
+                    "timed out: the command was ended after {}",
+                    crate::text::age(sandbox.record.timeout.unwrap_or(0))
+                );
             }
             if let Err(error) = leave::leave(context, &store, &sandbox, wish, args.quiet) {
                 // The command's own status is what a script asks for; what went wrong afterwards is told.
@@ -149,7 +155,11 @@ fn finish(mut connection: sandbox_core::connection::Connection, sandbox: &Sandbo
 }
 
 /// Checks out a new branch inside, before the command starts.
-fn checkout(connection: &mut sandbox_core::connection::Connection, sandbox: &Sandbox, branch: &str) -> Result<(), CliError> {
+fn checkout(
+    connection: &mut sandbox_core::connection::Connection,
+    sandbox: &Sandbox,
+    branch: &str,
+) -> Result<(), CliError> {
     let argv = ["git", "checkout", "--quiet", "-b", branch].map(|arg| escape_bytes(arg.as_bytes()));
     let cwd = escape_bytes(sandbox.record.repos[0].worktree.as_os_str().as_bytes());
     let exec = sandbox_protocol::Exec { argv: argv.into(), cwd, internal: true, ..Default::default() };
@@ -195,7 +205,10 @@ fn detached(
     } else {
         println!("{}", sandbox.name());
         if !args.quiet && isatty(io::stderr()) {
-            eprintln!("hint: `git sandbox logs -f {0}` shows its output, `git sandbox shell {0}` opens a shell in it", sandbox.name());
+            eprintln!(
+                "hint: `git sandbox logs -f {0}` shows its output, `git sandbox shell {0}` opens a shell in it",
+                sandbox.name()
+            );
         }
     }
     Ok(0)
@@ -211,7 +224,8 @@ fn dry_run(context: &Context, store: &Store, sandbox: &Sandbox) -> Outcome {
 pub fn driver(name: &str) -> Result<&'static dyn Driver, CliError> {
     sandbox_drivers::by_name(name).ok_or_else(|| {
         let known: Vec<&str> = sandbox_drivers::all().iter().map(|driver| driver.name()).collect();
-        CliError::usage(format!("there is no driver '{}'", escape(name))).hint(format!("there is {}; `git sandbox doctor` tells about them", known.join(", ")))
+        CliError::usage(format!("there is no driver '{}'", escape(name)))
+            .hint(format!("there is {}; `git sandbox doctor` tells about them", known.join(", ")))
     })
 }
 
@@ -220,7 +234,10 @@ fn chosen_driver(context: &Context, flag: Option<&str>) -> Result<String, CliErr
     if name != "auto" {
         return Ok(name);
     }
-    sandbox_drivers::all().first().map(|driver| driver.name().to_owned()).ok_or_else(|| CliError::new("this program has no driver"))
+    sandbox_drivers::all()
+        .first()
+        .map(|driver| driver.name().to_owned())
+        .ok_or_else(|| CliError::new("this program has no driver"))
 }
 
 /// A terminal for the command when both ends of ours are one.
@@ -249,14 +266,17 @@ fn network(context: &Context, flag: Option<cli::Net>) -> Result<Network, CliErro
         None => match context.setting("sandbox.net").as_deref() {
             None | Some("none") => Ok(Network::None),
             Some("host") => Ok(Network::Host),
-            Some(other) => Err(CliError::new(format!("'{}' is not a value of sandbox.net", escape(other))).hint("it is one of none, host")),
+            Some(other) => Err(CliError::new(format!("'{}' is not a value of sandbox.net", escape(other)))
+                .hint("it is one of none, host")),
         },
     }
 }
 
 fn limits(context: &Context, args: &cli::Spawn) -> Result<Limits, CliError> {
     let bytes = |text: &str| {
-        parse_size(text).filter(|size| *size > 0).ok_or_else(|| CliError::usage(format!("'{}' is not a size", escape(text))).hint("for example 512m, 4g"))
+        parse_size(text)
+            .filter(|size| *size > 0)
+            .ok_or_else(|| CliError::usage(format!("'{}' is not a size", escape(text))).hint("for example 512m, 4g"))
     };
     let memory = match args.memory.clone().or_else(|| context.setting("sandbox.memory")) {
         Some(text) if text == "none" => None,
@@ -265,10 +285,15 @@ fn limits(context: &Context, args: &cli::Spawn) -> Result<Limits, CliError> {
     };
     let cpu_percent = match args.cpus {
         Some(cpus) if cpus > 0.0 && cpus.is_finite() => Some((cpus * 100.0).round().max(1.0) as u32),
-        Some(cpus) => return Err(CliError::usage(format!("'{cpus}' is not a number of processors")).hint("for example 1.5")),
+        Some(cpus) => {
+            return Err(CliError::usage(format!("'{cpus}' is not a number of processors")).hint("for example 1.5"));
+        }
         None => None,
     };
-    let pids = args.pids.or_else(|| context.setting("sandbox.pids").and_then(|text| text.parse().ok())).unwrap_or(DEFAULT_PIDS);
+    let pids = args
+        .pids
+        .or_else(|| context.setting("sandbox.pids").and_then(|text| text.parse().ok()))
+        .unwrap_or(DEFAULT_PIDS);
     Ok(Limits { memory, pids: Some(pids), cpu_percent, disk: None })
 }
 

@@ -32,8 +32,10 @@ pub fn run(context: &Context, args: &cli::Trash) -> Outcome {
         Some(cli::TrashAction::List { json }) => list(context, &all, *json),
         Some(cli::TrashAction::Restore { name }) => {
             store.writable()?;
-            let found: Vec<&Trashed> =
-                all.iter().filter(|item| item.record.name.as_str() == name || item.record.id.as_str() == name).collect();
+            let found: Vec<&Trashed> = all
+                .iter()
+                .filter(|item| item.record.name.as_str() == name || item.record.id.as_str() == name)
+                .collect();
             let item = match found.as_slice() {
                 [] => {
                     return Err(CliError::new(format!("there is no '{}' in the trash", crate::text::escape(name)))
@@ -57,7 +59,8 @@ pub fn run(context: &Context, args: &cli::Trash) -> Outcome {
             }
             if !yes {
                 if !crate::terminal::interactive() {
-                    return Err(CliError::usage("emptying the trash cannot be undone").hint("`git sandbox trash empty --yes` does it"));
+                    return Err(CliError::usage("emptying the trash cannot be undone")
+                        .hint("`git sandbox trash empty --yes` does it"));
                 }
                 eprint!("delete {} for good? [y/N] ", count(all.len(), "dropped sandbox"));
                 let _ = std::io::stderr().flush();

@@ -13,7 +13,8 @@ pub fn run(context: &Context, args: &cli::Wait) -> Outcome {
         args.names.iter().map(|name| context.sandbox(&store, name)).collect::<Result<_, _>>()?;
     let limit = match &args.timeout {
         Some(text) => Some(
-            parse_duration(text).ok_or_else(|| CliError::usage(format!("'{text}' is not a time")).hint("for example 90s, 10m, 2h"))?,
+            parse_duration(text)
+                .ok_or_else(|| CliError::usage(format!("'{text}' is not a time")).hint("for example 90s, 10m, 2h"))?,
         ),
         None => None,
     };

@@ -26,6 +26,7 @@
 
 mod capture;
 mod changes;
+mod describe;
 mod estimate;
 mod layer;
 mod limit;
@@ -41,6 +42,7 @@ mod stat;
 
 pub use capture::{capture, sync};
 pub use changes::{Change, ChangeKind, ChangesError, changes};
+pub use describe::describe;
 pub use manifest::{CopyStat, Entry, MANIFEST, Manifest, ManifestError, Reason, TREE, Walk};
 pub use remove::remove_tree;
 pub use request::{

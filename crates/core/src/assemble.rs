@@ -51,6 +51,8 @@ pub fn launch_spec(store: &Store, sandbox: &Sandbox, mode: Mode, program: &Path)
     set(&mut env, "SHELL", &record.user.shell.to_string_lossy());
     set(&mut env, "GIT_SANDBOX", record.name.as_str());
     set(&mut env, "GIT_TERMINAL_PROMPT", "0");
+    // A git built for another prefix would look for its system configuration there.
+    set(&mut env, "GIT_CONFIG_SYSTEM", "/etc/gitconfig");
     set(&mut env, "ZDOTDIR", &format!("{INSIDE}/zsh"));
     if !env.iter().any(|(name, _)| name == "LANG" || name == "LC_ALL") {
         set(&mut env, "LANG", "C.UTF-8");

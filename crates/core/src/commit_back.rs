@@ -1,20 +1,380 @@
-//! Temporary while landing is being written.
-use crate::connection::Connection;
-use crate::sandbox::Sandbox;
-use crate::store::Store;
-use sandbox_git::Git;
-/// x
-#[derive(Debug, Default)]
-pub struct Brought { /// x
- pub lines: Vec<String>, /// x
- pub refused: Vec<(String,String)> }
-/// x
+//! Commits come home: one function for a sandbox that runs, was stopped, or crashed. The only
+//! difference is who is on the other end of the connection: the supervisor of a live sandbox, or
+//! a read-only helper over a stopped one's directories.
+//!
+//! ```text
+//! for each repository, inner ones first:
+//!   state  ◄── `__repo-state` inside (untrusted)
+//!   plan   = which refs of the host that means            (landing::plan_refs)
+//!   land   ◄── `git upload-pack` inside ─ checks          (landing::Landing)
+//!   move   ─► objects, then one ref transaction           (Landing::move_to_host)
+//! ```
+
+use crate::connection::{Connection, ConnectionError};
+use crate::gitdir::{GitDirError, granted_refs};
+use crate::host_repo::{HostRepo, HostRepoError};
+use crate::landing::{
+    Base, Bounds, Conversation, Landing, LandingError, Planned, Update, Want, delete_refs, owner_blob, plan_refs,
+};
+use crate::launch::INSIDE;
+use crate::record::{Snapshot, ViewRecord};
+use crate::sandbox::{Sandbox, SandboxError};
+use crate::store::{Store, StoreError, make_dir, read_json, write_json};
+use crate::view::{View, ViewError};
+use crate::work::{self, WorkError};
+use sandbox_git::refs::{RefStore, RefsError};
+use sandbox_git::{Git, GitError, Oid, RefName};
+use sandbox_protocol::{Exec, ExitStatus, REPO_STATE_VERB, RepoQuestion, RepoState, escape_bytes};
+use sandbox_sys::lock::FileLock;
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+/// Bytes of a repository's state at most: 100 000 refs with long names.
+const MAX_STATE: usize = 32 << 20;
+
+/// What came home.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Brought {
+    /// One line per ref that moved.
+    pub lines: Vec<String>,
+    /// Refs that were refused, and why.
+    pub refused: Vec<(String, String)>,
+    /// Repositories inside that the host does not have, by path.
+    pub unknown: Vec<String>,
+}
+
+/// Why nothing (more) came home.
 #[derive(Debug, thiserror::Error)]
-pub enum CommitBackError { /// x
- #[error("x")] X }
-/// x
-pub fn commit_back(_c: &mut Connection, _g: &Git, _s: &Store, _b: &Sandbox) -> Result<Brought, CommitBackError> { Ok(Brought::default()) }
-/// x
-pub fn refused(_s: &Sandbox) -> Option<Vec<String>> { None }
-/// x
-pub fn remove_refs(_g: &Git, _s: &Store, _b: &Sandbox) -> Result<(), CommitBackError> { Ok(()) }
+pub enum CommitBackError {
+    /// The sandbox.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// The connection.
+    #[error("cannot speak with the sandbox")]
+    Connection(#[from] ConnectionError),
+    /// The host repository.
+    #[error(transparent)]
+    Work(#[from] WorkError),
+    /// The host repository.
+    #[error(transparent)]
+    Host(#[from] HostRepoError),
+    /// Landing or moving.
+    #[error("cannot bring commits home")]
+    Landing(#[from] LandingError),
+    /// Refs of the host.
+    #[error("cannot read the refs of the repository")]
+    Refs(#[from] RefsError),
+    /// What was granted.
+    #[error("cannot read what was granted")]
+    Granted(#[from] GitDirError),
+    /// The view.
+    #[error(transparent)]
+    View(#[from] ViewError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Git.
+    #[error("cannot remove the sandbox's refs")]
+    Git(#[from] GitError),
+    /// A view is gone.
+    #[error("the view '{key}' is gone")]
+    NoView {
+        /// Its key.
+        key: String,
+    },
+    /// What the sandbox said about its repository is not readable.
+    #[error("the sandbox cannot tell the state of its repository: {why}")]
+    State {
+        /// What it said, escaped.
+        why: String,
+    },
+    /// A ref of this name was written by somebody else.
+    #[error("'{name}' exists and was not written for this sandbox")]
+    Foreign {
+        /// The ref.
+        name: String,
+    },
+    /// The lock.
+    #[error("cannot lock '{path}'", path = path.display())]
+    Lock {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+type Result<T> = std::result::Result<T, CommitBackError>;
+
+/// Serialises ref moves of one repository: the order of locks stays store < repository < sandbox,
+/// because this one is only ever taken last and never while waiting for another.
+fn ref_lock(store: &Store, sandbox: &Sandbox) -> Result<FileLock> {
+    let path = store.repo(&sandbox.record.repos[0].repo).path().join("refs.lock");
+    FileLock::exclusive(&path).map_err(|source| CommitBackError::Lock { path, source })
+}
+
+/// Brings everything home that the sandbox committed.
+pub fn commit_back(connection: &mut Connection, git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Brought> {
+    let snapshot = sandbox.snapshot(store, 0)?;
+    let _lock = ref_lock(store, sandbox)?;
+    let mut brought = Brought::default();
+    // Inner repositories first: a commit of the outer one that names theirs is never without them.
+    let mut views: Vec<(usize, &ViewRecord)> = snapshot.git.views.iter().enumerate().collect();
+    views.sort_by_key(|(_, view)| std::cmp::Reverse(view.path.components().count()));
+    for (n, view) in views {
+        let main = view.path.as_os_str().is_empty();
+        let state = ask(connection, view)?;
+        if main {
+            brought.unknown = unknown_repositories(&state, &snapshot);
+        }
+        let host = if main { work::host(store, sandbox)? } else { nested_host(view)? };
+        let mut job = Job { git, store, sandbox, snapshot: &snapshot, view, host: &host, number: n };
+        job.bring(connection, &state, &mut brought)?;
+    }
+    let refused = refused_lines(&brought);
+    write_json(&refused_file(sandbox), &refused, false)?;
+    Ok(brought)
+}
+
+/// Of a submodule or nested repository: its own git directory on the host.
+fn nested_host(view: &ViewRecord) -> Result<HostRepo> {
+    Ok(HostRepo::from_git_dir(&view.host_gitdir)?)
+}
+
+/// Asks git inside about one repository. Runs as an internal session, without privilege; what it
+/// answers is checked where it is used.
+fn ask(connection: &mut Connection, view: &ViewRecord) -> Result<RepoState> {
+    let path = escape_bytes(view.inside_gitdir.as_os_str().as_bytes());
+    let question = RepoQuestion { path, granted: view.granted.clone() };
+    let input = serde_json::to_vec(&question).map_err(|error| CommitBackError::State { why: error.to_string() })?;
+    let exec = Exec {
+        argv: vec![format!("{INSIDE}/bin/git-sandbox"), REPO_STATE_VERB.into()],
+        cwd: "/".into(),
+        internal: true,
+        ..Exec::default()
+    };
+    let (status, out, err) = connection.run(exec, &input, MAX_STATE)?;
+    if status != ExitStatus::Code(0) {
+        let said = sandbox_git::printable(err.trim_ascii());
+        return Err(CommitBackError::State { why: format!("status {} {said}", status.shell()) });
+    }
+    serde_json::from_slice(&out).map_err(|error| CommitBackError::State { why: error.to_string() })
+}
+
+/// Repositories that were made inside: the host has nowhere to put their commits.
+fn unknown_repositories(state: &RepoState, snapshot: &Snapshot) -> Vec<String> {
+    let known = |gitdir: &str| {
+        let gitdir = sandbox_protocol::unescape_bytes(gitdir);
+        snapshot.git.views.iter().any(|view| view.inside_gitdir.as_os_str().as_bytes() == gitdir)
+    };
+    let mut unknown: Vec<String> = state
+        .nested
+        .iter()
+        .filter(|nested| !known(&nested.gitdir))
+        .take(100)
+        .map(|nested| sandbox_git::printable(&sandbox_protocol::unescape_bytes(&nested.path)))
+        .collect();
+    unknown.sort();
+    unknown.dedup();
+    unknown
+}
+
+/// One repository of one sandbox.
+struct Job<'a> {
+    git: &'a Git,
+    store: &'a Store,
+    sandbox: &'a Sandbox,
+    snapshot: &'a Snapshot,
+    view: &'a ViewRecord,
+    host: &'a HostRepo,
+    number: usize,
+}
+
+impl Job<'_> {
+    fn bring(&mut self, connection: &mut Connection, state: &RepoState, brought: &mut Brought) -> Result<()> {
+        let name = &self.sandbox.record.name;
+        let repo = self.store.repo(&self.sandbox.record.repos[0].repo);
+        let all = RefStore::read(self.git, self.host.git_dir(), self.host.common_dir())?;
+        let own = own_refs(&all, name.as_str());
+        let owner_ref = meta(name.as_str(), "owner");
+        let owner = owner_blob(&self.sandbox.record.repos[0].repo, &self.sandbox.record.id);
+        self.check_owner(&own, &owner_ref, &owner)?;
+        let base = Base {
+            branch: self.view.branch.as_deref().and_then(RefName::parse),
+            refs: granted_refs(&self.layer_gitdir(&repo))?,
+            granted: self.view.granted.iter().filter_map(Oid::parse).collect(),
+        };
+        let plan = plan_refs(name, state, &base, &own, self.host.format());
+        brought.refused.extend(plan.refused.iter().map(|refused| (self.named(&refused.inner), refused.reason.clone())));
+        if plan.updates.is_empty() {
+            return Ok(());
+        }
+        let view =
+            View::open(&repo, &self.view.key)?.ok_or_else(|| CommitBackError::NoView { key: self.view.key.clone() })?;
+        let dir = self.sandbox.dir.path().join("landing").join(self.number.to_string());
+        make_dir(dir.parent().unwrap_or(&dir))?;
+        let landing = Landing::create(self.git, &dir, &view, Bounds::default())?;
+        let wants: Vec<Want> =
+            plan.updates.iter().map(|update| Want { name: update.name.clone(), oid: update.new }).collect();
+        let landed = self.land(connection, &landing, &wants)?;
+        let refused: BTreeMap<&RefName, &String> =
+            landed.refused.iter().map(|(want, reason)| (&want.name, reason)).collect();
+        let mut updates: Vec<Update> = Vec::new();
+        for planned in &plan.updates {
+            match refused.get(&planned.name) {
+                Some(reason) => brought.refused.push((self.named(&planned.inner), (*reason).clone())),
+                None => updates.push(Update { name: planned.name.clone(), old: planned.old, new: Some(planned.new) }),
+            }
+        }
+        if updates.is_empty() {
+            return Ok(());
+        }
+        if !own.contains_key(&owner_ref) {
+            let blob = landing.blob(&owner)?;
+            updates.push(Update { name: owner_ref, old: None, new: Some(blob) });
+        }
+        landing.move_to_host(self.host, name.as_str(), &updates)?;
+        for planned in plan.updates.iter().filter(|planned| !refused.contains_key(&planned.name)) {
+            brought.lines.push(self.line(planned));
+        }
+        Ok(())
+    }
+
+    /// The repository's git directory in the git layer.
+    fn layer_gitdir(&self, repo: &crate::store::RepoDir) -> PathBuf {
+        let tree = repo.layer_tree(&self.snapshot.git_layer);
+        match self.view.inside_gitdir.strip_prefix(&self.snapshot.worktree) {
+            Ok(relative) => tree.join(relative),
+            Err(_) => tree.join(".git"),
+        }
+    }
+
+    /// A ref that we did not write is never moved.
+    fn check_owner(&self, own: &BTreeMap<RefName, Oid>, owner_ref: &RefName, owner: &[u8]) -> Result<()> {
+        let foreign = |name: &RefName| CommitBackError::Foreign { name: sandbox_git::printable(name.as_bytes()) };
+        let Some(first) = own.keys().next() else { return Ok(()) };
+        let Some(blob) = own.get(owner_ref) else { return Err(foreign(first)) };
+        let found = self.host.read(self.git).args(["cat-file", "blob", &blob.to_string()]).output()?.stdout;
+        if found == owner { Ok(()) } else { Err(foreign(owner_ref)) }
+    }
+
+    fn land(&self, connection: &mut Connection, landing: &Landing, wants: &[Want]) -> Result<crate::landing::Landed> {
+        let (argv, env) = Landing::upload_pack(&escape_bytes(self.view.inside_gitdir.as_os_str().as_bytes()));
+        let exec = Exec {
+            argv,
+            env: env.into_iter().map(|(name, value)| (name, Some(value))).collect(),
+            cwd: "/".into(),
+            internal: true,
+            ..Exec::default()
+        };
+        // One conversation after the other: each waits until the one before has given the connection back.
+        let shared = Arc::new(Mutex::new(connection));
+        std::thread::scope(|scope| {
+            let mut connect = || -> io::Result<Conversation> {
+                let (ours, theirs) = UnixStream::pair()?;
+                let (shared, exec) = (Arc::clone(&shared), exec.clone());
+                scope.spawn(move || {
+                    if let Ok(mut connection) = shared.lock() {
+                        // Its end is all that the listener needs to know.
+                        let _ = connection.relay(exec, &theirs);
+                    }
+                    let _ = theirs.shutdown(Shutdown::Both);
+                });
+                let from: Box<dyn Read + Send> = Box::new(ours.try_clone()?);
+                Ok(Conversation { from, to: Box::new(HangUp(ours)) })
+            };
+            Ok(landing.land(&mut connect, wants)?)
+        })
+    }
+
+    fn named(&self, inner: &str) -> String {
+        if self.view.path.as_os_str().is_empty() {
+            inner.to_owned()
+        } else {
+            format!("{}: {inner}", self.view.path.display())
+        }
+    }
+
+    fn line(&self, planned: &Planned) -> String {
+        let name = sandbox_git::printable(planned.name.as_bytes());
+        let short = name.strip_prefix("refs/").unwrap_or(&name);
+        let from = planned.old.map_or_else(|| "new".to_owned(), |old| old.short());
+        self.named(&format!("{short}  {from}..{}", planned.new.short()))
+    }
+}
+
+/// Closes the writing direction when it is dropped, whoever else still reads.
+struct HangUp(UnixStream);
+
+impl Write for HangUp {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        let _ = self.0.shutdown(Shutdown::Write);
+    }
+}
+
+fn meta(name: &str, short: &str) -> RefName {
+    RefName::parse(format!("refs/sandbox-meta/{name}/{short}")).expect("names of sandboxes are valid in refs")
+}
+
+/// The host's refs under our names for one sandbox.
+fn own_refs(all: &RefStore, name: &str) -> BTreeMap<RefName, Oid> {
+    let (main, meta) = (format!("refs/sandbox/{name}"), format!("refs/sandbox-meta/{name}/"));
+    all.refs
+        .keys()
+        .filter(|known| known.as_bytes() == main.as_bytes() || known.as_bytes().starts_with(meta.as_bytes()))
+        .filter_map(|known| Some((known.clone(), all.resolve(known)?)))
+        .collect()
+}
+
+fn refused_file(sandbox: &Sandbox) -> PathBuf {
+    sandbox.dir.path().join("refused.json")
+}
+
+fn refused_lines(brought: &Brought) -> Vec<String> {
+    let refused = brought.refused.iter().map(|(name, why)| format!("'{name}' was refused: {why}"));
+    let unknown = brought.unknown.iter().map(|path| {
+        format!("'{path}' is a repository that the host does not have: its commits cannot be brought home")
+    });
+    refused.chain(unknown).collect()
+}
+
+/// What the last commit-back could not bring home, one line each.
+pub fn refused(sandbox: &Sandbox) -> Option<Vec<String>> {
+    read_json(&refused_file(sandbox)).ok().flatten()
+}
+
+/// Removes the sandbox's refs from the host, of all its repositories. A ref that was not written
+/// for it stays.
+pub fn remove_refs(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<()> {
+    let snapshot = sandbox.snapshot(store, 0)?;
+    let _lock = ref_lock(store, sandbox)?;
+    let repo = store.repo(&sandbox.record.repos[0].repo);
+    for (number, view) in snapshot.git.views.iter().enumerate() {
+        let host = if view.path == Path::new("") { work::host(store, sandbox)? } else { nested_host(view)? };
+        let all = RefStore::read(git, host.git_dir(), host.common_dir())?;
+        let own = own_refs(&all, sandbox.name());
+        let job = Job { git, store, sandbox, snapshot: &snapshot, view, host: &host, number };
+        let owner = owner_blob(&sandbox.record.repos[0].repo, &sandbox.record.id);
+        if job.check_owner(&own, &meta(sandbox.name(), "owner"), &owner).is_err() {
+            continue;
+        }
+        let refs: Vec<(RefName, Oid)> = own.into_iter().collect();
+        delete_refs(git, &host, &refs)?;
+    }
+    let _ = repo;
+    Ok(())
+}

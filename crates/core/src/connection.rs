@@ -1,7 +1,7 @@
 //! A client's end of the control protocol, blocking: what commit-back, the command line and
 //! tests speak to a supervisor with.
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sandbox_protocol::{
     Channel, Decoder, Exec, ExitStatus, Failure, Frame, FrameError, FrameType, Hello, MAX_PAYLOAD, Message, VERSIONS,
     WINDOW, encode, encode_control,
@@ -9,6 +9,10 @@ use sandbox_protocol::{
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+/// How long a relayed process may go on after its listener has hung up.
+const CLOSING: Duration = Duration::from_secs(30);
 
 /// One connection. Streams that it opens have even numbers from 2.
 #[derive(Debug)]
@@ -235,7 +239,13 @@ impl Connection {
         self.send(stream, request)?;
         let mut window = WINDOW as usize;
         let (mut local_open, mut stderr) = (true, Vec::new());
+        let mut closing: Option<Instant> = None;
         loop {
+            // Nobody listens any more: a process that goes on all the same is ended.
+            if closing.is_some_and(|at| at.elapsed() > CLOSING) {
+                self.send(stream, &Message::Signal { signal: 9 })?;
+                return Err(ConnectionError::Closed);
+            }
             while let Some(frame) = self.buffered()? {
                 if frame.stream != stream {
                     continue;
@@ -252,6 +262,7 @@ impl Connection {
                         // The reader may have had enough; then the process gets no more credit and is ended below.
                         if (&mut &*local).write_all(&frame.payload).is_err() {
                             local_open = false;
+                            closing.get_or_insert_with(Instant::now);
                             self.send(stream, &Message::Signal { signal: 15 })?;
                         }
                         let bytes = frame.payload.len() as u64;
@@ -270,7 +281,8 @@ impl Connection {
             if want_local {
                 fds.push(PollFd::new(local, PollFlags::IN));
             }
-            match poll(&mut fds, None) {
+            let tick = closing.map(|_| Timespec { tv_sec: 0, tv_nsec: 200_000_000 });
+            match poll(&mut fds, tick.as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(io::Error::from(error).into()),
             }
@@ -288,6 +300,7 @@ impl Connection {
                 let n = (&mut &*local).read(&mut bytes[..window.min(MAX_PAYLOAD)]).unwrap_or(0);
                 if n == 0 {
                     local_open = false;
+                    closing = Some(Instant::now());
                     self.send(stream, &Message::CloseStdin)?;
                 } else {
                     self.send_data(FrameType::Stdin, stream, &bytes[..n])?;

@@ -200,6 +200,7 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> GitDir
 /// Writes the git layer into `layer` (an empty directory, or none yet) and makes the views that it
 /// needs. Waits for a running git command; begins again when the repository changed meanwhile.
 pub fn make(request: &Request<'_>, layer: &Path) -> Result<Made, GitDirError> {
+    request.git.version()?;
     let look = |hints: &[PathBuf]| fingerprint(request.git, request.host, request.nested, hints);
     for _ in 0..ATTEMPTS {
         request.host.wait_quiet(PATIENCE)?;

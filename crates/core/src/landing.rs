@@ -39,7 +39,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// A file whose presence says that the landing holds something that was refused.
+/// A file whose presence says that the landing holds something that was refused, or not judged yet.
 const SPOILED: &str = "spoiled";
 
 /// How often a land may be begun again to find the refs that are to blame.
@@ -184,16 +184,22 @@ impl Landing {
     pub fn land(&self, connect: &mut dyn FnMut() -> io::Result<Conversation>, wants: &[Want]) -> Result<Landed> {
         let mut landed = Landed::default();
         let mut open: Vec<Want> = Vec::new();
-        let present = self.present(wants)?;
-        for (want, present) in wants.iter().zip(present) {
+        let mut present: Vec<Want> = Vec::new();
+        let mut walker = budget::Walker::start(self)?;
+        for want in wants {
             if want.oid.format() != self.format {
                 landed.refused.push((want.clone(), format!("the id is not {}", self.format)));
-            } else if present {
-                landed.accepted.push(want.clone());
+            } else if walker.is_there(want.oid)? {
+                present.push(want.clone());
             } else {
                 open.push(want.clone());
             }
         }
+        // Until all was judged: a fetch that was cut short leaves a pack that nobody has checked.
+        if !open.is_empty() {
+            self.spoil()?;
+        }
+        let mut clean = true;
         let deadline = Instant::now() + self.bounds.time;
         let mut groups = vec![open];
         let mut received: Vec<Want> = Vec::new();
@@ -215,8 +221,10 @@ impl Landing {
                 Err(error @ (GitError::Timeout { .. } | GitError::Missing | GitError::TooOld { .. })) => {
                     return Err(error.into());
                 }
+                // Not one byte: no ref is to blame for that.
+                Err(error) if bytes == 0 => return Err(LandingError::Connect(io::Error::other(error))),
                 Err(error) => {
-                    self.spoil()?;
+                    clean = false;
                     sweep(&self.dir)?;
                     if group.len() == 1 {
                         let reason = error.stderr().map_or_else(|| error.to_string(), str::to_owned);
@@ -229,15 +237,16 @@ impl Landing {
                 }
             }
         }
-        let over = budget::over(self, &received)?;
-        for want in received {
-            match over.iter().find(|(oid, _)| *oid == want.oid) {
-                Some((_, reason)) => landed.refused.push((want, reason.clone())),
+        received.extend(present);
+        let verdicts = budget::judge(self, &mut walker, &received)?;
+        if clean && verdicts.iter().all(Option::is_none) {
+            self.unspoil()?;
+        }
+        for (want, verdict) in received.into_iter().zip(verdicts) {
+            match verdict {
+                Some(reason) => landed.refused.push((want, reason)),
                 None => landed.accepted.push(want),
             }
-        }
-        if !over.is_empty() {
-            self.spoil()?;
         }
         Ok(landed)
     }
@@ -249,21 +258,6 @@ impl Landing {
             GitError::Unexpected { command: "git hash-object".into(), what: sandbox_git::printable(hex.as_bytes()) }
                 .into()
         })
-    }
-
-    /// For each want, whether it is there already: granted, or accepted by an earlier land.
-    fn present(&self, wants: &[Want]) -> Result<Vec<bool>> {
-        if wants.is_empty() {
-            return Ok(Vec::new());
-        }
-        let input: String = wants.iter().map(|want| format!("{}\n", want.oid)).collect();
-        let out = self.git.landing(&self.dir).args(["cat-file", "--batch-check"]).stdin(input).output()?;
-        // Trees and blobs of the index are in the view without what they name: only a commit or a tag
-        // that is there is there with its closure.
-        let present = |line: &[u8]| matches!(line.split(|b| *b == b' ').nth(1), Some(b"commit" | b"tag"));
-        let mut found: Vec<bool> = out.stdout.split(|b| *b == b'\n').map(present).collect();
-        found.resize(wants.len(), false);
-        Ok(found)
     }
 
     /// One `git fetch` over one conversation. The outer error is ours, the inner one the sandbox's.
@@ -309,6 +303,14 @@ impl Landing {
     fn spoil(&self) -> Result<()> {
         let path = self.dir.join(SPOILED);
         fs::write(&path, b"").map_err(failed("write", &path))
+    }
+
+    fn unspoil(&self) -> Result<()> {
+        let path = self.dir.join(SPOILED);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -19,7 +19,6 @@ pub mod launch;
 pub mod prepare;
 pub mod prune;
 pub mod record;
-pub mod refmap;
 pub mod removal;
 pub mod sandbox;
 pub mod served;

@@ -18,8 +18,8 @@ use crate::record::{GitFacts, SandboxRecord, Snapshot};
 use crate::sandbox::{Names, Sandbox};
 use crate::store::{RepoDir, Store, StoreError, make_dir, read_json, write_json};
 use rustix::fs::{AtFlags, Timespec, Timestamps, utimensat};
-use sandbox_capture::{Entry, Manifest, Reason};
 use sandbox_capture::{CaptureError, CaptureRequest, Captured, Limit, Progress, Secrets};
+use sandbox_capture::{Entry, Manifest, Reason};
 use sandbox_git::Git;
 use sandbox_git::index::Stat;
 use sandbox_sys::lock::FileLock;
@@ -411,6 +411,7 @@ fn revision(request: &Request<'_>, repo: &RepoDir, rev: &str) -> Result<(Snapsho
     };
     let out = gitdir::tree_checkout(&git_request, rev, &top, &files_tmp.join("tree"), &git_tmp.join("tree"))?;
     let root = fs::metadata(files_tmp.join("tree")).map_err(failed("look at", &files_tmp))?;
+    sandbox_capture::describe(&files_tmp, files_id.as_str())?;
     publish(repo, &files_tmp, &files_id)?;
     publish(repo, &git_tmp, &git_id)?;
     std::mem::forget(guards);
@@ -474,6 +475,15 @@ fn notes(told: &Told) -> Vec<String> {
         notes.push(format!("left out: '{}' ({why})", path.display()));
     }
     notes
+}
+
+/// Refuses a name that is taken, before anything is captured for it. [`create`] decides for good.
+pub fn check_name(store: &Store, host: &HostRepo, name: &Name) -> Result<()> {
+    let Some(repo) = host.known_id(store)? else { return Ok(()) };
+    match Names::of(&store.repo(&repo)).get(name.as_str()) {
+        Some(id) if store.sandbox(&id).record().exists() => Err(PrepareError::NameTaken { name: name.to_string() }),
+        _ => Ok(()),
+    }
 }
 
 /// Makes a sandbox of what was taken: gives its name, makes its directories, writes its record.

@@ -75,7 +75,12 @@ fn plan_repo(repo: &RepoDir, keep: &BTreeSet<SnapshotId>, plan: &mut PrunePlan) 
                 views.extend(snapshot.git.views.into_iter().map(|view| view.key));
             }
         } else {
-            plan.items.push(Item { what: format!("snapshot {id}"), bytes: size_of(&path), path, repo: Some(repo.clone()) });
+            plan.items.push(Item {
+                what: format!("snapshot {id}"),
+                bytes: size_of(&path),
+                path,
+                repo: Some(repo.clone()),
+            });
         }
     }
     for path in entries(&repo.layers())? {
@@ -126,7 +131,9 @@ pub fn apply(store: &Store, planned: &PrunePlan) -> Result<usize, StoreError> {
             // Between plan and lock a spawn may have come to stand on it.
             again = Some(plan(store)?);
         }
-        if item.repo.is_some() && !again.as_ref().is_some_and(|now| now.items.iter().any(|other| other.path == item.path)) {
+        if item.repo.is_some()
+            && !again.as_ref().is_some_and(|now| now.items.iter().any(|other| other.path == item.path))
+        {
             continue;
         }
         sandbox_capture::remove_tree(&item.path).map_err(StoreError::io("delete", &item.path))?;

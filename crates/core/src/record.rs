@@ -167,6 +167,9 @@ pub struct StatusRecord {
     pub exited: Option<(ExitStatus, u64)>,
     /// When it was last started (Unix seconds).
     pub started: Option<u64>,
+    /// Every ref that was seen to move inside was brought home before the end.
+    #[serde(default)]
+    pub home: bool,
     /// `--timeout` ended the command.
     #[serde(default)]
     pub timed_out: bool,

@@ -196,8 +196,10 @@ impl Sandbox {
             match connect(&self.dir) {
                 Ok(stream) => return Ok(Connection::new(stream)?),
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-                    // A supervisor that is still launching has the lock and no socket yet.
-                    if self.state()? != State::Running || Instant::now() > until {
+                    // A supervisor that is still launching has the lock and no socket yet; one that
+                    // has its name in the status and no socket is stopping.
+                    let stopping = self.status()?.supervisor.is_some() && error.kind() == io::ErrorKind::NotFound;
+                    if stopping || self.state()? != State::Running || Instant::now() > until {
                         return Err(not_running());
                     }
                     std::thread::sleep(Duration::from_millis(5));

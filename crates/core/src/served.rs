@@ -3,7 +3,7 @@
 
 use crate::gitdir::{GitDirError, granted_refs};
 use crate::host_repo::{HostRepoError, write_bare};
-use crate::refmap;
+use crate::landing::unescape_ref;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::{self, Store, StoreError};
 use crate::view::{ServeError, View, ViewError, Views, prepare_serve};
@@ -100,7 +100,7 @@ pub fn for_host(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<TempDir> 
     let mut refs: BTreeMap<RefName, Oid> = BTreeMap::new();
     for name in all.refs.keys() {
         let Some(rest) = name.strip_prefix(&meta) else { continue };
-        if let (Some(inner), Some(oid)) = (refmap::unmap(rest), all.resolve(name)) {
+        if let (Some(inner), Some(oid)) = (inner_name(rest), all.resolve(name)) {
             refs.insert(inner, oid);
         }
     }
@@ -124,4 +124,14 @@ pub fn for_host(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<TempDir> 
     };
     store::write_whole(&dir.path().join("HEAD"), &text, false)?;
     Ok(dir)
+}
+
+/// The name inside of `…/heads/a+/b`, if it is one of a branch, tag or note.
+fn inner_name(rest: &[u8]) -> Option<RefName> {
+    let rest = std::str::from_utf8(rest).ok()?;
+    let (kind, escaped) = rest.split_once('/')?;
+    if !matches!(kind, "heads" | "tags" | "notes") {
+        return None;
+    }
+    RefName::parse([format!("refs/{kind}/").as_bytes(), &unescape_ref(escaped)?].concat())
 }

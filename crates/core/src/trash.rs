@@ -80,7 +80,11 @@ pub fn discard(store: &Store, sandbox: &Sandbox, lock: FileLock) -> Result<(), S
 pub fn restore(store: &Store, item: &Trashed) -> Result<Name, SandboxError> {
     let mut record = item.record.clone();
     let taken = |name: &Name| {
-        record.repos.iter().any(|mount| Names::of(&store.repo(&mount.repo)).get(name.as_str()).is_some_and(|id| store.sandbox(&id).record().exists()))
+        record.repos.iter().any(|mount| {
+            Names::of(&store.repo(&mount.repo))
+                .get(name.as_str())
+                .is_some_and(|id| store.sandbox(&id).record().exists())
+        })
     };
     let mut name = record.name.clone();
     for n in 2.. {

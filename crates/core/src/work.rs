@@ -8,6 +8,7 @@
 use crate::host_repo::{HostRepo, HostRepoError};
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::Store;
+use sandbox_capture::{MANIFEST, Manifest, ManifestError};
 use sandbox_git::{Git, GitError, Oid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -30,7 +31,10 @@ pub enum WorkError {
     Git(#[from] GitError),
     /// The upper directory.
     #[error("cannot look at what changed in the sandbox")]
-    Changes(#[source] sandbox_capture::CaptureError),
+    Changes(#[source] sandbox_capture::ChangesError),
+    /// The manifest of the snapshot.
+    #[error("cannot read what was captured")]
+    Manifest(#[source] ManifestError),
 }
 
 type Result<T> = std::result::Result<T, WorkError>;
@@ -141,14 +145,17 @@ pub fn tip(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Option<Oid>> {
 }
 
 fn read_ref(git: &Git, host: &HostRepo, name: &str) -> Result<Option<Oid>> {
-    let (status, out) = host.read(git).args(["rev-parse", "--quiet", "--verify", "--end-of-options", name]).try_output()?;
+    let (status, out) =
+        host.read(git).args(["rev-parse", "--quiet", "--verify", "--end-of-options", name]).try_output()?;
     Ok(status.success().then(|| Oid::parse(out.stdout.trim_ascii())).flatten())
 }
 
 /// What the host has of a sandbox's commits.
 pub fn commits_on_host(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Commits> {
     let host = host(store, sandbox)?;
-    let Some(tip) = read_ref(git, &host, &format!("refs/sandbox/{}", sandbox.name()))? else { return Ok(Commits::default()) };
+    let Some(tip) = read_ref(git, &host, &format!("refs/sandbox/{}", sandbox.name()))? else {
+        return Ok(Commits::default());
+    };
     let base = sandbox.snapshot(store, 0)?.git.base.and_then(Oid::parse);
     let Some(base) = base else {
         let count = host.read(git).args(["rev-list", "--count", &tip.to_string()]).line()?;
@@ -169,17 +176,17 @@ pub fn changes(store: &Store, sandbox: &Sandbox) -> Result<Vec<ChangedFile>> {
     let snapshot = sandbox.snapshot(store, 0)?;
     let repo = store.repo(&sandbox.record.repos[0].repo);
     let upper = sandbox.dir.upper(0);
-    let stack: Vec<PathBuf> = snapshot.layers.iter().map(|id| repo.layer_tree(id)).collect();
-    let manifest = snapshot.layers.first().map(|id| repo.layer(id).join("manifest"));
-    let changes = sandbox_capture_changes(&upper, &stack, manifest.as_deref()).map_err(WorkError::Changes)?;
+    let Some(top) = snapshot.layers.first() else { return Ok(Vec::new()) };
+    let manifest = Manifest::open(&repo.layer(top).join(MANIFEST)).map_err(WorkError::Manifest)?;
+    let changes = sandbox_capture::changes(&upper, &repo.layers(), &manifest).map_err(WorkError::Changes)?;
     Ok(changes
         .into_iter()
         .map(|change| {
             let path = change.path.into_os_string().into_vec();
             let what = match change.kind {
-                TmpKind::Added => Changed::Added,
-                TmpKind::Modified => Changed::Modified,
-                TmpKind::Deleted => Changed::Deleted,
+                sandbox_capture::ChangeKind::Added => Changed::Added,
+                sandbox_capture::ChangeKind::Modified | sandbox_capture::ChangeKind::Unreadable => Changed::Modified,
+                sandbox_capture::ChangeKind::Deleted => Changed::Deleted,
             };
             let at = upper.join(std::ffi::OsStr::from_bytes(&path));
             let bytes = fs::symlink_metadata(&at).map(|meta| meta.blocks() * 512).unwrap_or(0);
@@ -272,7 +279,9 @@ fn is_same(sandbox: &Sandbox, change: &ChangedFile, mode: &str, oid: &Oid) -> bo
         // Through the descriptor of its directory, so that no link on the way is followed.
         let path = change.as_path();
         let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let Ok(dir) = openat2(&root, parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), beneath) else {
+        let Ok(dir) =
+            openat2(&root, parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), beneath)
+        else {
             return false;
         };
         let Some(name) = path.file_name() else { return false };
@@ -340,9 +349,11 @@ pub fn unsaved(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Unsaved> {
 /// Commits that only the sandbox's own refs reach.
 fn only_here(git: &Git, host: &HostRepo, name: &str) -> Result<usize> {
     let own = [format!("refs/sandbox/{name}"), format!("refs/sandbox-meta/{name}/")];
-    let listing = host.read(git).args(["for-each-ref", "--format=%(objecttype) %(objectname)", &own[0], &own[1]]).output()?;
+    let listing =
+        host.read(git).args(["for-each-ref", "--format=%(objecttype) %(objectname)", &own[0], &own[1]]).output()?;
     let text = String::from_utf8_lossy(&listing.stdout).into_owned();
-    let tips: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("commit ").or(line.strip_prefix("tag "))).collect();
+    let tips: Vec<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("commit ").or(line.strip_prefix("tag "))).collect();
     if tips.is_empty() {
         return Ok(0);
     }
@@ -383,12 +394,14 @@ pub fn git_changed(store: &Store, sandbox: &Sandbox) -> Result<bool> {
         }
     }
     let written = |dir: &PathBuf| {
-        let harmless = |name: &std::ffi::OsStr| matches!(name.as_bytes(), b"index" | b"COMMIT_EDITMSG" | b"gc.log" | b"objects");
+        let harmless =
+            |name: &std::ffi::OsStr| matches!(name.as_bytes(), b"index" | b"COMMIT_EDITMSG" | b"gc.log" | b"objects");
         match fs::symlink_metadata(dir) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             // Replaced by something else, or by what cannot be listed: look closer.
             Ok(meta) if !meta.is_dir() => true,
-            _ => fs::read_dir(dir).map_or(true, |mut entries| entries.any(|e| e.map_or(true, |e| !harmless(&e.file_name())))),
+            _ => fs::read_dir(dir)
+                .map_or(true, |mut entries| entries.any(|e| e.map_or(true, |e| !harmless(&e.file_name())))),
         }
     };
     Ok(dirs.iter().any(written))
@@ -466,9 +479,3 @@ pub fn read_changed(sandbox: &Sandbox, change: &ChangedFile) -> io::Result<Conte
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a regular file nor a symlink")),
     }
 }
-
-// TEMPORARY
-struct TmpChange { path: PathBuf, kind: TmpKind }
-#[allow(dead_code)]
-enum TmpKind { Added, Modified, Deleted }
-fn sandbox_capture_changes(_u: &Path, _s: &[PathBuf], _m: Option<&Path>) -> std::result::Result<Vec<TmpChange>, sandbox_capture::CaptureError> { Ok(Vec::new()) }

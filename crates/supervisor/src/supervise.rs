@@ -7,7 +7,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sandbox_core::driver::{Driver, DriverError, Machine, ProcessIdentity};
 use sandbox_core::launch::LaunchSpec;
 use sandbox_core::record::StatusRecord;
-use sandbox_core::store::{SandboxDir, StoreError, write_json};
+use sandbox_core::store::{SandboxDir, StoreError, read_json, write_json};
 use sandbox_protocol::{
     Channel, Exec, ExitStatus, Failure, FailureKind, Frame, FrameType, Hello, MAX_PAYLOAD, Message, SessionStatus,
     Status, VERSIONS, WINDOW,
@@ -143,6 +143,8 @@ struct Bring {
     running: Option<(Helper, UnixStream, Vec<u8>)>,
     /// A ref moved since the last one was started; run again not before this instant.
     due: Option<Instant>,
+    /// A ref moved that is not known to be home.
+    moved: bool,
     /// They asked before the running one started: it answers them.
     waiting: Vec<Waiter>,
     /// They asked while one ran: the next one answers them.
@@ -195,7 +197,11 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
         Ok(ProcessIdentity { pid, start_time: process::start_time(pid)?, boot_id: process::boot_id()? })
     })()
     .map_err(step("identify the supervisor"))?;
+    // How the last main command ended is still true until there is a new one.
+    let before: StatusRecord = read_json(&config.dir.status())?.unwrap_or_default();
     let status = StatusRecord {
+        exited: before.exited,
+        timed_out: before.timed_out,
         supervisor: Some(identity),
         init: Some(machine.process().clone()),
         started: Some(now()),
@@ -749,6 +755,7 @@ impl Supervisor {
                 self.agent_hello = Some(hello);
             }
             Message::RefsMoved { .. } => {
+                self.bring.moved = true;
                 self.bring.due.get_or_insert_with(|| Instant::now() + DEBOUNCE);
             }
             Message::CommitBack => self.bring_wanted(Waiter::Inside(stream)),
@@ -846,6 +853,8 @@ impl Supervisor {
         if self.phase != Phase::Running {
             return;
         }
+        // New clients find no socket and wait for the end, to start it again.
+        let _ = std::fs::remove_file(self.dir.ctl());
         if self.bring.due.is_some() || self.bring.running.is_some() {
             self.phase = Phase::BringingHome { grace_ms, until: Instant::now() + BRING_HOME };
             if self.bring.running.is_none() {
@@ -880,6 +889,7 @@ impl Supervisor {
         let asked = self.phase != Phase::Running;
         if let Some((mut helper, ..)) = self.bring.running.take() {
             helper.kill();
+            self.bring.moved = true;
         }
         for (_, mut serve) in self.serves.drain() {
             serve.helper.kill();
@@ -887,6 +897,9 @@ impl Supervisor {
         self.status.supervisor = None;
         self.status.init = None;
         self.status.stopped = asked;
+        let watched =
+            self.agent_hello.as_ref().is_some_and(|hello| hello.enforced.iter().any(|e| e == "rename-notify"));
+        self.status.home = asked && watched && !self.bring.moved;
         if let Some(main) = self.main.as_mut().filter(|main| main.exit.is_none()) {
             // The main session ended with the sandbox: KILL is what happened to it.
             main.exit = Some(ExitStatus::Signal(9));
@@ -933,6 +946,7 @@ impl Supervisor {
 
     fn bring_start(&mut self) {
         self.bring.due = None;
+        self.bring.moved = false;
         let started = (|| -> io::Result<_> {
             let (client, client_fd) = pair()?;
             let (output, output_fd) = pair()?;
@@ -971,6 +985,7 @@ impl Supervisor {
     }
 
     fn bring_done(&mut self, ok: bool, output: Vec<u8>) {
+        self.bring.moved |= !ok;
         let answer = if ok {
             Message::Done
         } else {

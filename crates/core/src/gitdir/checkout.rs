@@ -46,6 +46,7 @@ pub fn tree_checkout(
     layer: &Path,
 ) -> Result<CheckedOut, GitDirError> {
     let (git, host) = (request.git, request.host);
+    git.version()?;
     let refs = RefStore::read(git, host.git_dir(), host.common_dir())?;
     let (commit, branch) = find(git, host, &refs, rev)?;
     let asked = [format!("{commit}^{{tree}}"), format!("{commit}~8")];

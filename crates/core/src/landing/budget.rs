@@ -7,7 +7,7 @@
 
 use super::{Landing, Result, Want, failed};
 use sandbox_git::{GitError, Oid, Running, printable};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{ChildStdin, ChildStdout};
@@ -21,29 +21,63 @@ const MAX_COMMITS: usize = 200_000;
 /// The largest tree object, in bytes.
 const MAX_TREE: u64 = 64 << 20;
 
-/// Returns the ids of those wants that are over a budget, with the reason.
-pub(super) fn over(landing: &Landing, wants: &[Want]) -> Result<Vec<(Oid, String)>> {
-    let mut tips: Vec<Oid> = wants.iter().map(|want| want.oid).collect();
-    tips.sort();
-    tips.dedup();
-    if tips.is_empty() {
-        return Ok(Vec::new());
+/// Returns for each want the reason why it is refused, if it is: not what its name stands for, or
+/// over a budget.
+pub(super) fn judge(landing: &Landing, walker: &mut Walker, wants: &[Want]) -> Result<Vec<Option<String>>> {
+    let mut verdicts = Vec::with_capacity(wants.len());
+    for want in wants {
+        verdicts.push(unfit(landing, walker, want)?);
     }
-    let mut walker = Walker::start(landing)?;
-    if check(landing, &mut walker, &tips)?.is_none() {
-        return Ok(Vec::new());
+    let fit = |verdicts: &[Option<String>]| -> BTreeSet<Oid> {
+        wants.iter().zip(verdicts).filter(|(_, verdict)| verdict.is_none()).map(|(want, _)| want.oid).collect()
+    };
+    let tips = fit(&verdicts);
+    if tips.is_empty() || check(landing, walker, &tips)?.is_none() {
+        return Ok(verdicts);
     }
     // Something is too large: find which refs lead to it.
-    let mut over = Vec::new();
     for tip in tips {
-        if let Some(reason) = check(landing, &mut walker, &[tip])? {
-            over.push((tip, reason));
+        if let Some(reason) = check(landing, walker, &BTreeSet::from([tip]))? {
+            for (_, verdict) in wants.iter().zip(&mut verdicts).filter(|(want, _)| want.oid == tip) {
+                verdict.get_or_insert_with(|| reason.clone());
+            }
         }
     }
-    Ok(over)
+    Ok(verdicts)
 }
 
-fn check(landing: &Landing, walker: &mut Walker, tips: &[Oid]) -> Result<Option<String>> {
+/// A ref that people merge, check out or pop holds a commit; a tag may hold anything, but a tree under
+/// it is unfolded by whoever looks.
+fn unfit(landing: &Landing, walker: &mut Walker, want: &Want) -> Result<Option<String>> {
+    let tag = want.name.as_bytes().windows(6).any(|part| part == b"/tags/");
+    let mut oid = want.oid;
+    for _ in 0..16 {
+        let head = walker.ask("info", oid)?;
+        match head.split(|b| *b == b' ').nth(1) {
+            Some(b"commit") if tag || oid == want.oid => return Ok(None),
+            Some(b"tag") if tag => {
+                let body = walker.object(oid)?.map(|(_, body)| body).unwrap_or_default();
+                let line = body.split(|b| *b == b'\n').next().unwrap_or_default();
+                match line.strip_prefix(b"object ").and_then(Oid::parse) {
+                    Some(inner) => oid = inner,
+                    None => return Ok(Some("its tag names nothing".to_owned())),
+                }
+            }
+            Some(b"tree") if tag => {
+                return Ok(match walker.total(oid, 0)? {
+                    Some(total) => limit(total.entries, total.depth, total.path, landing.bounds.entries),
+                    None => Some(format!("its directories are nested more than {MAX_DEPTH} deep")),
+                });
+            }
+            Some(b"blob") if tag => return Ok(None),
+            Some(b"commit" | b"tag" | b"tree" | b"blob") => return Ok(Some("it is not a commit".to_owned())),
+            _ => return Ok(Some(format!("its object {oid} is missing"))),
+        }
+    }
+    Ok(Some("its tags are nested without end".to_owned()))
+}
+
+fn check(landing: &Landing, walker: &mut Walker, tips: &BTreeSet<Oid>) -> Result<Option<String>> {
     let mut input: String = tips.iter().map(|oid| format!("{oid}\n")).collect();
     input.extend(landing.granted.iter().map(|oid| format!("^{oid}\n")));
     let args = ["rev-list", "--stdin", "--format=%T %P"];
@@ -83,7 +117,8 @@ struct Total {
     path: u32,
 }
 
-struct Walker {
+/// One `git cat-file --batch-command` in the landing, for all questions of one land.
+pub(super) struct Walker {
     _running: Running,
     stdin: ChildStdin,
     out: BufReader<ChildStdout>,
@@ -94,8 +129,8 @@ struct Walker {
 type Entries = Vec<(Vec<u8>, bool, Oid)>;
 
 impl Walker {
-    fn start(landing: &Landing) -> Result<Self> {
-        let mut running = landing.git.landing(&landing.dir).args(["cat-file", "--batch"]).converse()?;
+    pub(super) fn start(landing: &Landing) -> Result<Self> {
+        let mut running = landing.git.landing(&landing.dir).args(["cat-file", "--batch-command"]).converse()?;
         let stdin = running.stdin.take().expect("standard input is piped");
         let out = BufReader::new(running.stdout.take().expect("standard output is piped"));
         Ok(Self { _running: running, stdin, out, totals: HashMap::new(), trees: HashMap::new() })
@@ -208,13 +243,25 @@ impl Walker {
         Ok(entries)
     }
 
-    fn object(&mut self, oid: Oid) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
+    /// Whether a commit or a tag is there: granted, or accepted before, and so with all it reaches.
+    /// (Trees and blobs of the index are in a view without what they name.)
+    pub(super) fn is_there(&mut self, oid: Oid) -> Result<bool> {
+        let head = self.ask("info", oid)?;
+        Ok(matches!(head.split(|b| *b == b' ').nth(1), Some(b"commit" | b"tag")))
+    }
+
+    fn ask(&mut self, what: &str, oid: Oid) -> Result<Vec<u8>> {
         let pipe = Path::new("git cat-file");
-        self.stdin.write_all(format!("{oid}\n").as_bytes()).map_err(failed("write", pipe))?;
+        self.stdin.write_all(format!("{what} {oid}\n").as_bytes()).map_err(failed("write", pipe))?;
         self.stdin.flush().map_err(failed("write", pipe))?;
         let mut head = Vec::new();
         self.out.read_until(b'\n', &mut head).map_err(failed("read", pipe))?;
-        let head = head.strip_suffix(b"\n").unwrap_or(&head).to_vec();
+        Ok(head.strip_suffix(b"\n").unwrap_or(&head).to_vec())
+    }
+
+    fn object(&mut self, oid: Oid) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
+        let pipe = Path::new("git cat-file");
+        let head = self.ask("contents", oid)?;
         let words: Vec<&[u8]> = head.split(|b| *b == b' ').collect();
         let [_, kind, size] = words[..] else { return Ok(None) };
         let size: u64 = std::str::from_utf8(size).ok().and_then(|text| text.parse().ok()).unwrap_or(u64::MAX);

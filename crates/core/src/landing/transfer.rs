@@ -53,20 +53,31 @@ impl Landing {
         let mut outcome = MoveOutcome::default();
         let tips: BTreeSet<Oid> = updates.iter().filter_map(|update| update.new).collect();
         if !tips.is_empty() {
-            let given = self.give(host, &tips, &self.granted)?;
-            outcome.objects = given.objects;
+            outcome.objects = self.give(host, &tips, &self.granted)?.objects;
             if !self.is_complete(host, &tips, updates)? {
-                let all = self.give(host, &tips, &BTreeSet::new())?;
-                outcome.objects += all.objects;
-                outcome.healed = true;
-                if !self.is_complete(host, &tips, updates)? {
-                    let what = "objects are missing in the host's repository".to_owned();
-                    return Err(GitError::Unexpected { command: "git rev-list".into(), what }.into());
-                }
+                self.heal(host, &tips, updates, &mut outcome)?;
             }
         }
-        self.transaction(host, who, updates)?;
+        match self.transaction(host, who, updates) {
+            // The walk passes over a tip that is not there at all; the transaction does not.
+            Err(LandingError::Git(error)) if is_missing(&error) && !outcome.healed => {
+                self.heal(host, &tips, updates, &mut outcome)?;
+                self.transaction(host, who, updates)?;
+            }
+            result => result?,
+        }
         Ok(outcome)
+    }
+
+    /// Gives the host everything that the tips reach, granted or not.
+    fn heal(&self, host: &HostRepo, tips: &BTreeSet<Oid>, updates: &[Update], outcome: &mut MoveOutcome) -> Result<()> {
+        outcome.objects += self.give(host, tips, &BTreeSet::new())?.objects;
+        outcome.healed = true;
+        if !self.is_complete(host, tips, updates)? {
+            let what = "objects are missing in the host's repository".to_owned();
+            return Err(GitError::Unexpected { command: "git rev-list".into(), what }.into());
+        }
+        Ok(())
     }
 
     fn give(&self, host: &HostRepo, tips: &BTreeSet<Oid>, known: &BTreeSet<Oid>) -> Result<MoveOutcome> {
@@ -164,14 +175,7 @@ impl Landing {
             command = command.arg("--exclude-promisor-objects");
         }
         let (status, _) = command.stdin(input).try_output()?;
-        Ok(status.success() && self.all_there(host, tips)?)
-    }
-
-    /// `rev-list --ignore-missing` passes over tips that are not there at all.
-    fn all_there(&self, host: &HostRepo, tips: &BTreeSet<Oid>) -> Result<bool> {
-        let input: String = tips.iter().map(|oid| format!("{oid}\n")).collect();
-        let out = host.read(&self.git).args(["cat-file", "--batch-check"]).stdin(input).output()?;
-        Ok(!out.stdout.split(|b| *b == b'\n').any(|line| line.ends_with(b" missing")))
+        Ok(status.success())
     }
 
     fn transaction(&self, host: &HostRepo, who: &str, updates: &[Update]) -> Result<()> {
@@ -222,6 +226,10 @@ impl Landing {
             pause = (pause * 2).min(Duration::from_millis(500));
         }
     }
+}
+
+fn is_missing(error: &GitError) -> bool {
+    error.stderr().is_some_and(|text| text.contains("nonexistent object"))
 }
 
 fn explain(error: GitError, text: String) -> LandingError {
