@@ -1,1 +1,1 @@
-//! The contract suite lives in tests/.
+//! The contract suite lives in `tests/contract`.

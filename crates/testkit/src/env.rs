@@ -169,8 +169,7 @@ impl TestEnv {
     /// If it cannot be run or does not end.
     #[track_caller]
     pub fn run_with_input(&self, command: &mut Command, input: &[u8]) -> Output {
-        let text = format!("{command:?}");
-        let text = text.rsplit_once("PWD=").map_or(text.clone(), |(_, rest)| rest.to_owned());
+        let text = process::words(command);
         let raw = process::run(command, input, LIMIT);
         Output::new(text, raw, |text| self.filters.apply(text))
     }

@@ -18,7 +18,7 @@ impl Child {
     /// # Panics
     /// If it cannot be started.
     pub fn spawn(command: &mut Command) -> Self {
-        let text = format!("{command:?}");
+        let text = words(command);
         let child = command.spawn().unwrap_or_else(|error| panic!("cannot run `{text}`: {error}"));
         Self { child, command: text }
     }
@@ -75,7 +75,7 @@ impl Drop for Child {
 #[track_caller]
 pub(crate) fn run(command: &mut Command, input: &[u8], limit: Duration) -> std::process::Output {
     use std::io::Write;
-    let text = format!("{command:?}");
+    let text = words(command);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot run `{text}`: {error}"));
     let mut stdin = child.stdin.take().expect("piped");
@@ -131,6 +131,12 @@ impl Collected {
         }
         std::mem::take(&mut *self.bytes.lock().expect("readers do not panic"))
     }
+}
+
+/// The program and its arguments.
+pub(crate) fn words(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
 /// Waits until `done` returns true, looking every 10 ms.

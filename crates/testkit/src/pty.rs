@@ -75,7 +75,7 @@ impl Pty {
     /// If it does not come within 30 seconds: with what came instead.
     #[track_caller]
     pub fn expect(&mut self, text: &str) -> String {
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let mut deadline = Instant::now() + Duration::from_secs(30);
         let (lock, changed) = &*self.seen;
         let mut seen = lock.lock().expect("readers do not panic");
         loop {
@@ -85,6 +85,10 @@ impl Pty {
                 let part = plain[self.read..end].to_owned();
                 self.read = end;
                 return part;
+            }
+            // A command that has ended says nothing more, but its last words may be under way.
+            if self.child.try_ended().is_some() {
+                deadline = deadline.min(Instant::now() + Duration::from_millis(500));
             }
             let left = deadline.saturating_duration_since(Instant::now());
             assert!(!left.is_zero(), "the terminal never showed {text:?}; it showed\n{}", &plain[self.read..]);

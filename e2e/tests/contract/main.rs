@@ -1,0 +1,81 @@
+//! The contract of a sandbox, asked of every driver through the command line.
+//!
+//! ```text
+//! states   a working tree in every state that git knows: inside is what was outside
+//! ordinary what people do in a working tree works inside
+//! wall     what must not be possible inside is not
+//! life     spawn, detach, exec, logs, wait, stop, start, crash, drop
+//! landing  commits come back, and nothing else of the host changes
+//! merging  onto a host tree with uncommitted work
+//! leaving  the conversation at the end of an interactive shell
+//! errors   one text per bad input
+//! ```
+//!
+//! A new driver is one line in [`over_drivers`]. What it cannot do it must refuse by name.
+
+use sandbox_testkit::{Output, Repo, State, TestEnv};
+use std::path::Path;
+
+/// Makes a module of tests for every driver out of functions that take a [`Subject`].
+macro_rules! over_drivers {
+    ($($test:ident),* $(,)?) => {
+        over_drivers!(@driver namespace, "namespace", $($test),*);
+    };
+    (@driver $module:ident, $driver:literal, $($test:ident),*) => {
+        mod $module {
+            $(#[test] fn $test() { super::$test(&$crate::Subject::new($driver)) })*
+        }
+    };
+}
+
+mod errors;
+mod landing;
+mod leaving;
+mod life;
+mod merging;
+mod ordinary;
+mod states;
+mod wall;
+
+/// A driver under test, in an environment of its own.
+pub struct Subject {
+    env: TestEnv,
+    driver: &'static str,
+}
+
+impl Subject {
+    fn new(driver: &'static str) -> Self {
+        Self { env: TestEnv::new(), driver }
+    }
+
+    /// A repository in a state, at `home/src/repo`.
+    #[track_caller]
+    fn repo(&self, state: State) -> Repo<'_> {
+        state.build(&self.env, "repo")
+    }
+
+    /// `git sandbox spawn <args> -- sh -c <script>`.
+    #[track_caller]
+    fn spawn(&self, repo: &Repo, args: &[&str], script: &str) -> Output {
+        self.spawn_in(repo.dir(), args, script)
+    }
+
+    /// The same in another directory.
+    #[track_caller]
+    fn spawn_in(&self, dir: &Path, args: &[&str], script: &str) -> Output {
+        let head = ["spawn", "--driver", self.driver];
+        self.env.sandbox(dir, &[&head, args, &["--", "sh", "-c", script]].concat())
+    }
+
+    /// An idle sandbox in the background.
+    #[track_caller]
+    fn idle(&self, repo: &Repo, name: &str) {
+        repo.sandbox(&["spawn", "--driver", self.driver, "-d", name]).ok();
+    }
+
+    /// A shell script in a sandbox that exists.
+    #[track_caller]
+    fn exec(&self, repo: &Repo, name: &str, script: &str) -> Output {
+        repo.sandbox(&["exec", name, "--", "sh", "-c", script])
+    }
+}

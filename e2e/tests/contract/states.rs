@@ -1,0 +1,140 @@
+//! The table of git states: what a program sees inside is what it sees on the host, and the
+//! host does not change. Each row works, or is refused by name.
+
+use crate::Subject;
+use sandbox_testkit::{DIGEST_SCRIPT, State, skip, which};
+
+/// What becomes of a row.
+enum Row {
+    /// Inside is what was outside.
+    Works,
+    /// `spawn` refuses and says this.
+    #[allow(dead_code, reason = "no row is refused today")]
+    Refused(&'static str),
+}
+
+/// Looks at everything that git and a program can see, changing nothing.
+const LOOK: &str = r#"
+export GIT_OPTIONAL_LOCKS=0
+echo "== status";     git status --porcelain=v2 --branch --ignored
+echo "== stage";      git ls-files --stage
+echo "== skipped";    git ls-files -t | grep -v '^H'
+echo "== stash";      git stash list --format='%gd %H %gs'
+echo "== changes";    git diff --raw --no-abbrev; git diff --cached --raw --no-abbrev
+echo "== HEAD";       git rev-parse -q --verify HEAD; git symbolic-ref -q HEAD; git rev-parse --is-shallow-repository
+echo "== operation"
+for name in MERGE_HEAD MERGE_MSG MERGE_MODE AUTO_MERGE ORIG_HEAD CHERRY_PICK_HEAD REVERT_HEAD REBASE_HEAD \
+    BISECT_LOG BISECT_START BISECT_TERMS BISECT_NAMES sequencer rebase-merge rebase-apply
+do
+    path=$(git rev-parse --git-path "$name")
+    test -e "$path" && find "$path" -type f | LC_ALL=C sort | while read -r file
+    do
+        echo "$name ${file#"$path"} $(sha256sum <"$file")"
+    done
+done
+git for-each-ref refs/bisect refs/rewritten
+echo "== submodules"; git submodule status --recursive
+git submodule foreach --quiet --recursive 'git status --porcelain=v2 --branch --ignored; git ls-files --stage'
+for inner in vendor/inner; do
+    test -d "$inner" && git -C "$inner" status --porcelain=v2 --branch --ignored && git -C "$inner" rev-parse HEAD
+done
+echo "== tree"
+"#;
+
+#[track_caller]
+fn row(subject: &Subject, state: State, row: Row) {
+    if let Some(reason) = state.unavailable(&subject.env) {
+        skip!("{reason}");
+    }
+    let repo = subject.repo(state);
+    let look = format!("{LOOK}{DIGEST_SCRIPT}");
+    let before = repo.sh(&look).stdout;
+    let inside = subject.spawn(&repo, &["row"], &look);
+    let after = repo.sh(&look).stdout;
+    assert_eq!(after, before, "the host changed");
+    match row {
+        Row::Works => {
+            assert_eq!(inside.status, 0, "{}", inside.stderr);
+            similar(&inside.stdout, &before);
+            let fsck = subject.exec(&repo, "row", "git fsck --full --strict 2>&1");
+            assert_eq!(fsck.status, 0, "git fsck inside: {fsck}");
+        }
+        Row::Refused(text) => {
+            assert!(inside.stderr.contains(text), "{inside}");
+            assert_eq!(inside.status, 125, "{inside}");
+            assert_eq!(repo.sandbox(&["list", "--json"]).ok().matches("\"name\"").count(), 0, "half made");
+        }
+    }
+}
+
+/// Compares two texts and shows only the lines that differ.
+#[track_caller]
+fn similar(inside: &str, host: &str) {
+    if inside == host {
+        return;
+    }
+    let only = |these: &str, those: &str| {
+        let those: std::collections::HashSet<&str> = those.lines().collect();
+        these.lines().filter(|line| !those.contains(line)).map(|line| format!("{line}\n")).collect::<String>()
+    };
+    panic!("only on the host:\n{}\nonly inside:\n{}", only(host, inside), only(inside, host));
+}
+
+macro_rules! rows {
+    ($($name:ident: $state:ident $row:expr;)*) => {
+        $(fn $name(subject: &Subject) { row(subject, State::$state, $row) })*
+        over_drivers! { $($name),*, first_status_opens_what_it_opens_on_the_host, every_state_has_a_row }
+        const ROWS: &[State] = &[$(State::$state),*];
+    };
+}
+
+rows! {
+    plain: Plain Row::Works;
+    dirty: Dirty Row::Works;
+    staged: Staged Row::Works;
+    staged_then_changed: StagedThenChanged Row::Works;
+    conflict: Conflict Row::Works;
+    rebase_merge: RebaseMerge Row::Works;
+    rebase_apply: RebaseApply Row::Works;
+    cherry_pick: CherryPick Row::Works;
+    bisect: Bisect Row::Works;
+    stash: Stash Row::Works;
+    detached: Detached Row::Works;
+    unborn: Unborn Row::Works;
+    linked_worktree: LinkedWorktree Row::Works;
+    submodule: Submodule Row::Works;
+    sparse: Sparse Row::Works;
+    shallow: Shallow Row::Works;
+    partial: Partial Row::Works;
+    lfs_pointers: LfsPointers Row::Works;
+    sha256: Sha256 Row::Works;
+    reftable: Reftable Row::Works;
+    nested: Nested Row::Works;
+    large_ignored: LargeIgnored Row::Works;
+}
+
+fn every_state_has_a_row(_: &Subject) {
+    for state in State::ALL {
+        assert!(ROWS.contains(state), "{state:?}");
+    }
+}
+
+/// A copied index must be as good as the host's: the files that git opens are the same.
+fn first_status_opens_what_it_opens_on_the_host(subject: &Subject) {
+    if which("strace").is_none() {
+        skip!("no strace");
+    }
+    let repo = subject.repo(State::LargeIgnored);
+    repo.git(&["status"]).ok();
+    // Of the same size, so that only its contents can tell.
+    repo.write("docs/more.md", "MORE\n");
+    let script = r#"
+        export GIT_OPTIONAL_LOCKS=0
+        strace -f -qq -e trace=open,openat -o "$TMPDIR/trace" git status >/dev/null || exit
+        grep -v O_DIRECTORY "$TMPDIR/trace" | grep -v ENOENT | sed -n 's/^[^"]*"\([^"]*\)".*/\1/p' |
+            grep -v '^/' | grep -v '^\.git/' | LC_ALL=C sort"#;
+    let script = format!("TMPDIR=${{TMPDIR:-/tmp}}; {script}");
+    let host = repo.sh(&script).ok();
+    assert!(host.contains("docs/more.md"), "the changed file is opened: {host}");
+    similar(&subject.spawn(&repo, &["count"], &script).ok(), &host);
+}

@@ -1,0 +1,273 @@
+//! What must not be possible inside is not. Each probe is a shell script that must succeed; where
+//! it proves that something is refused it has a control beside it, run on the host, that shows that
+//! the same thing is possible there.
+
+use crate::Subject;
+use sandbox_testkit::{Child, State, skip};
+use std::process::Stdio;
+use std::time::Duration;
+
+over_drivers! {
+    the_wall_stands,
+    files_of_the_host_are_not_visible,
+    nothing_of_the_callers_environment_comes_in,
+    the_terminal_cannot_be_typed_into,
+    processes_end_with_their_sandbox,
+    sandboxes_do_not_see_each_other,
+    the_network_is_the_hosts_only_on_request,
+    the_callers_files_are_not_standard_output_inside,
+}
+
+/// Name and script. All run in one sandbox, each in a shell of its own.
+const PROBES: &[(&str, &str)] = &[
+    (
+        "no_new_privs, and seccomp also on the first process",
+        r#"
+        for p in self 1; do
+            grep -qE '^NoNewPrivs:\s+1' /proc/$p/status || exit 1
+            grep -qE '^Seccomp:\s+2' /proc/$p/status || exit 1
+        done"#,
+    ),
+    ("no capabilities", "! grep -E '^Cap(Inh|Prm|Eff|Bnd|Amb)' /proc/self/status | grep -v 0000000000000000"),
+    ("no nested user namespace", "! unshare -Ur true 2>/dev/null"),
+    ("no raw clone of a namespace", "perl -e '$r = syscall(56, 0x10000011, 0, 0, 0, 0); exit 0 if $r == -1; exit 1'"),
+    ("no setns", "perl -e 'open F, \"<\", \"/proc/self/ns/net\"; exit(syscall(308, fileno(F), 0) == -1 ? 0 : 1)'"),
+    (
+        "one mapped id, setgroups denied",
+        r#"
+        test $(wc -l </proc/self/uid_map) = 1 && grep -qx deny /proc/self/setgroups
+        read in out count </proc/self/uid_map; test $count = 1 && test $out != 0"#,
+    ),
+    (
+        "no inherited descriptor",
+        r#"
+        for fd in /proc/self/fd/*; do n=${fd##*/}; test $n -le 2 && continue
+            case $(readlink $fd) in /proc/*|"") ;; *) echo "$fd $(readlink $fd)"; exit 1 ;; esac
+        done"#,
+    ),
+    ("no core dumps", "test \"$(ulimit -Hc)\" = 0"),
+    (
+        "system directories are read-only",
+        r#"
+        ! touch /usr/x 2>/dev/null && ! touch /etc/x 2>/dev/null && ! touch /x 2>/dev/null && ! chmod 777 /usr 2>/dev/null"#,
+    ),
+    (
+        "no remount, no mount, no umount",
+        r#"
+        ! mount -o remount,rw,bind /usr 2>/dev/null && ! umount /proc 2>/dev/null
+        for t in proc sysfs tmpfs overlay cgroup2 bpf mqueue; do mount -t $t x /tmp 2>/dev/null && exit 1; done; true"#,
+    ),
+    (
+        "the new mount interface is refused",
+        r#"
+        perl -e 'for ([430,"tmpfs",0],[428,-100,"/",1],[429,-100,"/",-100,"/tmp",0],[442,-100,"/",0,0,0]) {
+            my ($n, @a) = @$_; exit 1 if syscall($n, @a) != -1 || !($!{EPERM} || $!{ENOSYS}) }'"#,
+    ),
+    (
+        "mounts are private, nosuid and nodev",
+        r#"
+        ! grep -E ' (shared|master):' /proc/self/mountinfo
+        awk '$6 ~ /^rw/ && $5 !~ /^\/dev/ && !($6 ~ /nosuid/ && $6 ~ /nodev/) {print $5; bad=1} END {exit bad}' /proc/self/mountinfo"#,
+    ),
+    (
+        "no device but the harmless ones",
+        r#"
+        ! mknod /tmp/b b 254 0 2>/dev/null
+        ls /dev | grep -vxE 'core|fd|full|null|ptmx|pts|random|shm|stderr|stdin|stdout|tty|urandom|zero|console'; test $? = 1"#,
+    ),
+    (
+        "/proc/sys is read-only",
+        r#"
+        ! (echo x >/proc/sys/kernel/core_pattern) 2>/dev/null && ! (: >/proc/sysrq-trigger) 2>/dev/null
+        find /proc/sys -type f -writable 2>/dev/null | while read f; do (: >>$f) 2>/dev/null && echo $f; done | grep .; test $? = 1"#,
+    ),
+    (
+        "nothing of the kernel to read",
+        r#"
+        ! head -c1 /proc/kcore 2>/dev/null | grep -q . && ! cat /proc/keys 2>/dev/null | grep -q . && ! dmesg 2>/dev/null | grep -q ."#,
+    ),
+    (
+        "no sysfs, no cgroup file to write",
+        r#"
+        ! find /sys -maxdepth 4 -type f -writable 2>/dev/null | grep -m1 ."#,
+    ),
+    (
+        "no io_uring, bpf, perf, userfaultfd",
+        r#"
+        perl -e '$b = "\0" x 256; for ([425,8,$b],[321,0,$b,72],[298,$b,0,-1,-1,0],[323,1]) {
+            my ($n, @a) = @$_; exit 1 if syscall($n, @a) != -1 || !($!{EPERM} || $!{ENOSYS}) }'"#,
+    ),
+    (
+        "no keyring, no module, no kexec",
+        r#"
+        perl -e 'for ([250,0,-3,0],[246,0,0,0,0],[175,0,0,0],[169,1,2,3,0]) {
+            my ($n, @a) = @$_; exit 1 if syscall($n, @a) != -1 || !($!{EPERM} || $!{ENOSYS}) }'"#,
+    ),
+    (
+        "odd socket families are refused",
+        r#"
+        perl -e 'use Socket; for $f (15,17,29,30,31,33,38,40,42,43,44) { for $t (1,2,3,5) { exit 1 if socket(S, $f, $t, 0) } }'"#,
+    ),
+    ("raw sockets are refused", "perl -e 'use Socket; exit(socket(S, 2, 3, 1) ? 1 : 0)'"),
+    ("calls of the future do not exist", "perl -e 'exit 1 if syscall(600) != -1 || !$!{ENOSYS}'"),
+    ("calls of another ABI do not exist", "perl -e 'exit(syscall(0x40000000 + 39) == -1 ? 0 : 1)'"),
+    ("only a loopback device", "test $(grep -c : /proc/net/dev) = 1"),
+    (
+        "no way out",
+        r#"
+        perl -e 'use Socket; socket(S, PF_INET, SOCK_STREAM, 0) or exit 0; $SIG{ALRM} = sub {exit 0}; alarm 2;
+            exit(connect(S, sockaddr_in(443, inet_aton("1.1.1.1"))) ? 1 : 0)'"#,
+    ),
+    (
+        "the first process cannot be traced or read",
+        r#"
+        ! cat /proc/1/environ 2>/dev/null | grep -q . && ! ls -l /proc/1/root 2>/dev/null | grep -q .
+        perl -e 'exit(syscall(101, 16, 1, 0, 0) == -1 ? 0 : 1)'"#,
+    ),
+    (
+        "objects of the view cannot be changed",
+        r#"
+        cd "$(cat .git/objects/info/alternates | head -n1)" || exit 1
+        ! touch x 2>/dev/null && ! chmod 777 pack/* 2>/dev/null && ! rm -f pack/* 2>/dev/null && ls pack | grep -q pack"#,
+    ),
+    (
+        "the tools that people need work",
+        r#"
+        set -e
+        perl -e 'pipe(R, W); if (!fork) { print W "x"; exit } wait'
+        test -c /dev/null && echo >/dev/null && head -c4 /dev/urandom >/dev/null
+        strace -o /dev/null true 2>/dev/null || ! command -v strace >/dev/null
+        echo x >/tmp/x && echo x >/dev/shm/x && echo x >"$HOME/x""#,
+    ),
+];
+
+fn the_wall_stands(subject: &Subject) {
+    if !cfg!(target_arch = "x86_64") {
+        skip!("the probes have the call numbers of x86_64");
+    }
+    let repo = subject.repo(State::Plain);
+    let mut script = String::new();
+    for (n, (_, probe)) in PROBES.iter().enumerate() {
+        script.push_str(&format!(
+            "said=$( ( {probe}\n) 2>&1 ) && echo 'ok {n}' || printf 'FAILED {n}\\n%s\\n' \"$said\"\n"
+        ));
+    }
+    let seen = subject.spawn(&repo, &["probe"], &script);
+    let mut failed = String::new();
+    for (n, (name, _)) in PROBES.iter().enumerate() {
+        if !seen.stdout.lines().any(|line| line == format!("ok {n}")) {
+            failed.push_str(&format!("{n}: {name}\n"));
+        }
+    }
+    assert!(failed.is_empty(), "{failed}{seen}");
+}
+
+fn files_of_the_host_are_not_visible(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    let marker = tempfile::Builder::new().prefix("gs-marker").tempfile_in("/tmp").expect("a file in /tmp");
+    std::fs::write(subject.env.home().join("secret.txt"), "secret").unwrap();
+    let other = State::Plain.build(&subject.env, "other");
+    subject.idle(&repo, "idle");
+    let names = [
+        marker.path().to_owned(),
+        subject.env.home().join("secret.txt"),
+        subject.env.home().join(".gitconfig"),
+        subject.env.state(),
+        other.dir().to_owned(),
+        repo.dir().join(".git/sandbox-id"),
+        "/root/.ssh".into(),
+        "/var/run/docker.sock".into(),
+        "/run/dbus".into(),
+        "/run/systemd".into(),
+        "/boot/vmlinuz".into(),
+    ];
+    let list = names.clone().map(|name| format!("'{}'", name.display())).join(" ");
+    let seen = subject.exec(&repo, "idle", &format!("ls -d {list} 2>/dev/null; ls -A ~ /tmp; grep -c . /etc/shadow"));
+    assert!(!seen.stdout.contains("secret") && !seen.stdout.contains("gs-marker"), "{seen}");
+    for line in seen.stdout.lines() {
+        assert!(!names.iter().any(|name| *name == std::path::Path::new(line)), "visible: {seen}");
+    }
+    assert!(!seen.stdout.lines().any(|line| line.parse::<u32>().is_ok_and(|n| n > 0)), "/etc/shadow: {seen}");
+}
+
+fn nothing_of_the_callers_environment_comes_in(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    let script =
+        "cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'; env; cat /proc/[0-9]*/cmdline | tr '\\0' '\\n'";
+    let args = ["spawn", "--driver", subject.driver, "--env", "WANTED=yes", "env", "--", "sh", "-c", script];
+    let mut command = subject.env.sandbox_command(repo.dir(), &args);
+    command
+        .env("MY_TOKEN", "gs-canary")
+        .env("SSH_AUTH_SOCK", "/tmp/gs-canary")
+        .env("AWS_SECRET_ACCESS_KEY", "gs-canary");
+    let seen = subject.env.run(&mut command).ok();
+    assert!(seen.contains("WANTED=yes"), "{seen}");
+    assert!(!seen.contains("gs-canary"), "{seen}");
+    for name in ["SSH_AUTH_SOCK", "DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR", "DISPLAY", "GIT_CONFIG_NOSYSTEM"] {
+        assert!(!seen.lines().any(|line| line.starts_with(&format!("{name}="))), "{name}: {seen}");
+    }
+}
+
+/// TIOCSTI, also with bits above the 32 that the kernel looks at, and TIOCLINUX.
+fn the_terminal_cannot_be_typed_into(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    let probe = r#"perl -e '$c = "x"; for $n (0x5412, 0x541C, 0x541D, 0x100005412) {
+        $r = syscall(16, 0, $n, $c); print "refused\n" if $r == -1 && $!{EPERM} }'"#;
+    let args = ["spawn", "--driver", subject.driver, "-t", "tty", "--", "sh", "-c", probe];
+    let seen = subject.env.sandbox(repo.dir(), &args);
+    assert_eq!(seen.stdout.matches("refused").count(), 4, "{seen}");
+}
+
+fn processes_end_with_their_sandbox(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    let mark = format!("{}", 900_000 + std::process::id());
+    let stays = format!("setsid nohup sh -c 'trap \"\" TERM HUP INT; sleep {mark}' >/dev/null 2>&1 & sleep 0.1");
+    subject.spawn(&repo, &["leaver"], &stays).ok();
+    let running = || {
+        let all = std::fs::read_dir("/proc").unwrap().flatten();
+        all.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok())
+            .any(|line| String::from_utf8_lossy(&line).contains(&mark))
+    };
+    sandbox_testkit::wait_until("the daemon of the sandbox is gone", Duration::from_secs(5), || !running());
+    let outside = Child::spawn(std::process::Command::new("sleep").arg("60").stdin(Stdio::null()));
+    let seen = subject.spawn(&repo, &["killer"], "kill -9 -1");
+    assert!(seen.status != 125, "{seen}");
+    assert!(std::path::Path::new(&format!("/proc/{}", outside.pid())).exists());
+}
+
+fn sandboxes_do_not_see_each_other(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    subject.idle(&repo, "one");
+    subject.idle(&repo, "two");
+    let write = "echo one >/tmp/mine; echo one >/dev/shm/mine; echo one >~/mine; echo one >mine; git add mine; git commit -qm one; (sleep 100 & ) ; pgrep -cx sleep";
+    assert_eq!(subject.exec(&repo, "one", write).ok(), "1\n");
+    let look = "ls /tmp/mine /dev/shm/mine ~/mine mine 2>/dev/null; git log --format=%s | grep -c one; pgrep -cx sleep";
+    assert_eq!(subject.exec(&repo, "two", look).stdout, "0\n0\n");
+    assert!(!repo.has("mine"));
+}
+
+fn the_network_is_the_hosts_only_on_request(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let script = format!(
+        "perl -e 'use Socket; socket(S, PF_INET, SOCK_STREAM, 0) or exit 3;
+         exit(connect(S, sockaddr_in({port}, inet_aton(\"127.0.0.1\"))) ? 0 : 1)'"
+    );
+    assert_eq!(subject.spawn(&repo, &["closed"], &script).status, 1);
+    assert_eq!(subject.spawn(&repo, &["open", "--net", "host"], &script).status, 0);
+}
+
+/// With `>> log` code inside could cut the host's file through `/proc/self/fd/1`.
+fn the_callers_files_are_not_standard_output_inside(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    let log = subject.env.root().join("host.log");
+    std::fs::write(&log, "before\n").unwrap();
+    let file = std::fs::OpenOptions::new().append(true).open(&log).unwrap();
+    let script = "echo said; : >/proc/self/fd/1; readlink /proc/self/fd/1 | grep -c host.log";
+    let args = ["spawn", "--driver", subject.driver, "logger", "--", "sh", "-c", script];
+    let mut command = subject.env.sandbox_command(repo.dir(), &args);
+    let mut child = Child::spawn(command.stdin(Stdio::null()).stdout(file).stderr(Stdio::null()));
+    child.wait(Duration::from_secs(30));
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "before\nsaid\n0\n");
+}
