@@ -195,11 +195,11 @@ impl Landing {
                 open.push(want.clone());
             }
         }
+        let mut clean = !self.dir.join(SPOILED).exists();
         // Until all was judged: a fetch that was cut short leaves a pack that nobody has checked.
         if !open.is_empty() {
             self.spoil()?;
         }
-        let mut clean = true;
         let deadline = Instant::now() + self.bounds.time;
         let mut groups = vec![open];
         let mut received: Vec<Want> = Vec::new();

@@ -634,3 +634,44 @@ fn zlib(body: &[u8]) -> Vec<u8> {
     out.extend_from_slice(&(b << 16 | a).to_be_bytes());
     out
 }
+
+#[test]
+fn a_sandbox_without_git_is_not_the_fault_of_a_ref() {
+    each_git(|world| {
+        let top = world.repo("r", &[]);
+        let inside = world.spawn(&top, "in");
+        let wants = [Want { name: name("refs/sandbox/x"), oid: oid(&"3".repeat(40)) }];
+        let nothing = || Ok(Conversation { from: Box::new(io::empty()), to: Box::new(io::sink()) });
+        let error = open(&inside, Bounds::default()).land(&mut { nothing }, &wants).unwrap_err();
+        assert!(matches!(error, LandingError::Connect(_)), "{error:?}");
+    });
+}
+
+#[test]
+fn only_tags_may_hold_something_else_than_a_commit() {
+    each_git(|world| {
+        let top = world.repo("r", &[]);
+        let inside = world.spawn(&top, "in");
+        write(&inside.top, "x", "new blob\n");
+        let blob = oid(&inside.git(&["hash-object", "-w", "x"]));
+        inside.git(&["update-ref", "refs/tags/blob", &blob.to_string()]);
+        inside.git(&["tag", "-a", "annotated", "-m", "a", &blob.to_string()]);
+        let tag = oid(&inside.git(&["rev-parse", "annotated"]));
+        let tree = oid(&inside.git(&["rev-parse", "HEAD:dir"]));
+        let wants = [
+            ("refs/sandbox/x", blob),
+            ("refs/sandbox-meta/x/heads/t", tag),
+            ("refs/sandbox-meta/x/head", tree),
+            ("refs/sandbox-meta/x/tags/t", tag),
+            ("refs/sandbox-meta/x/tags/b", blob),
+            ("refs/sandbox-meta/x/tags/tree", tree),
+        ];
+        // One object may be fit for one name and not for another: they are asked for one by one.
+        for (n, (name, oid)) in wants.into_iter().enumerate() {
+            let landed = land(&inside, &open(&inside, Bounds::default()), &[(name, oid)]).unwrap();
+            assert_eq!(landed.accepted.len(), usize::from(n >= 3), "{landed:?}");
+        }
+        let both = land(&inside, &open(&inside, Bounds::default()), &[wants[1], wants[3]]).unwrap();
+        assert_eq!((both.accepted.len(), both.refused.len()), (1, 1), "{both:?}");
+    });
+}
