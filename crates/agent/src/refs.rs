@@ -65,6 +65,11 @@ impl Debounce {
         self.due.values().min().copied()
     }
 
+    /// Returns all, though it is not their time.
+    pub fn take_all(&mut self) -> impl Iterator<Item = Vec<u8>> + use<> {
+        std::mem::take(&mut self.due).into_keys()
+    }
+
     /// Returns those that are to be told now.
     pub fn take_due(&mut self, now: Instant) -> Vec<Vec<u8>> {
         let (due, rest) = std::mem::take(&mut self.due).into_iter().partition(|(_, at)| *at <= now);
@@ -107,6 +112,11 @@ impl Poller {
         }
         let busy = self.active.is_some_and(|active| now.saturating_duration_since(active) < BUSY);
         self.next = Some(now + if busy { LOOK_BUSY } else { LOOK_IDLE });
+        self.look_now()
+    }
+
+    /// Looks, whatever the time.
+    pub fn look_now(&mut self) -> Vec<Vec<u8>> {
         let mut moved = Vec::new();
         for (gitdir, last) in &mut self.gitdirs {
             let seen = signature(gitdir);

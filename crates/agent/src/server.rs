@@ -290,9 +290,23 @@ impl Server {
         for gitdir in self.poller.look(now) {
             self.refs.note(gitdir, now);
         }
-        for gitdir in self.refs.take_due(now) {
+        let due = self.refs.take_due(now);
+        self.tell_moved(due);
+    }
+
+    fn tell_moved(&mut self, gitdirs: impl IntoIterator<Item = Vec<u8>>) {
+        for gitdir in gitdirs {
             self.control.control(0, &Message::RefsMoved { gitdir: escape_bytes(&gitdir) });
         }
+    }
+
+    /// What a session has moved is told before its end is: the peer may stop everything then.
+    fn tell_all_moved(&mut self) {
+        let mut moved = self.notifier.take_refs();
+        moved.extend(self.refs.take_all());
+        moved.extend(self.poller.look_now());
+        self.work_renames();
+        self.tell_moved(moved);
     }
 
     // ---- the peer ------------------------------------------------------------------------
@@ -513,7 +527,10 @@ impl Server {
         let (status, sink) = session.finish();
         let answer = match (status, sink) {
             (None, _) => return,
-            (Some(status), Sink::Peer) => Message::Exited(status),
+            (Some(status), Sink::Peer) => {
+                self.tell_all_moved();
+                Message::Exited(status)
+            }
             (Some(status), Sink::Collect { out, err, limit }) => repo_state_answer(status, &out, &err, limit),
         };
         self.control.control(stream, &answer);

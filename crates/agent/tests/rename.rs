@@ -294,10 +294,41 @@ fn moves_of_refs_are_told() {
     agent.client.run(exec, b"");
     assert_eq!(agent.client.message_of(0), Message::RefsMoved { gitdir: gitdir.clone() });
     assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());
-    // Nothing more of that commit, then a branch.
-    std::thread::sleep(Duration::from_millis(150));
-    agent.ok("git status >/dev/null; git branch other");
+    // Nothing more of that commit; then a branch, told while its session goes on.
+    let exec = agent.command(&["bash", "-c", "git status >/dev/null; echo now; git branch other; exec sleep 60"]);
+    let stream = agent.client.open(&Message::Exec(exec));
+    agent.client.expect(stream, "now");
+    let start = Instant::now();
     assert_eq!(agent.client.message_of(0), Message::RefsMoved { gitdir });
+    assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_ref_is_told_before_the_end_of_who_moved_it() {
+    for notify in [true, false] {
+        let home = Home::new();
+        repository(&home);
+        let mut agent = home.start_with(|config| {
+            config.rename_notify = notify;
+            if !notify {
+                config.session_filter = config.base_filter.clone();
+            }
+        });
+        for n in 0..5 {
+            let exec = agent.command(&["git", "branch", &format!("b{n}")]);
+            let stream = agent.client.open(&Message::Exec(exec));
+            let mut told = false;
+            loop {
+                let frame = agent.client.try_frame().unwrap();
+                match frame.message().unwrap() {
+                    Message::RefsMoved { .. } => told = true,
+                    Message::Exited(_) if frame.stream == stream => break,
+                    _ => {}
+                }
+            }
+            assert!(told, "branch {n}, notifications: {notify}");
+        }
+    }
 }
 
 #[test]
