@@ -5,6 +5,7 @@
 
 mod lands;
 mod layers;
+mod owners;
 mod repos;
 mod shapes;
 mod views;
