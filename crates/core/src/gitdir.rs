@@ -20,6 +20,7 @@
 mod checkout;
 mod config;
 mod fingerprint;
+mod notes;
 mod operation;
 mod reflog;
 mod remembered;
@@ -226,7 +227,14 @@ fn clear(layer: &Path) -> Result<(), GitDirError> {
 
 fn attempt(request: &Request<'_>, layer: &Path, hints: &mut Vec<PathBuf>) -> Result<GitFacts, GitDirError> {
     let top = request.host.worktree()?;
-    let main = survey::survey(request.git, request.host, request.grants, request.all_objects, &[])?;
+    let main = survey::survey(
+        request.git,
+        request.host,
+        request.grants,
+        request.all_objects,
+        &[],
+        Some(&request.repo.vault()),
+    )?;
     *hints = main.listing.files(top);
     let place = Place { layer, at: PathBuf::new(), gitdir: PathBuf::from(".git"), top };
     let (record, config) = one(request, request.host, &main, &place, true)?;
@@ -250,7 +258,7 @@ fn attempt(request: &Request<'_>, layer: &Path, hints: &mut Vec<PathBuf>) -> Res
         match nested_place(request, layer, path) {
             Ok((host, place)) => {
                 let pinned = pinned(&surveys, path);
-                let survey = survey::survey(request.git, &host, &[], request.all_objects, &pinned)?;
+                let survey = survey::survey(request.git, &host, &[], request.all_objects, &pinned, None)?;
                 let (record, config) = one(request, &host, &survey, &place, false)?;
                 facts.remotes.extend(config.remotes);
                 facts.notes.extend(survey.notes.iter().map(|note| format!("'{}': {note}", path.display())));

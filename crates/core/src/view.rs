@@ -446,8 +446,14 @@ impl<'a> Draft<'a> {
     }
 
     fn pack_objects(&self, host: &HostRepo, args: &[&str], input: String) -> Result<Vec<String>> {
-        let out = host
-            .read(self.views.git)
+        // Notes that were cut to what is granted are made in the vault.
+        let alternate = self.views.vault.then(|| self.views.repo.vault().join("objects"));
+        let command = host.read(self.views.git);
+        let command = match &alternate {
+            Some(vault) => command.env("GIT_ALTERNATE_OBJECT_DIRECTORIES", vault),
+            None => command,
+        };
+        let out = command
             // No search for new deltas: those that the host has are reused, and the first sandbox of a
             // large repository should not wait for a smaller pack than the host's own.
             .args(["pack-objects", "-q", "--non-empty", "--window=0", "--delta-base-offset"])

@@ -5,6 +5,7 @@
 //! besides, at no cost: each ref whose target those reach.
 
 use super::config::Made as Config;
+use super::notes;
 use super::operation::Operation;
 use super::reflog::{self, Line};
 use super::{GitDirError, Grant, failed};
@@ -71,6 +72,7 @@ pub(super) fn survey(
     grants: &[Grant],
     all: bool,
     more_roots: &[Oid],
+    vault: Option<&Path>,
 ) -> Result<Survey, GitDirError> {
     let listing = Listing::read(git, host.top_or_gitdir())?;
     let refs = RefStore::read(git, host.git_dir(), host.common_dir())?;
@@ -181,6 +183,8 @@ pub(super) fn survey(
     }
     let mut candidates: HashSet<Oid> = shown.iter().map(|(_, oid, peels)| peels.unwrap_or(*oid)).collect();
     candidates.extend(logs.iter().flat_map(|(_, lines)| lines).flat_map(|line: &Line| [line.old, line.new]));
+    let annotations = notes::read(git, host, &refs, vault)?;
+    candidates.extend(annotations.iter().flat_map(notes::Notes::annotated));
     let replaced: Vec<(RefName, Oid, Oid)> = replacements(&refs);
     candidates.extend(replaced.iter().map(|(_, original, _)| *original));
     candidates.retain(|oid| !known.contains(oid) && !oid.is_null());
@@ -235,10 +239,21 @@ pub(super) fn survey(
     cut.push(("refs/stash".to_owned(), reflog::cut(&saved, host.format(), |oid| exists.contains(oid))));
     cut.retain(|(_, text)| !text.is_empty());
 
-    let extras = match &index {
+    let mut extras = match &index {
         Some(IndexFile { index: Some(index), .. }) if !all => extras(git, host, index, head_tree)?,
         _ => Vec::new(),
     };
+    for notes in &annotations {
+        if let (Some(vault), false) = (vault, all)
+            && let Some(made) = notes.cut(git, vault, inside)?
+        {
+            granted.insert(made.commit);
+            visible.insert(notes.name.clone(), (made.commit, None));
+            extras.extend(made.objects);
+        } else if all {
+            visible.insert(notes.name.clone(), (notes.commit, None));
+        }
+    }
     if let Some(note) = index.as_ref().and_then(|index| index.note.clone()) {
         notes.push(note);
     }

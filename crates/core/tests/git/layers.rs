@@ -287,3 +287,27 @@ fn only_matching_stat_data_is_rewritten() {
         }
     });
 }
+
+#[test]
+fn notes_are_cut_to_granted_commits() {
+    each_git(|world| {
+        let top = world.repo("r", &[]);
+        world.git(&top, &["notes", "add", "-m", "seen by all", "HEAD~1"]);
+        world.git(&top, &["checkout", "-q", "-b", "private"]);
+        let private = world.commit_empty(&top, "private");
+        world.git(&top, &["notes", "add", "-m", "PRIVATE NOTE", &private]);
+        world.git(&top, &["checkout", "-q", "main"]);
+        let inside = world.spawn(&top, "in");
+        assert_eq!(inside.git(&["notes", "show", "HEAD~1"]), "seen by all\n");
+        assert_eq!(inside.git(&["notes", "list"]).lines().count(), 1);
+        assert_eq!(inside.git(&["log", "--format=%s %N"]), world.git(&top, &["log", "--format=%s %N"]));
+        let all = inside.objects().len();
+        let text: String = inside.objects().iter().map(|id| inside.git(&["cat-file", "-p", id])).collect();
+        assert!(all > 5 && !text.contains("PRIVATE") && !text.contains(&private));
+        assert_eq!(world.spawn(&top, "again").view().key(), inside.view().key());
+        inside.git(&["notes", "add", "-m", "from inside", "HEAD"]);
+        inside.git(&["fsck", "--no-dangling"]);
+        let whole = world.spawn_with(&top, "whole", &[], true);
+        assert_eq!(whole.git(&["notes", "show", &private]), "PRIVATE NOTE\n");
+    });
+}

@@ -102,6 +102,11 @@ impl World {
         self.git(top, &["rev-parse", "HEAD"]).trim().to_owned()
     }
 
+    pub fn commit_empty(&self, top: &Path, message: &str) -> String {
+        self.git(top, &["commit", "-q", "--allow-empty", "-m", message]);
+        self.git(top, &["rev-parse", "HEAD"]).trim().to_owned()
+    }
+
     pub fn host(&self, top: &Path) -> HostRepo {
         HostRepo::discover(&self.git, top).unwrap()
     }
