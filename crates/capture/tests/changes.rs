@@ -98,7 +98,7 @@ fn a_hostile_upper_directory_is_only_read() {
     fs::create_dir(upper.join("closed")).unwrap();
     fs::write(upper.join("closed/in"), "x").unwrap();
     fs::write(upper.join("same"), "same").unwrap();
-    fs::set_permissions(upper.join("closed"), std::os::unix::fs::PermissionsExt::from_mode(0)).unwrap();
+    fs::set_permissions(upper.join("closed"), std::os::unix::fs::PermissionsExt::from_mode(0o0)).unwrap();
     rustix::fs::mknodat(rustix::fs::CWD, upper.join("a"), rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
     rustix::fs::mknodat(rustix::fs::CWD, upper.join("dir/x"), rustix::fs::FileType::CharacterDevice, 0.into(), 0)
         .unwrap();

@@ -28,6 +28,8 @@ pub(crate) enum Copied {
         torn: bool,
         /// It shares its blocks with the host's file.
         reflinked: bool,
+        /// It is a further name of a file that was copied.
+        linked: bool,
         /// It has an access control list beyond its mode.
         acl: bool,
     },
@@ -35,6 +37,18 @@ pub(crate) enum Copied {
     Unreadable(Stat),
     /// It is gone, or something else by now.
     Vanished,
+}
+
+impl Copied {
+    /// Returns the same for a further name of the file.
+    pub(super) fn as_link(self) -> Self {
+        match self {
+            Self::Done { stat, copy, racy, torn, .. } => {
+                Self::Done { stat, copy, racy, torn, reflinked: false, linked: true, acl: false }
+            }
+            other => other,
+        }
+    }
 }
 
 /// An error, and whether it was met in the layer or on the source's side.
@@ -113,7 +127,7 @@ fn copy_file(
         rustix::fs::futimens(&new, &times(stat.mtime)).map_err(target)?;
         let copy = copy_stat(&fstat(new.as_fd()).map_err(target)?);
         let racy = torn || stat.racy(seen);
-        return Ok(Copied::Done { stat, copy, racy, torn, reflinked: copied.reflinked, acl });
+        return Ok(Copied::Done { stat, copy, racy, torn, reflinked: copied.reflinked, linked: false, acl });
     }
 }
 
@@ -148,7 +162,7 @@ fn copy_symlink(
     }
     rustix::fs::utimensat(to, name, &times(stat.mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(target)?;
     let copy = copy_stat(&stat_at(to, name).map_err(target)?);
-    Ok(Copied::Done { stat, copy, racy: torn || stat.racy(seen), torn, reflinked: false, acl: false })
+    Ok(Copied::Done { stat, copy, racy: torn || stat.racy(seen), torn, reflinked: false, linked: false, acl: false })
 }
 
 /// Makes a new file, in place of whatever has the name.

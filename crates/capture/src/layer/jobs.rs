@@ -97,7 +97,7 @@ fn link_all(
             _ => false,
         };
         if linked && link(build, first, op).map_err(|errno| build.layer_error("create", &op.dir, errno))? {
-            results[*at] = results[*leader];
+            results[*at] = results[*leader].as_link();
         } else {
             for (at, copied) in copy_batch(build, ops, &[*at])? {
                 results[at] = copied;

@@ -44,9 +44,9 @@ impl Build<'_> {
             }
         };
         for copied in &results {
-            if let Copied::Done { stat, reflinked, acl, .. } = copied {
+            if let Copied::Done { stat, reflinked, linked, acl, .. } = copied {
                 self.stats.copied_files += 1;
-                self.stats.copied_bytes += stat.size;
+                self.stats.copied_bytes += if *linked { 0 } else { stat.size };
                 self.stats.reflinked += u64::from(*reflinked);
                 self.stats.acls_dropped += u64::from(*acl);
             }
