@@ -16,8 +16,8 @@
 //! A sandbox and its landing borrow from a view, so they see the closure of what was granted: no other
 //! branch, no dropped stash, no blob that an earlier sandbox had staged. Packs are self-contained
 //! (no thin ones) and never rewritten; a chain that gets long is begun again after its first step.
-//! Nothing is fsynced here: a view can be made again until a sandbox has worked in it, and git
-//! itself syncs the packs that it writes.
+//! Nothing is synced while it is made, because a sandbox waits for it: [`View::sync`] follows once the
+//! sandbox runs, before anything in it can be called saved.
 
 mod closure;
 mod serve;
@@ -192,6 +192,18 @@ impl View {
     /// Objects of it may be missing.
     pub fn is_partial(&self) -> bool {
         self.record.partial
+    }
+
+    /// Writes it to the disk for good: to be called after the sandbox that stands on it was started.
+    pub fn sync(&self) -> io::Result<()> {
+        let packs = self.objects().join("pack");
+        for entry in fs::read_dir(&packs)? {
+            fs::File::open(entry?.path())?.sync_all()?;
+        }
+        for path in [&self.dir.join("view.json"), &packs, &self.objects(), &self.dir] {
+            fs::File::open(path)?.sync_all()?;
+        }
+        self.dir.parent().map_or(Ok(()), |views| fs::File::open(views)?.sync_all())
     }
 
     /// It holds everything that the host had.
@@ -448,7 +460,7 @@ impl<'a> Draft<'a> {
     fn pack_objects(&self, host: &HostRepo, args: &[&str], input: String) -> Result<Vec<String>> {
         // Notes that were cut to what is granted are made in the vault.
         let alternate = self.views.vault.then(|| self.views.repo.vault().join("objects"));
-        let command = host.read(self.views.git);
+        let command = host.read(self.views.git).config("core.fsync=none");
         let command = match &alternate {
             Some(vault) => command.env("GIT_ALTERNATE_OBJECT_DIRECTORIES", vault),
             None => command,

@@ -91,6 +91,8 @@ impl Landing {
         let names = self
             .git
             .landing(&self.dir)
+            // Synced where it is put to stay.
+            .config("core.fsync=none")
             .args(args)
             .args(self.partial.then_some("--missing=allow-promisor"))
             .arg(out.path().join("pack"))

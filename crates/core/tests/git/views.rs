@@ -59,6 +59,7 @@ fn the_same_roots_are_the_same_view_and_new_commits_add_a_pack() {
         let first = world.spawn(&top, "first");
         let second = world.spawn(&top, "second");
         assert_eq!(first.view().key(), second.view().key());
+        first.view().sync().unwrap();
         assert_eq!(packs(&first).len(), 2, "the history before HEAD~8, and the rest");
 
         write(&top, "new.txt", "x\n");
