@@ -296,6 +296,24 @@ fn a_shutdown_asks_before_it_kills() {
 }
 
 #[test]
+fn a_shutdown_after_everything_was_killed_still_asks() {
+    let home = Home::new();
+    let mut agent = home.start();
+    agent.sh("kill -9 -1");
+    eventually("a new nursery", || agent.sh("true").status == Ok(ExitStatus::Code(0)));
+    let exec = agent.command(&[
+        "bash",
+        "-c",
+        "trap 'sleep 0.2; echo bye; exit 0' TERM; echo ready; while :; do sleep 0.02; done",
+    ]);
+    let stream = agent.client.open(&Message::Exec(exec));
+    agent.client.expect(stream, "ready");
+    agent.client.send(0, &Message::Shutdown { grace_ms: 5000 });
+    agent.client.expect(stream, "bye");
+    assert!(agent.wait().success());
+}
+
+#[test]
 fn a_shutdown_of_an_idle_sandbox_is_quick() {
     let home = Home::new();
     let mut agent = home.start();

@@ -6,15 +6,19 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 use sandbox_protocol::ExitStatus;
 use sandbox_sys::fork::fork;
-use sandbox_sys::notify::{Answer, Listener};
+use sandbox_sys::notify::{Answer, Listener, Notification};
 use sandbox_sys::{caps, signals};
 use std::path::PathBuf;
 use std::sync::Arc;
+
+/// A helper's status when it has done its work and the caller was interrupted, or is gone.
+const UNHEARD: u8 = 2;
 
 /// One rename to be done.
 #[derive(Debug)]
 pub struct Job {
     id: u64,
+    pid: u32,
     listener: Arc<Listener>,
     top: PathBuf,
     from: Place,
@@ -24,14 +28,14 @@ pub struct Job {
 
 impl Job {
     pub(super) fn new(
-        id: u64,
+        call: &Notification,
         listener: Arc<Listener>,
         top: PathBuf,
         from: Place,
         to: Place,
         flags: RenameFlags,
     ) -> Self {
-        Self { id, listener, top, from, to, flags }
+        Self { id: call.id, pid: call.pid, listener, top, from, to, flags }
     }
 
     /// The helper's life: does the work, answers the caller itself, and ends.
@@ -52,6 +56,9 @@ impl Job {
             Ok(()) => Answer::Return(0),
             Err(error) => Answer::Error(error.raw_os_error()),
         };
+        if answer == Answer::Return(0) && !self.listener.is_valid(self.id) {
+            return UNHEARD;
+        }
         u8::from(self.listener.answer(self.id, answer).is_err())
     }
 
@@ -81,14 +88,18 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the next helper if none runs and there is work; true when it did.
-    pub fn next(&mut self, notifier: &Notifier) -> bool {
+    /// Starts the next helper if none runs and there is work.
+    pub fn next(&mut self, notifier: &Notifier) {
         while self.running.is_none() {
             let task = match self.recover.take() {
                 Some(top) => Task::Recover(top),
                 None => match notifier.take_job() {
+                    Some(job) if notifier.was_done(job.pid, &job.from, &job.to) => {
+                        let _ = job.listener.answer(job.id, Answer::Return(0));
+                        continue;
+                    }
                     Some(job) => Task::Rename(job),
-                    None => return false,
+                    None => return,
                 },
             };
             let started = fork(|| match &task {
@@ -105,16 +116,23 @@ impl Worker {
                 (Err(_), Task::Recover(_)) => {}
             }
         }
-        true
     }
 
     /// A child was reaped; true when it was the helper.
-    pub fn ended(&mut self, pid: Pid, status: ExitStatus) -> bool {
+    pub fn ended(&mut self, pid: Pid, status: ExitStatus, notifier: &Notifier) -> bool {
         match self.running.take() {
             Some((helper, task)) if helper == pid => {
-                if let (Task::Rename(job), true) = (task, status != ExitStatus::Code(0)) {
-                    job.refuse();
-                    self.recover = Some(job.top);
+                match (task, status) {
+                    (Task::Rename(job), ExitStatus::Code(code)) if code == i32::from(UNHEARD) => {
+                        if let (Ok(from), Ok(to)) = (job.from.id(), job.to.id()) {
+                            notifier.remember(job.pid, from, to);
+                        }
+                    }
+                    (_, ExitStatus::Code(0)) | (Task::Recover(_), _) => {}
+                    (Task::Rename(job), _) => {
+                        job.refuse();
+                        self.recover = Some(job.top);
+                    }
                 }
                 true
             }

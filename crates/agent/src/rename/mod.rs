@@ -14,6 +14,9 @@
 //! with other ids (a subuid range) gets the kernel's own answer, EXDEV. So does `RENAME_EXCHANGE`
 //! of directories with a lower part.
 //!
+//! Before Linux 5.19 any signal interrupts a waiting caller, who then asks again for what may have
+//! been done meanwhile: what nobody heard of is remembered for a moment and answered then.
+//!
 //! Paths are resolved as the caller would: from its working directory or descriptor, below its
 //! root (which is ours: `chroot` is denied). Magic links of `/proc` would lead PID 1 elsewhere than
 //! the caller and are left to the kernel.
@@ -36,6 +39,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// What the kernel takes as a path, with its end.
 const PATH_MAX: usize = 4096;
@@ -58,9 +62,25 @@ pub struct Notifier {
     trees: Vec<Tree>,
     jobs: Mutex<VecDeque<Job>>,
     refs: Mutex<BTreeSet<Vec<u8>>>,
+    /// Renames that were done while their callers were interrupted.
+    unheard: Mutex<Vec<Unheard>>,
+    /// There are some: most calls need not look.
+    any_unheard: AtomicBool,
     wake: OwnedFd,
     answering: AtomicBool,
 }
+
+/// A rename that was done and could not be answered.
+#[derive(Debug)]
+struct Unheard {
+    pid: u32,
+    from: PlaceId,
+    to: PlaceId,
+    until: Instant,
+}
+
+/// How long an interrupted caller may take in its signal handler.
+const REMEMBER: Duration = Duration::from_secs(5);
 
 impl Notifier {
     /// Returns the shared half; no thread runs yet.
@@ -74,6 +94,8 @@ impl Notifier {
             trees,
             jobs: Mutex::default(),
             refs: Mutex::default(),
+            unheard: Mutex::default(),
+            any_unheard: AtomicBool::new(false),
             wake: rustix::event::eventfd(0, flags)?,
             answering: AtomicBool::new(false),
         })
@@ -92,6 +114,29 @@ impl Notifier {
 
     fn take_job(&self) -> Option<Job> {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    fn remember(&self, pid: u32, from: PlaceId, to: PlaceId) {
+        let until = Instant::now() + REMEMBER;
+        self.unheard.lock().unwrap_or_else(PoisonError::into_inner).push(Unheard { pid, from, to, until });
+        self.any_unheard.store(true, Ordering::Release);
+    }
+
+    /// True, once, when this rename was done for this caller, who did not hear of it.
+    fn was_done(&self, pid: u32, from: &Place, to: &Place) -> bool {
+        if !self.any_unheard.load(Ordering::Acquire) {
+            return false;
+        }
+        let mut unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        unheard.retain(|one| one.until > now);
+        let (Ok(from), Ok(to)) = (from.id(), to.id()) else { return false };
+        let at = unheard.iter().position(|one| one.pid == pid && one.from == from && one.to == to);
+        if let Some(at) = at {
+            unheard.swap_remove(at);
+        }
+        self.any_unheard.store(!unheard.is_empty(), Ordering::Release);
+        at.is_some()
     }
 
     /// Fails the renames that wait for a helper.
@@ -154,6 +199,12 @@ fn consider(call: &Notification, listener: &Arc<Listener>, notifier: &Notifier) 
     let Ok(old) = memory.read_str(rename.old_path, &mut old) else { return Some(Answer::Continue) };
     let Ok(new) = memory.read_str(rename.new_path, &mut new) else { return Some(Answer::Continue) };
     drop(memory);
+    if notifier.any_unheard.load(Ordering::Acquire)
+        && let (Ok(from), Ok(to)) = (resolve(call.pid, rename.old_dir, old), resolve(call.pid, rename.new_dir, new))
+        && notifier.was_done(call.pid, &from, &to)
+    {
+        return Some(Answer::Return(0));
+    }
     if !is_directory(call.pid, rename.old_dir, old) {
         if refs::may_be_ref(old.to_bytes(), new.to_bytes())
             && let Some(gitdir) = refs::gitdir_of(&absolute(call.pid, rename.new_dir, new))
@@ -210,6 +261,21 @@ struct Place {
     name: CString,
 }
 
+/// Names a place whoever opened it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct PlaceId {
+    device: u64,
+    inode: u64,
+    name: CString,
+}
+
+impl Place {
+    fn id(&self) -> rustix::io::Result<PlaceId> {
+        let stat = rustix::fs::fstat(&self.parent)?;
+        Ok(PlaceId { device: stat.st_dev, inode: stat.st_ino, name: self.name.clone() })
+    }
+}
+
 fn resolve(pid: u32, directory: i32, path: &CStr) -> rustix::io::Result<Place> {
     let path = path.to_bytes();
     // A slash at the end says "a directory" and stays with the name, as the kernel wants it there.
@@ -262,7 +328,7 @@ fn directory(
     match rustix::fs::renameat_with(&from.parent, &from.name, &to.parent, &to.name, flags) {
         Ok(()) => Ok(Some(Answer::Return(0))),
         Err(Errno::XDEV) if !flags.contains(RenameFlags::EXCHANGE) => {
-            notifier.add_job(Job::new(call.id, listener.clone(), tree.at.clone(), from, to, flags));
+            notifier.add_job(Job::new(call, listener.clone(), tree.at.clone(), from, to, flags));
             Ok(None)
         }
         Err(error) => Ok(Some(Answer::Error(error.raw_os_error()))),
@@ -278,4 +344,64 @@ fn same_ids(pid: u32) -> io::Result<bool> {
         Ok(fields.filter_map(|line| line.split_ascii_whitespace().next_back()).map(str::to_owned).collect())
     };
     Ok(ids(&pid.to_string())? == ids("thread-self")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn own(path: &str) -> rustix::io::Result<Place> {
+        resolve(std::process::id(), rustix::fs::CWD.as_raw_fd(), &CString::new(path).unwrap())
+    }
+
+    fn at(place: &Place) -> PathBuf {
+        std::fs::read_link(format!("/proc/self/fd/{}", place.parent.as_raw_fd())).unwrap()
+    }
+
+    #[test]
+    fn paths_are_cut_into_directory_and_name() {
+        let top = tempfile::tempdir().unwrap();
+        let top = top.path().canonicalize().unwrap();
+        std::fs::create_dir_all(top.join("a/b")).unwrap();
+        for (path, parent, name) in
+            [("a", "", c"a"), ("a/b", "a", c"b"), ("a/b///", "a", c"b///"), ("a//new", "a", c"new")]
+        {
+            let place = own(&format!("{}/{path}", top.display())).unwrap();
+            assert_eq!((at(&place), place.name.as_c_str()), (top.join(parent), name), "{path}");
+        }
+        assert_eq!(at(&own("/tmp").unwrap()), Path::new("/"));
+        assert_eq!(at(&own("x").unwrap()), std::env::current_dir().unwrap());
+        let directory = std::fs::File::open(top.join("a")).unwrap();
+        let place = resolve(std::process::id(), directory.as_raw_fd(), c"b/x").unwrap();
+        assert_eq!(at(&place), top.join("a/b"));
+        assert_eq!(
+            absolute(std::process::id(), directory.as_raw_fd(), c"b/x"),
+            top.join("a/b/x").as_os_str().as_bytes()
+        );
+    }
+
+    #[test]
+    fn what_has_no_name_or_leads_through_us_is_left_to_the_kernel() {
+        for path in ["", ".", "..", "/", "a/..", "/tmp/.", "/proc/self/cwd/x", "/proc/self/fd/0/x", "/no/where/x"] {
+            assert!(own(path).is_err(), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_heard_is_answered_once() {
+        let notifier = Notifier::new(&AgentConfig::default()).unwrap();
+        let (from, to) = (own("/tmp/a").unwrap(), own("/tmp/b").unwrap());
+        assert!(!notifier.was_done(7, &from, &to));
+        notifier.remember(7, from.id().unwrap(), to.id().unwrap());
+        assert!(!notifier.was_done(8, &from, &to));
+        assert!(!notifier.was_done(7, &to, &from));
+        assert!(notifier.was_done(7, &from, &to));
+        assert!(!notifier.was_done(7, &from, &to));
+    }
+
+    #[test]
+    fn our_own_ids_are_the_same() {
+        assert!(same_ids(std::process::id()).unwrap());
+    }
 }
