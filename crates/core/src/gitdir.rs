@@ -283,11 +283,8 @@ fn one(
     main: bool,
 ) -> Result<(ViewRecord, config::Made), GitDirError> {
     let views = Views { git: request.git, repo: request.repo, owner: request.owner, vault: main };
-    let view = if request.all_objects {
-        views.whole(host, survey.wanted.shallow.clone(), survey.wanted.partial)?
-    } else {
-        views.ensure(host, &survey.wanted)?
-    };
+    let view =
+        if request.all_objects { views.whole(host, &survey.wanted)? } else { views.ensure(host, &survey.wanted)? };
     let config = survey::configuration(survey, request.git, host.worktree()?);
     write(request, host, survey, &config, &view, place)?;
     Ok((record(host, survey, &view, place), config))

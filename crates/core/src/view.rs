@@ -265,9 +265,10 @@ impl Views<'_> {
         self.make(host, &wanted, key, Extras::Link(view))
     }
 
-    /// Returns a view of all objects that the host has now.
-    pub fn whole(&self, host: &HostRepo, shallow: Vec<Oid>, partial: bool) -> Result<View> {
-        whole::make(self, host, shallow, partial)
+    /// Returns a view of all objects that the host has now. `wanted` says what a landing may take for
+    /// known: it need not be sent again.
+    pub fn whole(&self, host: &HostRepo, wanted: &Wanted) -> Result<View> {
+        whole::make(self, host, wanted)
     }
 
     fn make(&self, host: &HostRepo, wanted: &Wanted, key: String, extras: Extras<'_>) -> Result<View> {

@@ -3,7 +3,7 @@
 //! The host's packs are hard-linked (copied where that cannot be, or where the link's owner would
 //! have to change, because a link is the host's own file); its loose objects become one pack.
 
-use super::{Draft, Record, Result, View, ViewError, Views, digest, failed};
+use super::{Draft, Record, Result, Step, View, ViewError, Views, Wanted, digest, failed};
 use crate::host_repo::HostRepo;
 use sandbox_git::Oid;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +13,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-pub(super) fn make(views: &Views<'_>, host: &HostRepo, shallow: Vec<Oid>, partial: bool) -> Result<View> {
+pub(super) fn make(views: &Views<'_>, host: &HostRepo, wanted: &Wanted) -> Result<View> {
     let mut packs: BTreeMap<OsString, PathBuf> = BTreeMap::new();
     let mut loose: BTreeSet<Oid> = BTreeSet::new();
     for objects in object_dirs(host.common_dir()) {
@@ -25,7 +25,10 @@ pub(super) fn make(views: &Views<'_>, host: &HostRepo, shallow: Vec<Oid>, partia
     for name in packs.keys() {
         text.push_str(&format!("{}\n", name.to_string_lossy()));
     }
-    text.extend(loose.iter().chain(&shallow).map(|oid| format!("{oid}\n")));
+    let roots: Vec<Oid> = wanted.roots().into_iter().collect();
+    for (what, oids) in [("loose", &loose), ("shallow", &wanted.shallow), ("root", &roots)] {
+        text.extend(oids.iter().map(|oid| format!("{what} {oid}\n")));
+    }
     let key = digest(text.as_bytes());
     if let Some(view) = View::open(views.repo, &key)? {
         return Ok(view);
@@ -42,9 +45,9 @@ pub(super) fn make(views: &Views<'_>, host: &HostRepo, shallow: Vec<Oid>, partia
     let record = Record {
         version: 1,
         format: host.format(),
-        shallow,
-        partial,
-        steps: Vec::new(),
+        shallow: wanted.shallow.clone(),
+        partial: wanted.partial,
+        steps: vec![Step { roots, packs: Vec::new() }],
         extras: String::new(),
         extras_packs,
         whole: true,

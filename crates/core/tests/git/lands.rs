@@ -675,3 +675,22 @@ fn only_tags_may_hold_something_else_than_a_commit() {
         assert_eq!((both.accepted.len(), both.refused.len()), (1, 1), "{both:?}");
     });
 }
+
+#[test]
+fn with_all_objects_granted_only_what_is_new_is_sent() {
+    each_git(|world| {
+        let top = world.repo("r", &[]);
+        let noise: String = (0..200_000u64).map(|n| n.wrapping_mul(2_654_435_761).to_string()).collect();
+        write(&top, "noise", &noise);
+        world.commit(&top, "large");
+        let inside = world.spawn_with(&top, "in", &[], true);
+        inside.git(&["commit", "-q", "--allow-empty", "-m", "small"]);
+        let head = oid(&inside.git(&["rev-parse", "HEAD"]));
+        let landing = open(&inside, Bounds::default());
+        let landed = land(&inside, &landing, &[("refs/sandbox/x", head)]).unwrap();
+        assert_eq!(landed.accepted.len(), 1);
+        assert!(landed.bytes < 4096, "{}", landed.bytes);
+        let outcome = landing.move_to_host(&world.host(&top), "x", &[update("refs/sandbox/x", None, head)]).unwrap();
+        assert_eq!(outcome.objects, 1);
+    });
+}
