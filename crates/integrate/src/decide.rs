@@ -150,7 +150,8 @@ fn decide_index(lines: &mut dyn Lines, sides: &Sides, working_becomes: Side) -> 
         return Ok(Ok(merged));
     }
     // The user staged a file and edited it further; the sandbox committed the later state.
-    if sides.captured_index == Some(index) && working == sides.captured && working_becomes == next {
+    let is_later = sides.captured_index == Some(index) && working == sides.captured && working_becomes == next;
+    if is_later && working.is_some() && next.is_some() {
         return Ok(Ok(next));
     }
     if let (Some(index), Some(next)) = (index, next)
@@ -296,6 +297,8 @@ mod tests {
         assert_eq!(run(["1", "SU", "SU", "SU", "S"], None), "Staged");
         assert_eq!(run_all(["1", "SU", "SU", "SU", "S"], "1", "SU", Some("S"), None), "SU | SU");
         assert_eq!(run_all(["1", "SU", "SU", "SU", "S"], "1", "SU", Some("1"), None), "Staged");
+        // staged, then deleted: the staged content is nowhere else
+        assert_eq!(run_all(["1", "-", "-", "-", "S"], "1", "-", Some("S"), Some(false)), "Staged");
         assert_eq!(run(["1,2", "U,X", "U,2", "U,2", "U,2"], None), "U,X | U,X");
     }
 

@@ -8,6 +8,7 @@ use crate::repo::{Repo, parse_oid};
 use crate::run::{Answer, unexpected};
 use sandbox_git::Oid;
 use serde::Serialize;
+use std::collections::BTreeSet;
 
 /// Where a tip stands against a commit of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -239,6 +240,22 @@ fn fork_point(repo: &Repo, onto: Option<Oid>, tip: Oid) -> Result<String, MergeE
     Ok(tree_of(repo, base))
 }
 
+/// Reads the paths that `git status --porcelain -z -uall` names, both of a rename: what is left
+/// uncommitted. `None` if it is not such a listing.
+pub fn status_paths(porcelain: &[u8]) -> Option<BTreeSet<RepoPath>> {
+    let mut paths = BTreeSet::new();
+    let mut records = porcelain.split(|b| *b == 0);
+    while let Some(record) = records.next().filter(|record| !record.is_empty()) {
+        let (state, path) = (record.get(..2)?, record.get(3..)?);
+        // An untracked repository is named as a directory.
+        paths.insert(RepoPath::parse(path.strip_suffix(b"/").unwrap_or(path))?);
+        if state.iter().any(|b| matches!(b, b'R' | b'C')) {
+            paths.insert(RepoPath::parse(records.next()?)?);
+        }
+    }
+    Some(paths)
+}
+
 /// A name for a commit's tree; without a commit, the empty tree.
 pub(crate) fn tree_of(repo: &Repo, commit: Option<Oid>) -> String {
     commit.map_or_else(|| repo.format().empty_tree().to_string(), |commit| format!("{commit}^{{tree}}"))
@@ -247,6 +264,14 @@ pub(crate) fn tree_of(repo: &Repo, commit: Option<Oid>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn status_names_both_sides_of_a_rename() {
+        let paths = status_paths(b" M a\0R  new\0old\0?? d/u\0?? repo/\0").unwrap();
+        assert_eq!(paths.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a", "d/u", "new", "old", "repo"]);
+        assert_eq!(status_paths(b""), Some(BTreeSet::new()));
+        assert_eq!(status_paths(b"?"), None);
+    }
 
     #[test]
     fn the_table_reads_as_gits() {

@@ -54,7 +54,7 @@ impl World {
         fs::create_dir(&host).unwrap();
         fs::write(
             dir.path().join("gitconfig"),
-            "[user]\nname = U\nemail = u@example.com\n[init]\ndefaultBranch = main\n",
+            "[user]\nname = U\nemail = u@example.com\n[init]\ndefaultBranch = main\n[gc]\nauto = 0\n[core]\nfsync = none\n",
         )
         .unwrap();
         let undos = std::cell::Cell::new(0);

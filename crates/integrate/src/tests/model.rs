@@ -201,8 +201,9 @@ fn build(case: &Case) -> World {
 fn check(case: &Case) -> Result<bool, TestCaseError> {
     let world = build(case);
     world.land();
-    let before = world.everything();
+    // `git status` writes the index.
     let clean = world.status().is_empty();
+    let before = world.everything();
     let entries = |path: &str| world.git(&["ls-files", "--stage", "--debug", "--", path]);
     let touched: BTreeSet<String> =
         world.git(&["diff", "--name-only", "HEAD...refs/sandbox/fix"]).lines().map(str::to_owned).collect();
@@ -257,8 +258,8 @@ fn check(case: &Case) -> Result<bool, TestCaseError> {
 
 #[test]
 fn what_must_always_hold() {
-    // Bounded: each case is some forty processes.
-    let cases = std::env::var("SANDBOX_TEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(24);
+    // Bounded: each case is some sixty processes.
+    let cases = std::env::var("SANDBOX_TEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 30, ..Config::default() };
     let merged = std::cell::Cell::new(0);
     let result = TestRunner::new(config).run(&case(), |case| {
