@@ -78,7 +78,8 @@ fn a_moved_directory_is_the_same() {
     let mut agent = home.start();
     let plain = tempfile::tempdir().unwrap();
     project(plain.path());
-    let script = format!("mv src lib && mv lib/app/deep lib/deep2 && mkdir a && mv lib a/b; {LOOK}");
+    let script =
+        format!("mv src lib && mv lib/app/deep lib/deep2 && mv lib/locked lib/kept && mkdir a && mv lib a/b; {LOOK}");
     let expected = Command::new("bash").args(["-ec", &script]).current_dir(plain.path()).output().unwrap();
     assert_eq!(agent.ok(&script), String::from_utf8(expected.stdout).unwrap());
     assert_eq!(agent.ok("stat -c %y a/b/deep2 | cut -c1-10"), "2001-02-03\n");

@@ -91,9 +91,15 @@ pub fn rename_directory(places: &Places<'_>, noreplace: bool) -> Result<()> {
         copy_up(&source);
         fill(&source, &new, &before)?;
         let flags = if noreplace { RenameFlags::NOREPLACE } else { RenameFlags::empty() };
+        // A directory that its owner may not write cannot leave ours, though it may have kept its parent.
+        let mode = Mode::from_raw_mode(before.st_mode);
+        rustix::fs::fchmod(&new, mode | Mode::WUSR).inspect_err(|_| {
+            let _ = put_back(&new, &source, &before);
+        })?;
         rustix::fs::renameat_with(&reserved, c"new", places.new_parent, new_name, flags).inspect_err(|_| {
             let _ = put_back(&new, &source, &before);
         })?;
+        let _ = rustix::fs::fchmod(&new, mode);
         for _ in 0..STRAGGLER_ROUNDS {
             match rustix::fs::unlinkat(places.old_parent, old_name, AtFlags::REMOVEDIR) {
                 Err(Errno::NOTEMPTY) => {}
@@ -106,7 +112,8 @@ pub fn rename_directory(places: &Places<'_>, noreplace: bool) -> Result<()> {
         }
         Ok(())
     })();
-    clean(&top)?;
+    // Whether it was done is the answer; what could not be cleaned the next rename or start looks at.
+    let _ = clean(&top);
     moved
 }
 
@@ -148,8 +155,11 @@ pub fn recover(top: &Path) -> Result<bool> {
 
 fn clean(top: &OwnedFd) -> Result<()> {
     let reserved = open_directory(top, RESERVED)?;
-    // First what could be mistaken for work to do; `new` is empty or gone.
-    let _ = rustix::fs::unlinkat(&reserved, c"new", AtFlags::REMOVEDIR);
+    // The plan stays as long as there is something to put back.
+    match rustix::fs::unlinkat(&reserved, c"new", AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(error) => return Err(error),
+    }
     for name in [c"target", c"source"] {
         let _ = rustix::fs::unlinkat(&reserved, name, AtFlags::empty());
     }
@@ -526,6 +536,17 @@ mod tests {
         cut(&tree, "w/src");
         assert_eq!(recover(tree.0.path()), Ok(true));
         assert_eq!(tree.list(), "lib/a: lib/a\nw/");
+    }
+
+    #[test]
+    fn a_plan_is_kept_as_long_as_it_is_needed() {
+        let tree = Tree::of(&[".gs-rename/new/a"]);
+        cut(&tree, "gone/src");
+        assert_eq!(recover(tree.0.path()), Err(Errno::NOENT));
+        assert_eq!(clean(&open_directory(rustix::fs::CWD, tree.0.path()).unwrap()), Err(Errno::NOTEMPTY));
+        fs::create_dir(tree.at("gone")).unwrap();
+        assert_eq!(recover(tree.0.path()), Ok(true));
+        assert_eq!(tree.list(), "gone/src/a: .gs-rename/new/a");
     }
 
     #[test]
