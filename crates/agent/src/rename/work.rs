@@ -65,7 +65,8 @@ pub struct Places<'a> {
 /// Renames a directory within one tree, as `rename(2)` would. The kernel has looked at it before
 /// (permissions, loops, types) and refused only the overlay's part. On an error all is as it was.
 pub fn rename_directory(places: &Places<'_>, noreplace: bool) -> Result<()> {
-    recover(places.top)?;
+    // While something else is in our way the overlay's own answer stands.
+    recover(places.top).map_err(|_| Errno::XDEV)?;
     let (old_name, new_name) = (OsStr::from_bytes(places.old_name), OsStr::from_bytes(places.new_name));
     let source = open_directory(places.old_parent, old_name)?;
     match open_directory(places.new_parent, new_name) {
