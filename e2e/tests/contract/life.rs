@@ -257,7 +257,10 @@ fn list_and_show_tell_what_is_true(subject: &Subject) {
     };
     wait_until("the commit is counted", Duration::from_secs(5), || {
         let one = find(&repo.sandbox(&["list", "--json"]).ok());
-        one["driver"] == subject.driver && one["state"] == "running" && one["ahead"] == 1 && one["uncommitted"] == 1
+        one["driver"] == subject.driver
+            && one["state"] == "running"
+            && one["commits_ahead"] == 1
+            && one["uncommitted"] == 1
     });
     let show = repo.sandbox(&["show", "s", "--json"]).ok();
     let show: Value = serde_json::from_str(&show).expect("show prints JSON");
