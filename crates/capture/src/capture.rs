@@ -56,7 +56,12 @@ pub fn capture(request: &CaptureRequest<'_>) -> Result<Captured, CaptureError> {
     let mut rebased = unusable.then_some(Rebased::Unusable);
     let (trees, mut below) = stack.unwrap_or_default();
     let (mut found, mut scans) = look(below.as_ref(), &frozen)?;
-    if let Some(manifest) = below.take_if(|below| found.is_clean() && below.settings() == settings) {
+    if let Some(mut manifest) = below.take_if(|below| found.is_clean() && below.settings() == settings) {
+        if found.asked && manifest.git_state() != request.git_state {
+            // The answers were the same; the next capture need not ask.
+            manifest = manifest.with_git_state(request.git_state)?;
+            refresh(request, Some(&manifest))?;
+        }
         let mut captured = answer(found, manifest, rebased);
         captured.stats.scans = scans;
         return Ok(captured);

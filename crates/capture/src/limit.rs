@@ -11,45 +11,48 @@ use crate::scan::{Frozen, Place, Scan, What};
 use crate::stat::{Kind, Stat};
 use rustix::fs::{AtFlags, Mode};
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
 /// The file that marks a directory as a cache.
 const TAG: &[u8] = b"CACHEDIR.TAG";
 
-/// Returns the most that may be copied for a directory, if it is one that the rule is about.
-pub(crate) fn limit_of(request: &CaptureRequest<'_>, path: &[u8], tagged: bool) -> Option<u64> {
-    let limit = request.limit?;
+/// Returns whether the rule is about a directory of which `bytes` would have to be copied.
+///
+/// Git is asked last, and only about directories that are large enough: asking may cost a process.
+fn is_over(request: &CaptureRequest<'_>, path: &[u8], bytes: u64, tagged: impl FnOnce() -> bool) -> bool {
+    let Some(limit) = request.limit.filter(|_| !is_wanted(request, path)) else { return false };
+    let by_tag = bytes > limit.cachedir_over && tagged();
+    let by_git = || bytes > limit.ignored_over && (request.ignored)(path, true);
+    (by_tag || by_git()) && !(request.tracked)(&slash(path))
+}
+
+/// Returns whether a directory was asked for by name, or holds one that was.
+fn is_wanted(request: &CaptureRequest<'_>, path: &[u8]) -> bool {
     let wanted = |with: &std::path::PathBuf| {
         let with = with.as_os_str().as_bytes();
         is_below(path, with) || is_below(with, path)
     };
-    if path.is_empty() || limit.with.iter().any(wanted) {
-        return None;
-    }
-    let by_tag = tagged.then_some(limit.cachedir_over);
-    let by_git = (request.ignored)(path, true).then_some(limit.ignored_over);
-    let most = match (by_tag, by_git) {
-        (Some(a), Some(b)) => a.min(b),
-        (Some(most), None) | (None, Some(most)) => most,
-        (None, None) => return None,
-    };
-    let mut below = path.to_vec();
-    below.push(b'/');
-    (!(request.tracked)(&below)).then_some(most)
+    path.is_empty() || request.limit.is_some_and(|limit| limit.with.iter().any(wanted))
+}
+
+fn slash(path: &[u8]) -> Vec<u8> {
+    let mut path = path.to_vec();
+    path.push(b'/');
+    path
 }
 
 /// Returns whether a directory has the mark of a cache.
-pub(crate) fn is_tagged(dir: BorrowedFd<'_>) -> bool {
+fn is_tagged(dir: BorrowedFd<'_>) -> bool {
     rustix::fs::statat(dir, TAG, AtFlags::SYMLINK_NOFOLLOW).is_ok()
 }
 
 /// Returns whether what lies below a directory takes more than `most` bytes; stops as soon as it does.
-pub(crate) fn exceeds(dir: OwnedFd, most: u64) -> bool {
+fn exceeds(dir: BorrowedFd<'_>, most: u64) -> bool {
     let mut sum = 0u64;
     let mut waiting = vec![Vec::new()];
     while let Some(path) = waiting.pop() {
-        let Ok(fd) = paths::open_beneath(dir.as_fd(), &path, paths::LIST) else { continue };
+        let Ok(fd) = paths::open_beneath(dir, &path, paths::LIST) else { continue };
         let mut over = false;
         let listed = paths::list(fd.as_fd(), |name| {
             let Ok(stat) = rustix::fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW) else { return };
@@ -122,24 +125,29 @@ pub(crate) fn apply(
     scan: &mut Scan,
     frozen: &mut Frozen,
 ) {
-    // Sum up by the topmost directory that the rule is about.
-    let mut units: BTreeMap<Vec<u8>, (u64, u64)> = BTreeMap::new();
-    let mut memo: BTreeMap<Vec<u8>, Option<u64>> = BTreeMap::new();
+    let Some(limit) = request.limit else { return };
+    // What would be copied below each directory.
+    let mut sums: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
     for (dir, (_, bytes)) in weights(known, scan) {
         let ends = dir.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at).chain([dir.len()]);
         for end in ends {
-            let path = &dir[..end];
-            let most = *memo.entry(path.to_vec()).or_insert_with(|| {
-                let tagged = paths::open_beneath(root, path, paths::LOOK).is_ok_and(|fd| is_tagged(fd.as_fd()));
-                limit_of(request, path, tagged)
-            });
-            if let Some(most) = most {
-                units.entry(path.to_vec()).or_insert((0, most)).0 += bytes;
-                break;
-            }
+            *sums.entry(dir[..end].to_vec()).or_default() += bytes;
         }
     }
-    for (path, _) in units.into_iter().filter(|(_, (bytes, most))| bytes > most) {
+    let least = limit.cachedir_over.min(limit.ignored_over);
+    let mut over: Vec<Vec<u8>> = Vec::new();
+    // In the order of paths a directory comes before what lies in it, if not directly before.
+    let large = sums.into_iter().filter(|(_, bytes)| *bytes > least);
+    for (path, bytes) in large {
+        if over.iter().any(|unit| is_below(&path, unit)) {
+            continue;
+        }
+        let tagged = || paths::open_beneath(root, &path, paths::LOOK).is_ok_and(|fd| is_tagged(fd.as_fd()));
+        if is_over(request, &path, bytes, tagged) {
+            over.push(path);
+        }
+    }
+    for path in over {
         freeze(root, known, scan, frozen, &path);
     }
 }
@@ -194,8 +202,15 @@ impl crate::scan::Scanner<'_> {
         if self.is_frozen(stat) {
             return true;
         }
+        let Some(limit) = self.request().limit else { return false };
         let Ok(fd) = rustix::fs::openat(dir, name, paths::LIST, Mode::empty()) else { return false };
         let path = self.path_of(place, name);
-        limit_of(self.request(), &path, is_tagged(fd.as_fd())).is_some_and(|most| exceeds(fd, most))
+        if is_wanted(self.request(), &path) {
+            return false;
+        }
+        let asked = |answer: &dyn Fn() -> bool| self.git_same() || answer();
+        let by_tag = is_tagged(fd.as_fd()) && exceeds(fd.as_fd(), limit.cachedir_over);
+        let by_git = || exceeds(fd.as_fd(), limit.ignored_over) && asked(&|| self.ignored(&path));
+        (by_tag || by_git()) && asked(&|| !self.tracked(&path, true))
     }
 }

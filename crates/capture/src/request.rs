@@ -38,6 +38,10 @@ pub struct CaptureRequest<'a> {
     pub tracked: &'a (dyn Fn(&[u8]) -> bool + Sync),
     /// Tells whether git ignores a path (the flag says that it is a directory). Asked for `limit` only.
     pub ignored: &'a (dyn Fn(&[u8], bool) -> bool + Sync),
+    /// A number that changes whenever an answer of `tracked` or `ignored` may have changed (a digest
+    /// over the index's stat and the ignore files' will do); with the same one as last time, nothing
+    /// is asked again about what did not change. 0: not known, always ask.
+    pub git_state: u64,
     /// Leaves out large directories that can be made again; `None` carries everything.
     pub limit: Option<Limit<'a>>,
     /// Threads to scan and copy with; 0 counts as 1.

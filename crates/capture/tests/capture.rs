@@ -442,6 +442,69 @@ fn secrets_are_carried_or_left_out_and_told() {
 }
 
 #[test]
+fn git_is_asked_once_for_each_of_its_states() {
+    use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    let mut f = Fixture::new();
+    f.write(".sandboxignore", "*.log\n");
+    for name in [".env", "x.log", "a", "out/big", "conf/tracked.pem"] {
+        f.write(name, &"x".repeat(1000));
+    }
+    let asked: &'static AtomicU32 = Box::leak(Box::default());
+    let count = |answer| {
+        asked.fetch_add(1, Relaxed);
+        answer
+    };
+    let tracked = |path: &[u8]| count(path == b"conf/tracked.pem");
+    let ignored = |path: &[u8], _: bool| count(path == b"out");
+    let ask = |f: &mut Fixture, git_state, secrets| {
+        asked.store(0, Relaxed);
+        let captured = f
+            .capture_with(|r| {
+                (r.tracked, r.ignored, r.git_state, r.secrets) = (&tracked, &ignored, git_state, secrets);
+                r.limit = Some(limit(500));
+            })
+            .unwrap();
+        let captured = f.keep(captured);
+        (captured, asked.load(Relaxed))
+    };
+    let (first, n) = ask(&mut f, 7, Secrets::LeaveOut);
+    assert!(n > 0);
+    let out = [(".env".into(), Reason::Secret), ("out".into(), Reason::OverLimit), ("x.log".into(), Reason::Ignored)];
+    assert_eq!(left_out(&first), out);
+    f.tick();
+    f.write("a", "changed");
+    let (second, n) = ask(&mut f, 7, Secrets::LeaveOut);
+    assert_eq!((left_out(&second), n), (out.to_vec(), 0));
+    f.tick();
+    let (third, n) = ask(&mut f, 8, Secrets::LeaveOut);
+    assert_eq!((left_out(&third), third.new_layer, n > 0), (out.to_vec(), None, true));
+    let (_, n) = ask(&mut f, 8, Secrets::LeaveOut);
+    assert_eq!(n, 0, "the state was not remembered");
+    // Unknown is always asked.
+    assert!(ask(&mut f, 0, Secrets::LeaveOut).1 > 0 && ask(&mut f, 0, Secrets::LeaveOut).1 > 0);
+    ask(&mut f, 9, Secrets::Carry);
+    let (carried, n) = ask(&mut f, 9, Secrets::Carry);
+    assert_eq!((carried.carried_secrets, n), (vec![".env".into()], 0));
+}
+
+#[test]
+fn git_is_not_asked_about_small_directories() {
+    let mut f = Fixture::new();
+    for n in 0..50 {
+        f.write(&format!("d{n}/sub/f"), "small");
+    }
+    f.write("deep/er/big", &"x".repeat(100_000));
+    let asked = std::sync::Mutex::new(Vec::new());
+    let ignored = |path: &[u8], _: bool| {
+        asked.lock().unwrap().push(String::from_utf8(path.to_vec()).unwrap());
+        false
+    };
+    let first = f.capture_with(|r| (r.limit, r.ignored) = (Some(limit(60_000)), &ignored)).unwrap();
+    assert_eq!(first.left_out, []);
+    assert_eq!(*asked.lock().unwrap(), ["deep", "deep/er"]);
+}
+
+#[test]
 fn the_state_directory_in_the_tree_is_not_there() {
     let mut f = Fixture::new();
     f.write("a", "a");

@@ -262,6 +262,7 @@ fn capture(request: &Request<'_>, repo: &RepoDir, top: &Path, before: Option<&Sn
         secrets: request.secrets,
         tracked: &|path| tracked.has(path),
         ignored: &|path, _| ignored(request, top, path),
+        git_state: 0,
         limit: request.capture_limit.map(|limit| Limit {
             ignored_over: limit,
             // Virtual environments of uv and others have this file too, and belong to what the

@@ -72,6 +72,7 @@ impl<'a> Assembler<'a> {
         let devs = self.known.map(Manifest::devs).unwrap_or_default();
         let top = self.dir_record(&self.scan.top);
         let mut builder = Builder::new(self.scan.start, self.build.settings, layers, devs, top);
+        builder.git_state(self.build.request.git_state);
         if let Some(known) = self.known {
             builder.reserve(known.len() + self.results.len(), known.len() * 16);
         }
@@ -100,8 +101,8 @@ impl<'a> Assembler<'a> {
                                     self.push_known(&mut builder, known, dir, index, &mut below);
                                 }
                             }
-                            What::Copy { secret, op } => {
-                                let flags = Flags::default().with_secret(secret);
+                            What::Copy { look, op } => {
+                                let flags = Flags::default().with_look(look);
                                 if let Some(record) = self.copied(op as usize, flags) {
                                     builder.push(&node.name, record);
                                 }
@@ -155,7 +156,7 @@ impl<'a> Assembler<'a> {
     /// Adds a known entry whose stat moved; returns the index of a directory.
     fn push_updated(&self, builder: &mut Builder, dir: u32, index: u32, raw: &Raw<'_>, at: usize) -> Option<u32> {
         let update = &self.scan.updates[at];
-        let flags = raw.flags().with_secret(update.secret);
+        let flags = raw.flags().with_look(update.look);
         if raw.child().is_some() {
             return Some(builder.push_dir(dir, raw.name(), self.dir_record(&update.stat)));
         }

@@ -103,6 +103,7 @@ impl Build<'_> {
         let record = |raw: &Raw<'_>, layer, copy| Record { stat: raw.stat(), layer, copy, flags: raw.flags() };
         let top = record(&full.raw(0), Some(self.layer()), None);
         let mut builder = Builder::new(full.scanned(), full.settings(), self.layers.clone(), full.devs(), top);
+        builder.git_state(full.git_state());
         builder.reserve(full.len(), full.len() * 16);
         let mut waiting = vec![(0, 0)];
         let mut below = Vec::new();

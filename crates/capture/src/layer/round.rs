@@ -155,7 +155,7 @@ impl Build<'_> {
         let raw = known.raw(update.index);
         match fate {
             Fate::Refresh { stat, racy } => {
-                !raw.same(stat) || raw.flags().racy() != *racy || raw.flags().secret() != update.secret
+                !raw.same(stat) || raw.flags().racy() != *racy || raw.flags().look() != update.look
             }
             Fate::DirAttr => true,
             Fate::Copy => true,

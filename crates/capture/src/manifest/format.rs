@@ -36,6 +36,7 @@ pub(super) mod head {
     pub(crate) const SCAN_NSEC: usize = 80;
     pub(crate) const SETTINGS: usize = 88;
     pub(crate) const FILES: usize = 96;
+    pub(crate) const GIT_STATE: usize = 104;
 }
 
 /// Offsets in an entry record.
@@ -58,6 +59,18 @@ pub(super) mod entry {
     pub(crate) const FLAGS: usize = 78;
 }
 
+/// What a carried file looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// An ordinary file.
+    Plain,
+    /// A secret; when it is tracked, everybody who has the repository has it.
+    Secret {
+        /// Git tracks it.
+        tracked: bool,
+    },
+}
+
 /// Flags of an entry; the upper byte is the code of a [`super::Reason`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) struct Flags(pub(crate) u16);
@@ -65,13 +78,26 @@ pub(crate) struct Flags(pub(crate) u16);
 impl Flags {
     const RACY: u16 = 1;
     const SECRET: u16 = 2;
+    const TRACKED: u16 = 4;
 
     pub(crate) fn with_racy(self, racy: bool) -> Self {
         Self(if racy { self.0 | Self::RACY } else { self.0 & !Self::RACY })
     }
 
-    pub(crate) fn with_secret(self, secret: bool) -> Self {
-        Self(if secret { self.0 | Self::SECRET } else { self.0 & !Self::SECRET })
+    pub(crate) fn with_look(self, look: Look) -> Self {
+        let bits = match look {
+            Look::Plain => 0,
+            Look::Secret { tracked: false } => Self::SECRET,
+            Look::Secret { tracked: true } => Self::SECRET | Self::TRACKED,
+        };
+        Self(self.0 & !(Self::SECRET | Self::TRACKED) | bits)
+    }
+
+    pub(crate) fn look(self) -> Look {
+        match self.0 & Self::SECRET {
+            0 => Look::Plain,
+            _ => Look::Secret { tracked: self.0 & Self::TRACKED != 0 },
+        }
     }
 
     pub(crate) fn with_reason(self, reason: Option<super::Reason>) -> Self {
@@ -86,11 +112,6 @@ impl Flags {
     /// A change after the last look might have left no trace in the stat.
     pub(crate) fn racy(self) -> bool {
         self.0 & Self::RACY != 0
-    }
-
-    /// It looks like a secret (carried or not).
-    pub(crate) fn secret(self) -> bool {
-        self.0 & Self::SECRET != 0
     }
 
     pub(crate) fn reason(self) -> Option<super::Reason> {

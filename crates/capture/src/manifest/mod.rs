@@ -21,7 +21,7 @@ mod format;
 mod read;
 mod write;
 
-pub(crate) use format::{DIR_GIT, DIR_UNREADABLE, Flags, NONE};
+pub(crate) use format::{DIR_GIT, DIR_UNREADABLE, Flags, Look, NONE};
 pub(crate) use read::Raw;
 pub use read::{CopyStat, Entry, Manifest, ManifestError, Walk};
 pub(crate) use write::{Builder, Record};

@@ -1,7 +1,7 @@
 //! Reading a manifest: by path for others, by index for the scan.
 
 use super::format::{DIR, ENTRY, Flags, HEADER, MAGIC, NO_LAYER, NONE, VERSION, entry, head};
-use super::{DIR_UNREADABLE, Reason};
+use super::{DIR_UNREADABLE, Look, Reason};
 use crate::stat::{Kind, Stat, Time, kept_mode, kind_of};
 use sandbox_sys::map::Map;
 use std::ffi::CStr;
@@ -64,6 +64,7 @@ pub struct Manifest {
     tables_at: usize,
     scan: Time,
     settings: u64,
+    git_state: u64,
     files: u64,
     layers: Vec<String>,
     devs: Vec<u64>,
@@ -173,7 +174,22 @@ impl Manifest {
         let scan = Time { sec: i64_at(&data, head::SCAN_SEC), nsec: u32_at(&data, head::SCAN_NSEC) };
         let settings = u64_at(&data, head::SETTINGS);
         let files = u64_at(&data, head::FILES);
-        Ok(Self { entries, dirs, dirs_at, entries_at, names_at, tables_at, scan, settings, files, layers, devs, data })
+        let git_state = u64_at(&data, head::GIT_STATE);
+        Ok(Self {
+            entries,
+            dirs,
+            dirs_at,
+            entries_at,
+            names_at,
+            tables_at,
+            scan,
+            settings,
+            git_state,
+            files,
+            layers,
+            devs,
+            data,
+        })
     }
 
     /// Returns the ids of the layers that it describes, uppermost first.
@@ -224,6 +240,18 @@ impl Manifest {
 
     pub(crate) fn settings(&self) -> u64 {
         self.settings
+    }
+
+    /// Returns the request's `git_state` under which its decisions hold.
+    pub(crate) fn git_state(&self) -> u64 {
+        self.git_state
+    }
+
+    /// Returns the same manifest, whose decisions hold under another `git_state`.
+    pub(crate) fn with_git_state(self, state: u64) -> Result<Self, ManifestError> {
+        let mut bytes = self.data.to_vec();
+        bytes[head::GIT_STATE..head::GIT_STATE + 8].copy_from_slice(&state.to_le_bytes());
+        Self::from_bytes(bytes)
     }
 
     pub(crate) fn layers_up(&self) -> &[String] {
@@ -414,7 +442,7 @@ impl<'a> Raw<'a> {
             layer: layer.and_then(|index| self.manifest.layers.get(usize::from(index))).map(String::as_str),
             copy: self.copy(),
             left_out: flags.reason(),
-            secret: flags.secret(),
+            secret: flags.look() != Look::Plain,
         }
     }
 }

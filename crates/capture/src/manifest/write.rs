@@ -23,6 +23,7 @@ pub(crate) struct Builder {
     layers: Vec<String>,
     scan: Time,
     settings: u64,
+    git_state: u64,
     files: u64,
     overflow: bool,
 }
@@ -40,11 +41,17 @@ impl Builder {
             layers,
             scan,
             settings,
+            git_state: 0,
             files: 0,
             overflow: false,
         };
         builder.push_dir(NONE, b"", top);
         builder
+    }
+
+    /// Notes the request's `git_state`.
+    pub(crate) fn git_state(&mut self, state: u64) {
+        self.git_state = state;
     }
 
     /// Reserves room, so that a large manifest is not copied while it grows.
@@ -171,6 +178,7 @@ impl Builder {
         put(head::SCAN_SEC, &self.scan.sec.to_le_bytes());
         put(head::SCAN_NSEC, &self.scan.nsec.to_le_bytes());
         put(head::SETTINGS, &self.settings.to_le_bytes());
+        put(head::GIT_STATE, &self.git_state.to_le_bytes());
         put(head::FILES, &self.files.to_le_bytes());
         for dir in &self.dirs {
             for number in dir {

@@ -1,21 +1,19 @@
 //! Whether an entry is carried.
 
 use super::{Context, Found, Place, Scanner};
-use crate::manifest::Reason;
+use crate::manifest::{Look, Reason};
 use crate::paths::{is_below, to_path};
 use crate::request::Secrets;
 use crate::secrets::looks_secret;
 use crate::stat::{Kind, Stat};
 use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::Ordering;
 
 /// What is decided about an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    Carry {
-        /// It looks like a secret.
-        secret: bool,
-    },
+    Carry(Look),
     LeaveOut(Reason),
     /// As if it did not exist.
     Skip,
@@ -46,10 +44,15 @@ impl Scanner<'_> {
             return Verdict::LeaveOut(Reason::Ignored);
         }
         let secret = kind == Kind::File && !context.dependency && looks_secret(dir_fd, &place.path(self.known), name);
-        if secret && !self.carries_secret(place, name) {
-            return Verdict::LeaveOut(Reason::Secret);
+        if !secret {
+            return Verdict::Carry(Look::Plain);
         }
-        Verdict::Carry { secret }
+        let tracked = self.tracked(&self.path_of(place, name), false);
+        if tracked || self.request.secrets == Secrets::Carry {
+            Verdict::Carry(Look::Secret { tracked })
+        } else {
+            Verdict::LeaveOut(Reason::Secret)
+        }
     }
 
     /// Returns whether a file that looks like a secret is carried.
@@ -57,16 +60,19 @@ impl Scanner<'_> {
         self.request.secrets == Secrets::Carry || self.tracked(&self.path_of(place, name), false)
     }
 
-    /// Notes a carried secret, unless it is tracked: then everybody has it.
-    pub(super) fn report_carried(&self, place: &Place, name: &[u8], found: &mut Found) {
-        let path = self.path_of(place, name);
-        if !self.tracked(&path, false) {
-            found.carried_secrets.push(to_path(&path));
+    /// Returns what a known file looks like now; notes a carried secret that git does not track.
+    pub(super) fn look_again(&self, place: &Place, name: &[u8], look: Look, found: &mut Found) -> Look {
+        let Look::Secret { tracked } = look else { return look };
+        let tracked = if self.git_same { tracked } else { self.tracked(&self.path_of(place, name), false) };
+        if !tracked {
+            found.carried_secrets.push(to_path(&self.path_of(place, name)));
         }
+        Look::Secret { tracked }
     }
 
     /// Returns whether a file is tracked, or whether a directory holds any tracked file.
-    pub(super) fn tracked(&self, path: &[u8], is_dir: bool) -> bool {
+    pub(crate) fn tracked(&self, path: &[u8], is_dir: bool) -> bool {
+        self.asked.store(true, Ordering::Relaxed);
         if is_dir {
             let mut path = path.to_vec();
             path.push(b'/');
@@ -74,6 +80,17 @@ impl Scanner<'_> {
         } else {
             (self.request.tracked)(path)
         }
+    }
+
+    /// Returns whether git ignores a directory.
+    pub(crate) fn ignored(&self, path: &[u8]) -> bool {
+        self.asked.store(true, Ordering::Relaxed);
+        (self.request.ignored)(path, true)
+    }
+
+    /// Returns whether git would answer as last time.
+    pub(crate) fn git_same(&self) -> bool {
+        self.git_same
     }
 
     pub(crate) fn is_frozen(&self, stat: &Stat) -> bool {

@@ -1,7 +1,7 @@
 //! The hot path: a directory whose names are those of the manifest.
 
 use super::{At, Context, Found, Item, Place, Scanner, Update, Work, stat_at};
-use crate::manifest::{DIR_GIT, DIR_UNREADABLE, Reason};
+use crate::manifest::{DIR_GIT, DIR_UNREADABLE, Look, Reason};
 use crate::paths::{self, to_path};
 use crate::request::{CaptureError, LeftOut};
 use crate::rules::{self, Rules};
@@ -83,11 +83,10 @@ impl<'s> Scanner<'s> {
                 if let Some(reason) = flags.reason() {
                     let path = to_path(&self.path_of(&item.place, raw.name()));
                     found.left_out.push(LeftOut { path, reason });
-                } else if flags.secret() {
-                    self.report_carried(&item.place, raw.name(), found);
                 }
-                if !same || flags.racy() {
-                    found.updates.push(Update { index, dir, stat, secret: flags.secret() });
+                let look = self.look_again(&item.place, raw.name(), flags.look(), found);
+                if !same || flags.racy() || look != flags.look() {
+                    found.updates.push(Update { index, dir, stat, look });
                 }
             }
             if kind == Kind::Dir
@@ -117,11 +116,13 @@ impl<'s> Scanner<'s> {
         match flags.reason() {
             Some(Reason::Special | Reason::Stale) => false,
             // Rules are the same, else we were not here; but what git tracks may have changed.
-            Some(Reason::Ignored) => self.tracked(&self.path_of(&item.place, name), kind == Kind::Dir),
+            Some(Reason::Ignored) => {
+                !self.git_same && self.tracked(&self.path_of(&item.place, name), kind == Kind::Dir)
+            }
             Some(Reason::Unreadable) => !same,
             Some(Reason::OverLimit) => true,
-            Some(Reason::Secret) => !same || self.carries_secret(&item.place, name),
-            None if flags.secret() => !same || !self.carries_secret(&item.place, name),
+            Some(Reason::Secret) => !same || !self.git_same && self.carries_secret(&item.place, name),
+            None if flags.look() != Look::Plain => !same || !self.git_same && !self.carries_secret(&item.place, name),
             None if same || kind != Kind::File || item.context.dependency => false,
             None => suspicion(&item.place.path(self.known), name) != Suspicion::None,
         }

@@ -2,7 +2,7 @@
 
 use super::decide::Verdict;
 use super::{Context, Found, Held, Item, Listing, NewPlace, Node, Place, Scanner, Update, What, Work, stat_at};
-use crate::manifest::{DIR_GIT, DIR_UNREADABLE, Raw, Reason};
+use crate::manifest::{DIR_GIT, DIR_UNREADABLE, Look, Raw, Reason};
 use crate::paths::{self, to_path};
 use crate::request::{CaptureError, LeftOut};
 use crate::rules::{self, Rules};
@@ -137,16 +137,16 @@ impl<'s> Scanner<'s> {
                 match before.filter(|(_, raw)| raw.flags().reason() == Some(reason)) {
                     Some((index, raw)) => {
                         if !raw.same(&stat) {
-                            found.updates.push(Update { index, dir, stat, secret: false });
+                            found.updates.push(Update { index, dir, stat, look: Look::Plain });
                         }
                         (What::Keep(index), true)
                     }
                     None => (What::LeaveOut(reason), false),
                 }
             }
-            Verdict::Carry { secret } => {
-                if secret {
-                    self.report_carried(&item.place, bytes, found);
+            Verdict::Carry(look) => {
+                if look == (Look::Secret { tracked: false }) {
+                    found.carried_secrets.push(to_path(&self.path_of(&item.place, bytes)));
                 }
                 let context =
                     Context { dependency: item.context.dependency || is_dependency_dir(bytes), ..item.context.clone() };
@@ -157,9 +157,9 @@ impl<'s> Scanner<'s> {
                     Some((index, raw)) => {
                         let moved = !raw.same(&stat) || raw.flags().racy();
                         // The flag must be right for the next scan, which only looks at flags.
-                        let flag_moved = raw.flags().secret() != secret;
+                        let flag_moved = raw.flags().look() != look;
                         if moved || flag_moved {
-                            found.updates.push(Update { index, dir, stat, secret });
+                            found.updates.push(Update { index, dir, stat, look });
                         }
                         if let Some(child) = raw.child()
                             && !self.is_frozen(&stat)
@@ -180,7 +180,7 @@ impl<'s> Scanner<'s> {
                         });
                         (What::Dir(id), false)
                     }
-                    None => (What::Copy { secret, op: 0 }, false),
+                    None => (What::Copy { look, op: 0 }, false),
                 }
             }
         };
@@ -204,7 +204,12 @@ impl<'s> Scanner<'s> {
                 Verdict::LeaveOut(Reason::OverLimit)
             }
             Some(Reason::Unreadable) if raw.same(stat) => Verdict::LeaveOut(Reason::Unreadable),
-            None if raw.same(stat) && !raw.flags().racy() && !raw.flags().secret() => Verdict::Carry { secret: false },
+            Some(reason @ (Reason::Secret | Reason::Ignored)) if raw.same(stat) && self.git_same() => {
+                Verdict::LeaveOut(reason)
+            }
+            None if raw.same(stat) && !raw.flags().racy() && (self.git_same() || raw.flags().look() == Look::Plain) => {
+                Verdict::Carry(raw.flags().look())
+            }
             _ => decide(),
         }
     }

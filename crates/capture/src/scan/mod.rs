@@ -16,7 +16,7 @@ mod known;
 mod listing;
 mod queue;
 
-use crate::manifest::Manifest;
+use crate::manifest::{Look, Manifest};
 use crate::paths::{self, to_path};
 use crate::request::{CaptureError, CaptureRequest, LeftOut};
 use crate::rules::Rules;
@@ -27,7 +27,7 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 /// Directory descriptors that may be held open for subdirectories that wait; beyond, they are opened
 /// again by path. Far below the usual limit of 1024.
@@ -52,6 +52,8 @@ pub(crate) struct Scan {
     pub(crate) git: Vec<PathBuf>,
     /// Something moved while it was looked at: the scan is no picture of one instant.
     pub(crate) disturbed: Vec<PathBuf>,
+    /// What git tracks or ignores was asked: the answers hold for the request's `git_state`.
+    pub(crate) asked: bool,
 }
 
 /// A known entry that must be looked at.
@@ -63,8 +65,8 @@ pub(crate) struct Update {
     pub(crate) dir: u32,
     /// Its stat now.
     pub(crate) stat: Stat,
-    /// It looks like a secret.
-    pub(crate) secret: bool,
+    /// What it looks like.
+    pub(crate) look: Look,
 }
 
 /// The whole content of one directory.
@@ -92,8 +94,8 @@ pub(crate) enum What {
     Keep(u32),
     /// A file or symlink that the stack does not hold.
     Copy {
-        /// It looks like a secret.
-        secret: bool,
+        /// What it looks like.
+        look: Look,
         /// The operation that copies it, once it is planned.
         op: u32,
     },
@@ -226,6 +228,10 @@ pub(crate) struct Scanner<'s> {
     frozen: &'s Frozen,
     /// Whether the limit applies here at all.
     limited: &'s (dyn Fn() -> bool + Sync),
+    /// What git says about files is what it said last time.
+    git_same: bool,
+    /// Git was asked something.
+    asked: AtomicBool,
     held: AtomicUsize,
     ids: AtomicU32,
 }
@@ -256,7 +262,17 @@ pub(crate) fn scan(
     let start = Time::now();
     let io = |error: Errno| CaptureError::io("read", request.root)(error.into());
     let top = Stat::from_kernel(&rustix::fs::fstat(root).map_err(io)?);
-    let scanner = Scanner { request, root, known, frozen, limited, held: AtomicUsize::new(0), ids: AtomicU32::new(0) };
+    let scanner = Scanner {
+        request,
+        root,
+        known,
+        frozen,
+        limited,
+        git_same: known.is_some_and(|known| request.git_state != 0 && known.git_state() == request.git_state),
+        asked: AtomicBool::new(false),
+        held: AtomicUsize::new(0),
+        ids: AtomicU32::new(0),
+    };
     let fd = rustix::fs::openat(root, ".", paths::LIST, rustix::fs::Mode::empty()).map_err(io)?;
     let mut item = Item {
         at: At::Open(Arc::new(Held::new(fd, &scanner.held))),
@@ -271,7 +287,7 @@ pub(crate) fn scan(
             item.context.again = known.settings() != settings;
             let raw = known.raw(0);
             if !raw.same(&top) || raw.flags().racy() {
-                update = Some(Update { index: 0, dir: 0, stat: top, secret: false });
+                update = Some(Update { index: 0, dir: 0, stat: top, look: Look::Plain });
             } else if !item.context.again {
                 let dir = known.dir(0);
                 item.work = Work::Known(dir.first, dir.first + dir.count);
@@ -300,6 +316,7 @@ pub(crate) fn scan(
         carried_secrets: Vec::new(),
         git: Vec::new(),
         disturbed: Vec::new(),
+        asked: scanner.asked.load(Ordering::Relaxed),
     };
     scan.new.resize_with(scanner.ids.load(Ordering::Relaxed) as usize, || None);
     for mut part in found {

@@ -88,6 +88,7 @@ impl Fixture {
                 secrets: Secrets::Carry,
                 tracked: &untracked,
                 ignored: &not_ignored,
+                git_state: 0,
                 limit: None,
                 threads: 2,
                 progress: &(),
