@@ -144,15 +144,14 @@ pub fn toolchains(home: &Path, path: &OsStr, extra: &[PathBuf]) -> Vec<Mount> {
             // A program's neighbours (its libraries, its other versions) come along, unless the
             // directory is the home or holds credentials.
             match step.parent() {
+                _ if step.is_dir() && is_credentials(home, &step) => {}
                 _ if step.is_dir() => {
-                    if !is_credentials(home, &step) {
-                        dirs.insert(step);
-                    }
+                    dirs.insert(step);
                 }
                 Some(parent) if parent != home && !is_credentials(home, parent) => {
                     dirs.insert(parent.to_owned());
                 }
-                _ if step.is_file() => {
+                _ if step.is_file() && !is_credentials(home, &step) => {
                     files.insert(step);
                 }
                 _ => {}

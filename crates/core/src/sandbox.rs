@@ -134,12 +134,11 @@ impl Sandbox {
 
     /// Finds one by its name in a repository, or anywhere when there is no repository.
     pub fn find(store: &Store, repo: Option<&RepoId>, name: &str) -> Result<Self, SandboxError> {
-        if let Some(repo) = repo {
-            if let Some(id) = Names::of(&store.repo(repo)).get(name)
-                && let Some(sandbox) = Self::load(store, &id)?
-            {
-                return Ok(sandbox);
-            }
+        if let Some(repo) = repo
+            && let Some(id) = Names::of(&store.repo(repo)).get(name)
+            && let Some(sandbox) = Self::load(store, &id)?
+        {
+            return Ok(sandbox);
         }
         let all = Self::all(store, repo)?;
         let mut found: Vec<Self> = all
