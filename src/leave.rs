@@ -133,7 +133,7 @@ fn integrate(context: &Context, store: &Store, sandbox: &Sandbox, wish: OnExit, 
     match merge::relation(context, store, sandbox)? {
         Relation::FastForward { .. } if wish == OnExit::Merge => merge::fast_forward(context, store, sandbox),
         Relation::FastForward { .. } if ask => {
-            eprint!("fast-forward '{}' to {}? [Y/n] ", escape(&spawned_on), "them");
+            eprint!("fast-forward '{}' to them? [Y/n] ", escape(&spawned_on));
             let _ = io::stderr().flush();
             if yes(true) {
                 merge::fast_forward(context, store, sandbox)
@@ -195,8 +195,7 @@ fn uncommitted(context: &Context, store: &Store, sandbox: &Sandbox, left: &Uncom
             "a" | "apply" => return merge::apply_edits(context, store, sandbox, false),
             "s" | "stash" => return merge::apply_edits(context, store, sandbox, true),
             "d" | "discard" => {
-                drop::drop_one(context, store, sandbox, Force::Trash)?;
-                eprintln!("discarded: `git sandbox trash restore {name}` brings it back for 30 days");
+                eprintln!("{}", drop::drop_one(context, store, sandbox, Force::Trash)?);
                 return Ok(());
             }
             other => eprintln!("'{}' is none of c, a, s, k, d", escape(other)),
@@ -211,13 +210,14 @@ fn offer_drop(context: &Context, store: &Store, sandbox: &Sandbox, ask: bool) ->
     }
     let name = sandbox.name();
     if sandbox.record.rm || sandbox.record.unnamed {
-        return drop::drop_one(context, store, sandbox, Force::No);
+        drop::drop_one(context, store, sandbox, Force::No)?;
+        return Ok(());
     }
     if ask {
         eprint!("everything of '{name}' is here: drop it? [Y/n] ");
         let _ = io::stderr().flush();
         if yes(true) {
-            return drop::drop_one(context, store, sandbox, Force::No);
+            eprintln!("{}", drop::drop_one(context, store, sandbox, Force::No)?);
         }
     }
     Ok(())

@@ -10,6 +10,7 @@ mod inside;
 mod leave;
 mod plumbing;
 mod prepare;
+mod project;
 mod start;
 mod terminal;
 mod text;

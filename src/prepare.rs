@@ -3,6 +3,7 @@
 use crate::cli;
 use crate::context::Context;
 use crate::error::CliError;
+use crate::project::Project;
 use crate::text::{count, escape_bytes, parse_size, size};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rustix::termios::isatty;
@@ -33,8 +34,9 @@ pub fn take(
     source: Source,
     user: &User,
     args: &cli::Spawn,
+    project: &Project,
 ) -> Result<Taken, CliError> {
-    let secrets = secrets(context, store, repo, args)?;
+    let secrets = if project.no_secrets { Some(false) } else { secrets(context, store, repo, args)? };
     let limit = match context.setting("sandbox.captureLimit") {
         Some(text) if text == "none" => None,
         Some(text) => Some(parse_size(&text).ok_or_else(|| {
@@ -105,7 +107,10 @@ fn secrets(context: &Context, store: &Store, repo: &HostRepo, args: &cli::Spawn)
 /// Asks, and remembers the answer.
 fn ask_secrets(store: &Store, taken: &Taken) -> Result<bool, CliError> {
     let left = &taken.told.secrets_left;
-    eprintln!("{} like secrets and are not in git:", count_look(left.len()));
+    match left.len() {
+        1 => eprintln!("1 file looks like a secret and is not in git:"),
+        n => eprintln!("{n} files look like secrets and are not in git:"),
+    }
     for path in left.iter().take(NAMED) {
         eprintln!("  {}", escape_bytes(path.as_os_str().as_bytes()));
     }
@@ -122,10 +127,6 @@ fn ask_secrets(store: &Store, taken: &Taken) -> Result<bool, CliError> {
     }
     eprintln!("remembered: `git config sandbox.carrySecrets true|false` changes it");
     Ok(carry)
-}
-
-fn count_look(n: usize) -> String {
-    if n == 1 { "1 file looks".into() } else { format!("{n} files look") }
 }
 
 /// Says what is not as the user sees it.

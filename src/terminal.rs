@@ -41,7 +41,9 @@ pub fn window() -> WindowSize {
 }
 
 /// Raw mode for as long as it lives.
-struct Raw(Termios);
+struct Raw {
+    before: Termios,
+}
 
 impl Raw {
     fn enter() -> Option<Self> {
@@ -49,18 +51,66 @@ impl Raw {
         let mut raw = before.clone();
         raw.make_raw();
         tcsetattr(io::stdin(), OptionalActions::Drain, &raw).ok()?;
-        Some(Self(before))
+        Some(Self { before })
     }
 }
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &self.0);
-        // What a full-screen program that was left or killed may have switched on: alternate
-        // screen, mouse, bracketed paste, hidden cursor.
-        let mut out = io::stdout();
-        let _ = out.write_all(b"\x1b[?1049l\x1b[?1000;1002;1003;1006l\x1b[?2004l\x1b[?25h\x1b[0m");
-        let _ = out.flush();
+        let _ = tcsetattr(io::stdin(), OptionalActions::Drain, &self.before);
+    }
+}
+
+/// Modes of the terminal that the session switched on and did not switch off again: alternate
+/// screen, mouse, bracketed paste, hidden cursor. A program that is left or killed cannot.
+#[derive(Debug, Default)]
+struct Modes {
+    on: std::collections::BTreeSet<u16>,
+    hidden: bool,
+    /// The beginning of a sequence that the next bytes complete.
+    partial: Vec<u8>,
+}
+
+impl Modes {
+    /// Reads `ESC [ ? n ; n h` and `l`; everything else passes by.
+    fn watch(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            match (self.partial.as_slice(), byte) {
+                (_, 0x1b) => self.partial = vec![0x1b],
+                ([], _) => {}
+                ([0x1b], b'[') | ([0x1b, b'['], b'?') => self.partial.push(*byte),
+                ([0x1b, b'[', b'?', ..], b'0'..=b'9' | b';') if self.partial.len() < 32 => self.partial.push(*byte),
+                ([0x1b, b'[', b'?', numbers @ ..], b'h' | b'l') => {
+                    let text = String::from_utf8_lossy(numbers).into_owned();
+                    for mode in text.split(';').filter_map(|mode| mode.parse::<u16>().ok()) {
+                        self.set(mode, *byte == b'h');
+                    }
+                    self.partial.clear();
+                }
+                _ => self.partial.clear(),
+            }
+        }
+    }
+
+    fn set(&mut self, mode: u16, on: bool) {
+        match mode {
+            25 => self.hidden = !on,
+            47 | 1000..=1006 | 1015 | 1047 | 1049 | 2004 if on => {
+                self.on.insert(mode);
+            }
+            mode => {
+                self.on.remove(&mode);
+            }
+        }
+    }
+
+    /// What switches everything off that is still on.
+    fn reset(&self) -> String {
+        let mut out: String = self.on.iter().rev().map(|mode| format!("\x1b[?{mode}l")).collect();
+        if self.hidden {
+            out.push_str("\x1b[?25h");
+        }
+        out
     }
 }
 
@@ -93,7 +143,12 @@ fn watch_signals() -> io::Result<Vec<SignalSocket>> {
 pub fn relay(connection: &mut Connection, stream: u32, input: Input, leave: bool) -> Result<Ended, CliError> {
     let signals = watch_signals().map_err(CliError::io("watch for signals"))?;
     let raw = if input == Input::Terminal { Raw::enter() } else { None };
-    let ended = relay_until_end(connection, stream, input, leave, &signals);
+    let mut modes = Modes::default();
+    let ended = relay_until_end(connection, stream, input, leave, &signals, &mut modes);
+    if raw.is_some() {
+        let mut out = io::stdout();
+        let _ = out.write_all(modes.reset().as_bytes()).and_then(|()| out.flush());
+    }
     drop(raw);
     for (_, _, id) in signals {
         signal_hook::low_level::unregister(id);
@@ -111,6 +166,7 @@ fn relay_until_end(
     input: Input,
     leave: bool,
     signals: &[SignalSocket],
+    modes: &mut Modes,
 ) -> Result<Ended, ConnectionError> {
     let mut window = if input == Input::None { 0 } else { WINDOW as usize };
     let mut open = input != Input::None;
@@ -143,6 +199,7 @@ fn relay_until_end(
                     // A reader that has gone away (`| head`) must not end the work inside.
                     let mut out = io::stdout();
                     let _ = out.write_all(&frame.payload).and_then(|()| out.flush());
+                    modes.watch(&frame.payload);
                     let bytes = frame.payload.len() as u64;
                     connection.send(stream, &Message::Credit { channel: Channel::Stdout, bytes })?;
                 }
@@ -175,11 +232,10 @@ fn relay_until_end(
             let mut byte = [0u8; 64];
             let n = (&mut &*socket).read(&mut byte).unwrap_or(0);
             match *signal {
-                SIGWINCH => {
-                    if input == Input::Terminal {
-                        connection.send(stream, &Message::Resize(crate::terminal::window()))?;
-                    }
+                SIGWINCH if input == Input::Terminal => {
+                    connection.send(stream, &Message::Resize(crate::terminal::window()))?;
                 }
+                SIGWINCH => {}
                 SIGHUP => return Ok(Ended::Detached),
                 signal if n > 0 => {
                     interrupts += 1;
@@ -253,5 +309,15 @@ mod tests {
         assert_eq!(keys.feed(b"ls\x10"), (b"ls".to_vec(), false));
         assert_eq!(keys.feed(b"x"), (b"\x10x".to_vec(), false));
         assert_eq!(keys.feed(b"\x10\x10\x11"), (b"\x10".to_vec(), true));
+    }
+
+    #[test]
+    fn only_what_was_left_on_is_switched_off() {
+        let mut modes = Modes::default();
+        modes.watch(b"plain \x1b[1mbold\x1b[0m \x1b[?1049h\x1b[?10");
+        modes.watch(b"00;1006h\x1b[?25l\x1b[?2004h\x1b[?2004l");
+        assert_eq!(modes.reset(), "\x1b[?1049l\x1b[?1006l\x1b[?1000l\x1b[?25h");
+        modes.watch(b"\x1b[?1049l\x1b[?1000;1006l\x1b[?25h");
+        assert_eq!(modes.reset(), "");
     }
 }

@@ -28,10 +28,7 @@ pub fn run(args: &[OsString]) -> Result<(), CliError> {
     close_standard()?;
     let client = UnixStream::from(client);
     let report = client.try_clone().map_err(CliError::io("duplicate the connection"))?;
-    run_in(&dir, once, client, lock).map_err(|error| {
-        tell(&report, &error);
-        error
-    })
+    run_in(&dir, once, client, lock).inspect_err(|error| tell(&report, error))
 }
 
 fn run_in(dir: &Path, once: bool, client: UnixStream, lock: FileLock) -> Result<(), CliError> {

@@ -32,7 +32,7 @@ pub fn run(context: &Context, args: &cli::Drop) -> Outcome {
             continue;
         }
         match drop_one(context, &store, &sandbox, force) {
-            Ok(()) => {}
+            Ok(told) => eprintln!("{told}"),
             // With several, one that is kept must not keep the others.
             Err(error) if args.all || args.names.len() > 1 => {
                 error.print();
@@ -61,8 +61,8 @@ fn busy(sandbox: &Sandbox) -> Result<bool, CliError> {
     }
 }
 
-/// Drops one, or says what would be lost.
-pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Force) -> Result<(), CliError> {
+/// Drops one and returns what is to be told, or says what would be lost.
+pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Force) -> Result<String, CliError> {
     let name = sandbox.name();
     if sandbox.state()? == State::Running {
         if force == Force::No && busy(sandbox)? {
@@ -91,15 +91,16 @@ pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Forc
     if unsaved.is_empty() {
         commit_back::remove_refs(context.git()?, store, sandbox)?;
         removal::remove(store, sandbox, lock)?;
-        eprintln!("dropped '{name}'{}", ignored_words(&unsaved));
-    } else {
-        // The host repository may be gone.
-        let _ = commit_back::remove_refs(context.git()?, store, sandbox);
-        trash::discard(store, sandbox, lock)?;
-        eprintln!("dropped '{name}' into the trash{}", ignored_words(&unsaved));
-        eprintln!("hint: `git sandbox trash restore {name}` brings it back for {} days", trash::KEEP_DAYS);
+        return Ok(format!("dropped '{name}'{}", ignored_words(&unsaved)));
     }
-    Ok(())
+    // The host repository may be gone.
+    let _ = commit_back::remove_refs(context.git()?, store, sandbox);
+    trash::discard(store, sandbox, lock)?;
+    Ok(format!(
+        "dropped '{name}' into the trash{}\nhint: `git sandbox trash restore {name}` brings it back for {} days",
+        ignored_words(&unsaved),
+        trash::KEEP_DAYS
+    ))
 }
 
 fn ignored_words(unsaved: &Unsaved) -> String {

@@ -7,6 +7,7 @@ use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::leave;
 use crate::prepare;
+use crate::project::Project;
 use crate::start::{exec_request, shell_batch, shell_command, start, wait_started};
 use crate::terminal::{Ended, Input, interactive, relay, window};
 use crate::text::{escape, parse_duration, parse_size};
@@ -55,8 +56,9 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     prepare::refuse_place(context, &store, &top)?;
     let mut user = context.user(&top)?;
     user.root = args.root;
+    let project = Project::read(&top)?;
 
-    let taken = prepare::take(context, &store, repo, source, &user, &args)?;
+    let taken = prepare::take(context, &store, repo, source, &user, &args, &project)?;
     let (tty, input) = standard(&args);
     let cwd = if context.cwd.starts_with(&top) { context.cwd.clone() } else { top.clone() };
     let mut env = host_view::environment(&context.vars);
@@ -76,11 +78,11 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
         home: context.home.clone(),
         user,
         env,
-        network: network(context, args.net)?,
-        limits: limits(context, &args)?,
+        network: network(context, args.net, &project)?,
+        limits: project.tighten(limits(context, &args)?),
         toolchains: host_view::toolchains(&context.home, &path, &extra).into_iter().map(|m| (m.source, m.at)).collect(),
         links: links(context, &top),
-        timeout: args.timeout.as_deref().map(time).transpose()?,
+        timeout: args.timeout.as_deref().map(time).transpose()?.into_iter().chain(project.timeout).min(),
         allow_weak: args.allow_weak.clone(),
     };
     if args.dry_run {
@@ -259,13 +261,13 @@ fn time(text: &str) -> Result<u64, CliError> {
         .ok_or_else(|| CliError::usage(format!("'{}' is not a time", escape(text))).hint("for example 90s, 10m, 2h"))
 }
 
-fn network(context: &Context, flag: Option<cli::Net>) -> Result<Network, CliError> {
+fn network(context: &Context, flag: Option<cli::Net>, project: &Project) -> Result<Network, CliError> {
     match flag {
         Some(cli::Net::None) => Ok(Network::None),
         Some(cli::Net::Host) => Ok(Network::Host),
         None => match context.setting("sandbox.net").as_deref() {
             None | Some("none") => Ok(Network::None),
-            Some("host") => Ok(Network::Host),
+            Some("host") => Ok(project.network(Network::Host)),
             Some(other) => Err(CliError::new(format!("'{}' is not a value of sandbox.net", escape(other)))
                 .hint("it is one of none, host")),
         },

@@ -31,6 +31,9 @@ use std::path::{Path, PathBuf};
 /// The format that this build writes.
 pub const FORMAT: u32 = 1;
 
+/// What may be in a state directory before its format is written.
+const PARTS: &[&str] = &["format", "lock", "repos", "sandboxes", "trash", "tmp"];
+
 /// The state directory.
 #[derive(Clone, Debug)]
 pub struct Store {
@@ -98,15 +101,24 @@ impl Store {
                 None => return Err(StoreError::Foreign { path: root.to_owned() }),
             },
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let foreign = fs::read_dir(root).is_ok_and(|mut entries| entries.next().is_some());
-                if foreign && !root.join("lock").exists() {
+                // Another command may be making it at this moment: only what is not ours is foreign.
+                let foreign = |entry: io::Result<fs::DirEntry>| {
+                    entry.is_ok_and(|entry| {
+                        let name = entry.file_name();
+                        let name = name.to_string_lossy();
+                        !PARTS.contains(&&*name) && !name.starts_with(".lock.") && !name.starts_with(".format.")
+                    })
+                };
+                if fs::read_dir(root).is_ok_and(|mut entries| entries.any(foreign)) {
                     return Err(StoreError::Foreign { path: root.to_owned() });
                 }
                 make_dir(root)?;
                 for part in ["repos", "sandboxes", "trash", "tmp"] {
                     make_dir(&root.join(part))?;
                 }
-                write_whole(&root.join("lock"), b"", false)?;
+                if !root.join("lock").exists() {
+                    write_whole(&root.join("lock"), b"", false)?;
+                }
                 write_whole(&format, format!("git-sandbox {FORMAT}\n").as_bytes(), true)?;
                 None
             }

@@ -1,0 +1,126 @@
+//! `.sandbox.toml`: what a repository asks of its sandboxes. Read from the host's working tree,
+//! never from a revision. It may only tighten what the user's settings allow.
+//!
+//! ```toml
+//! net = "none"            # even if sandbox.net says host
+//! memory = "2g"           # at most
+//! pids = 256              # at most
+//! timeout = "30m"         # at most
+//! carry-secrets = false   # never, and nobody is asked
+//! ```
+
+use crate::error::CliError;
+use crate::text::{parse_duration, parse_size};
+use sandbox_core::launch::{Limits, Network};
+use serde::Deserialize;
+use std::io;
+use std::path::Path;
+
+/// The file's name, at the top of the working tree.
+pub const FILE: &str = ".sandbox.toml";
+
+/// What it says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Project {
+    /// No network, whatever the settings say.
+    pub offline: bool,
+    /// Files that look like secrets stay on the host.
+    pub no_secrets: bool,
+    /// At most these.
+    pub limits: Limits,
+    /// Seconds at most.
+    pub timeout: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Text {
+    net: Option<String>,
+    memory: Option<String>,
+    pids: Option<u32>,
+    timeout: Option<String>,
+    carry_secrets: Option<bool>,
+}
+
+impl Project {
+    /// Reads it; without the file nothing is asked.
+    pub fn read(top: &Path) -> Result<Self, CliError> {
+        let path = top.join(FILE);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Self::parse(&text).map_err(|why| {
+                CliError::new(format!("'{FILE}' is not valid")).cause(crate::text::escape(&why)).hint(
+                    "it may have net, memory, pids, timeout and carry-secrets, each only to tighten your settings",
+                )
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(CliError::io(format!("read '{}'", path.display()))(error)),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let text: Text = toml::from_str(text).map_err(|error| error.message().to_owned())?;
+        let offline = match text.net.as_deref() {
+            None => false,
+            Some("none") => true,
+            Some(other) => return Err(format!("net = \"{other}\": only \"none\" tightens")),
+        };
+        if text.carry_secrets == Some(true) {
+            return Err("carry-secrets = true: only false tightens".into());
+        }
+        let memory = text
+            .memory
+            .map(|size| parse_size(&size).ok_or(format!("memory = \"{size}\" is not a size")))
+            .transpose()?;
+        let timeout = text
+            .timeout
+            .map(|time| parse_duration(&time).ok_or(format!("timeout = \"{time}\" is not a time")))
+            .transpose()?;
+        let limits = Limits { memory, pids: text.pids, ..Limits::default() };
+        Ok(Self { offline, no_secrets: text.carry_secrets == Some(false), limits, timeout })
+    }
+
+    /// The tighter of two limits each.
+    pub fn tighten(&self, limits: Limits) -> Limits {
+        fn tighter<T: Ord>(a: Option<T>, b: Option<T>) -> Option<T> {
+            match (a, b) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            }
+        }
+        let memory = tighter(limits.memory, self.limits.memory);
+        Limits { memory, pids: tighter(limits.pids, self.limits.pids), ..limits }
+    }
+
+    /// The network that settings allow, tightened.
+    pub fn network(&self, allowed: Network) -> Network {
+        if self.offline { Network::None } else { allowed }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_only_tightens() {
+        let project =
+            Project::parse("net = \"none\"\nmemory = \"1g\"\npids = 2000\ntimeout = \"5m\"\ncarry-secrets = false")
+                .unwrap();
+        let limits = Limits { memory: Some(4 << 30), pids: Some(1024), ..Limits::default() };
+        let tight = project.tighten(limits);
+        assert_eq!((tight.memory, tight.pids, project.timeout), (Some(1 << 30), Some(1024), Some(300)));
+        assert_eq!(project.network(Network::Host), Network::None);
+        assert!(project.no_secrets);
+        for bad in [
+            "net = \"host\"",
+            "carry-secrets = true",
+            "memory = \"lots\"",
+            "driver = \"none\"",
+            "pids = \"x\"",
+            "=",
+            "timeout = \"x\"",
+        ] {
+            assert!(Project::parse(bad).is_err(), "{bad}");
+        }
+    }
+}
