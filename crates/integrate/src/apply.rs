@@ -11,7 +11,7 @@
 //! in the last moment is put back and reported. After the last check nothing is written but names.
 
 use crate::error::MergeError;
-use crate::index::{Index, IndexLock, Update, changed_copy};
+use crate::index::{IndexLock, Mark, Update, changed_copy};
 use crate::objects::Objects;
 use crate::path::RepoPath;
 use crate::plan::{FileAction, HeadMove, Identity, IndexAction, MergePlan, PathPlan, What, Why};
@@ -52,7 +52,7 @@ pub fn apply(repo: &Repo, plan: &MergePlan, undo: &Path) -> Result<Merged, Merge
     let change = Change {
         name: &plan.name,
         paths: &plan.paths,
-        index_digest: &plan.index_digest,
+        index: &plan.index,
         head: Some((&plan.head, &plan.identity, reflog(plan))),
     };
     let mut merged = change.apply(repo, undo)?;
@@ -73,8 +73,8 @@ fn reflog(plan: &MergePlan) -> String {
 pub(crate) struct Change<'a> {
     pub name: &'a str,
     pub paths: &'a [PathPlan],
-    /// Digest of what the index said when the plan was made.
-    pub index_digest: &'a str,
+    /// The index that the plan was made from.
+    pub index: &'a Mark,
     /// HEAD's move, who makes it, and what the reflog says.
     pub head: Option<(&'a HeadMove, &'a Identity, String)>,
 }
@@ -105,11 +105,9 @@ impl Change<'_> {
 
         // The new index first: git may look at files for it, and they must be the host's own.
         let updates: Vec<_> = self.paths.iter().filter_map(update).collect();
-        let mut index_after = self.index_digest.to_owned();
         if !updates.is_empty() {
             let new = undo.join("index.new");
             changed_copy(repo, &updates, &new)?;
-            index_after = Index::read_file(repo, &new)?.digest;
             lock.fill(&new, false)?;
         }
 
@@ -128,7 +126,7 @@ impl Change<'_> {
             steps.push(Step { n, plan, seen });
         }
         let head = self.head.as_ref().map(|(step, ..)| *step);
-        saver.finish(&Context { name: self.name, head, index_before: self.index_digest, index_after: &index_after })?;
+        saver.finish(&Context { name: self.name, head, index: &self.index.digest })?;
         let transaction = match &self.head {
             Some((step, identity, message)) => Some(Transaction::prepare(repo, step, message, Some(identity))?),
             None => None,
@@ -165,7 +163,7 @@ impl Change<'_> {
     }
 
     fn check_unchanged(&self, repo: &Repo) -> Result<(), MergeError> {
-        if Index::read(repo)?.digest != self.index_digest {
+        if !self.index.holds(repo)? {
             return Err(MergeError::Changed { what: "the index".into() });
         }
         if let Some((step, ..)) = &self.head {

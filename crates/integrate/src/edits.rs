@@ -5,7 +5,7 @@ use crate::apply::{Change, Merged};
 use crate::attributes::{self, Rules};
 use crate::captured::{Captured, Kind};
 use crate::error::{Conflict, Conflicts, MergeError, Reason};
-use crate::index::Index;
+use crate::index::{Index, Mark};
 use crate::inspect::tree_of;
 use crate::next::commit_tree;
 use crate::objects::{Objects, entries};
@@ -51,7 +51,7 @@ pub struct EditsPlan {
     /// The paths that change.
     pub paths: Vec<PathPlan>,
     #[serde(skip)]
-    index_digest: String,
+    index: Mark,
 }
 
 /// Makes a plan for bringing uncommitted changes over: each path is merged from what the changes start
@@ -122,7 +122,7 @@ pub fn plan_edits(repo: &Repo, request: &EditsRequest<'_>) -> Result<EditsPlan, 
             objects.store(entry.id)?;
         }
     }
-    Ok(EditsPlan { name: request.name.to_owned(), paths: plans, index_digest: index.digest })
+    Ok(EditsPlan { name: request.name.to_owned(), paths: plans, index: index.mark() })
 }
 
 fn entries_of(repo: &Repo, commit: Option<Oid>, edits: &[Edit]) -> Result<BTreeMap<RepoPath, Entry>, MergeError> {
@@ -137,7 +137,7 @@ pub fn apply_edits(repo: &Repo, plan: &EditsPlan, undo: &Path) -> Result<Merged,
     if plan.paths.is_empty() {
         return Ok(Merged { what: None, head: None, written: 0, deleted: 0, uncommitted: Vec::new(), undo: None });
     }
-    Change { name: &plan.name, paths: &plan.paths, index_digest: &plan.index_digest, head: None }.apply(repo, undo)
+    Change { name: &plan.name, paths: &plan.paths, index: &plan.index, head: None }.apply(repo, undo)
 }
 
 impl Gatherer<'_, '_, '_> {

@@ -40,8 +40,52 @@ pub(crate) struct Index {
     pub unmerged: Option<RepoPath>,
     /// Digest of all that it says about paths; cached stat data is not in it.
     pub digest: String,
-    /// When the file was written, to know racy entries.
-    pub written: Option<(i64, u32)>,
+    /// The file that was read; `None` if there is none.
+    pub stamp: Option<Stamp>,
+}
+
+/// What tells an index file from another, and from what git makes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    dev: u64,
+    ino: u64,
+    size: u64,
+    /// When it was written, to know racy entries.
+    pub mtime: (i64, u32),
+    ctime: (i64, i64),
+}
+
+impl Stamp {
+    pub fn of(repo: &Repo) -> Result<Option<Self>, MergeError> {
+        use std::os::unix::fs::MetadataExt;
+        match fs::metadata(repo.index()) {
+            Ok(meta) => Ok(Some(Self {
+                dev: meta.dev(),
+                ino: meta.ino(),
+                size: meta.size(),
+                mtime: (meta.mtime(), meta.mtime_nsec() as u32),
+                ctime: (meta.ctime(), meta.ctime_nsec()),
+            })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(MergeError::io("read", repo.index())(source)),
+        }
+    }
+}
+
+/// An index that a plan was made from.
+#[derive(Clone, Debug)]
+pub(crate) struct Mark {
+    /// Digest of what it said.
+    pub digest: String,
+    stamp: Option<Stamp>,
+}
+
+impl Mark {
+    /// Whether the index still says the same. That git refreshed it is no change.
+    pub fn holds(&self, repo: &Repo) -> Result<bool, MergeError> {
+        let same = self.stamp.is_some() && Stamp::of(repo)? == self.stamp;
+        Ok(same || Index::read(repo)?.digest == self.digest)
+    }
 }
 
 const INTENT_TO_ADD: u32 = 1 << 29;
@@ -49,16 +93,16 @@ const SKIP_WORKTREE: u32 = 1 << 30;
 
 impl Index {
     pub fn read(repo: &Repo) -> Result<Self, MergeError> {
-        use std::os::unix::fs::MetadataExt;
-        let written = match fs::metadata(repo.index()) {
-            Ok(meta) => Some((meta.mtime(), meta.mtime_nsec() as u32)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(source) => return Err(MergeError::io("read", repo.index())(source)),
-        };
+        let stamp = Stamp::of(repo)?;
         let output = repo.host().args(["ls-files", "--stage", "-z", "--debug"]).output()?.stdout;
         let mut index = Self::parse(&output)?;
-        index.written = written;
+        index.stamp = stamp;
         Ok(index)
+    }
+
+    /// What a plan keeps of it.
+    pub fn mark(&self) -> Mark {
+        Mark { digest: self.digest.clone(), stamp: self.stamp }
     }
 
     /// Reads another index file of the same repository.

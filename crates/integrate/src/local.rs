@@ -4,7 +4,7 @@ use crate::attributes::Attributes;
 use crate::captured::{Captured, Kind};
 use crate::eol::{self, Action};
 use crate::error::{MergeError, Reason};
-use crate::index::{Cached, Staged};
+use crate::index::{Cached, Staged, Stamp};
 use crate::objects::blob_id;
 use crate::path::{Entry, Mode, RepoPath};
 use crate::paths::Gatherer;
@@ -123,7 +123,7 @@ impl<'a> Gatherer<'a, '_, '_> {
         }
         if let Some(by) = self.conversion(path, &seen.bytes, next)? {
             let clean = self.entry(path).is_some_and(|staged| {
-                Some(staged.entry) == head && is_clean(staged.stat, &seen, self.settings.index.written)
+                Some(staged.entry) == head && is_clean(staged.stat, &seen, self.settings.index.stamp)
             });
             // To remove a file it is enough to know that it has no change.
             return Ok(if clean && next.is_none() { Ok((head, false)) } else { Err(Reason::Conversion { by }) });
@@ -191,9 +191,9 @@ impl<'a> Gatherer<'a, '_, '_> {
 }
 
 /// Whether the index knows a file to be unchanged.
-fn is_clean(cached: Cached, seen: &Seen, written: Option<(i64, u32)>) -> bool {
+fn is_clean(cached: Cached, seen: &Seen, index: Option<Stamp>) -> bool {
     let stat = &seen.stat;
     // A file as young as the index may have changed after it was looked at.
-    written.is_some_and(|written| cached.mtime < written)
+    index.is_some_and(|index| cached.mtime < index.mtime)
         && cached == Cached { mtime: stat.mtime, ino: stat.ino as u32, size: stat.size as u32 }
 }

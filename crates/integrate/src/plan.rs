@@ -5,7 +5,7 @@ use crate::attributes::{self, Attributes, Rules};
 use crate::captured::Captured;
 use crate::eol::Action;
 use crate::error::{Conflict, Conflicts, MergeError};
-use crate::index::Index;
+use crate::index::{Index, Mark};
 use crate::inspect::tree_of;
 use crate::next::next_commit;
 use crate::objects::{Difference, Objects, differences};
@@ -80,9 +80,9 @@ pub struct MergePlan {
     pub paths: Vec<PathPlan>,
     /// Incoming paths that deserve a look.
     pub warnings: Vec<Warning>,
-    /// Digest of what the index said.
+    /// The index that it was made from.
     #[serde(skip)]
-    pub(crate) index_digest: String,
+    pub(crate) index: Mark,
     #[serde(skip)]
     pub(crate) identity: Identity,
 }
@@ -215,7 +215,7 @@ pub fn plan(repo: &Repo, request: &MergeRequest<'_>) -> Result<MergePlan, MergeE
             head: HeadMove { reference: head.reference, old: head.commit, new },
             paths: Vec::new(),
             warnings: Vec::new(),
-            index_digest: index.digest,
+            index: index.mark(),
             identity: request.identity.clone(),
         });
     };
@@ -244,7 +244,7 @@ pub fn plan(repo: &Repo, request: &MergeRequest<'_>) -> Result<MergePlan, MergeE
         head: HeadMove { reference: head.reference, old: head.commit, new: next.commit },
         paths,
         warnings,
-        index_digest: index.digest,
+        index: index.mark(),
         identity: request.identity.clone(),
     })
 }

@@ -3,8 +3,8 @@
 //! ```text
 //!   <undo>/undo.json     format, HEAD before and after, per path what was and what will be
 //!         index          the index as it was, with its time (absent: there was none)
-//!         index.new      the index as it will be
-//!         files/<n>      the bytes of touched path number n as they were
+//!         index.new      the index as it will be (absent: it stays)
+//!         files          the bytes of the touched files as they were, one after the other: one fsync
 //!         lock, staging  which index.lock and which staging directory are of this merge
 //! ```
 //!
@@ -25,14 +25,11 @@ use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// The format of `undo.json`.
 const FORMAT: u32 = 1;
-
-/// More files than this are made durable together, by flushing the file system.
-const SINGLE_SYNCS: usize = 16;
 
 /// `undo.json`
 #[derive(Debug, Serialize, Deserialize)]
@@ -44,8 +41,8 @@ pub(crate) struct Record {
     /// `None`: HEAD does not move.
     new: Option<Oid>,
     had_index: bool,
-    index_before: String,
-    index_after: String,
+    /// Digest of what the index said.
+    index: String,
     paths: Vec<PathRecord>,
 }
 
@@ -58,49 +55,53 @@ pub(crate) struct PathRecord {
     after: State,
     /// Permission bits that the file had.
     mode: u32,
+    /// Where its bytes are in `files`.
+    offset: u64,
+    length: u64,
 }
 
 /// What is saved beside the paths.
 pub(crate) struct Context<'a> {
     pub name: &'a str,
     pub head: Option<&'a HeadMove>,
-    pub index_before: &'a str,
-    pub index_after: &'a str,
+    /// Digest of what the index said.
+    pub index: &'a str,
 }
 
 /// Saves the state before the first write, path by path.
 pub(crate) struct Saver<'a> {
     dir: &'a Path,
+    files: File,
+    offset: u64,
     records: Vec<PathRecord>,
     had_index: bool,
 }
 
 impl<'a> Saver<'a> {
-    /// Begins in a directory, which is made if it is not there.
+    /// Begins in an empty directory.
     pub fn begin(repo: &Repo, dir: &'a Path) -> Result<Self, MergeError> {
-        let files = dir.join("files");
-        fs::create_dir_all(&files).map_err(MergeError::io("create", &files))?;
+        let path = dir.join("files");
+        let files = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+        let files = files.map_err(MergeError::io("create", path))?;
         let had_index = copy_index(repo.index(), &dir.join("index"))?;
-        Ok(Self { dir, records: Vec::new(), had_index })
+        Ok(Self { dir, files, offset: 0, records: Vec::new(), had_index })
     }
 
     /// Saves one path as it is; `after` is what it will be.
     pub fn add(&mut self, path: &RepoPath, found: &Found, after: State) -> Result<(), MergeError> {
-        let mut mode = 0;
+        let (offset, mut length, mut mode) = (self.offset, 0, 0);
         if let Found::File(seen) = found {
-            mode = seen.stat.mode & 0o7777;
-            let file = self.dir.join("files").join(self.records.len().to_string());
-            let sync = self.records.len() < SINGLE_SYNCS;
-            write_private(&file, &seen.bytes, sync).map_err(MergeError::io("write", &file))?;
+            (length, mode) = (seen.bytes.len() as u64, seen.stat.mode & 0o7777);
+            self.files.write_all(&seen.bytes).map_err(MergeError::io("write", self.dir.join("files")))?;
+            self.offset += length;
         }
         let path = crate::index::hex(path.as_bytes());
-        self.records.push(PathRecord { path, before: found.state(), after, mode });
+        self.records.push(PathRecord { path, before: found.state(), after, mode, offset, length });
         Ok(())
     }
 
     /// Makes it whole and durable.
     pub fn finish(self, context: &Context<'_>) -> Result<(), MergeError> {
-        let many = self.records.len() > SINGLE_SYNCS;
         let record = Record {
             format: FORMAT,
             name: context.name.to_owned(),
@@ -108,21 +109,17 @@ impl<'a> Saver<'a> {
             old: context.head.and_then(|head| head.old),
             new: context.head.map(|head| head.new),
             had_index: self.had_index,
-            index_before: context.index_before.to_owned(),
-            index_after: context.index_after.to_owned(),
+            index: context.index.to_owned(),
             paths: self.records,
         };
         let json = serde_json::to_vec_pretty(&record).expect("a record has string keys only");
         let file = self.dir.join("undo.json");
         let write = || {
             let temp = self.dir.join("undo.json.new");
+            self.files.sync_all()?;
             write_private(&temp, &json, true)?;
-            let dir = File::open(self.dir)?;
-            if many {
-                rfs::syncfs(&dir)?;
-            }
             fs::rename(temp, &file)?;
-            dir.sync_all()
+            File::open(self.dir)?.sync_all()
         };
         write().map_err(MergeError::io("write", &file))
     }
@@ -159,8 +156,9 @@ pub fn restore(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
 
     let index = Index::read(repo)?;
     // Edits leave the index alone, so it may have changed since.
-    let index_moves = record.index_before != record.index_after;
-    if index_moves && ![&record.index_before, &record.index_after].contains(&&index.digest) {
+    let new = dir.join("index.new");
+    let index_moves = new.exists();
+    if index_moves && index.digest != record.index && index.digest != Index::read_file(repo, &new)?.digest {
         return Err(MergeError::ChangedSince { what: "the index".into() });
     }
     let head = repo.head()?;
@@ -171,7 +169,7 @@ pub fn restore(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
     let name = |path: &PathRecord| path.name().ok_or_else(|| MergeError::BadPath { path: path.path.clone() });
     let names = record.paths.iter().map(name).collect::<Result<Vec<_>, _>>()?;
     let mut todo = Vec::new();
-    for (n, (path, name)) in record.paths.iter().zip(&names).enumerate() {
+    for (path, name) in record.paths.iter().zip(&names) {
         let state = tree.look(name).map_err(MergeError::io("read", name.as_path()))?.state();
         if state == path.before {
             continue;
@@ -183,7 +181,7 @@ pub fn restore(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
         if state != path.after && state != State::Absent && !replaced {
             return Err(MergeError::ChangedSince { what: format!("'{name}'") });
         }
-        todo.push((n, name, path, state));
+        todo.push((name, path, state));
     }
 
     if record.new.is_some() && head.commit != record.old {
@@ -196,16 +194,16 @@ pub fn restore(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
     }
     let failed = |source| MergeError::NotRestored { undo: dir.to_owned(), source };
     // Deepest first where something has to go, topmost first where something has to come.
-    for (_, name, path, state) in todo.iter().rev() {
+    for (name, path, state) in todo.iter().rev() {
         let goes = matches!(path.before, State::Absent) || (path.before == State::Directory && *state != path.before);
         if *state != State::Absent && goes {
             remove(&tree, repo, name).map_err(failed)?;
         }
     }
-    for (n, name, path, state) in &todo {
-        put_back(&tree, repo, dir, *n, name, path, state).map_err(failed)?;
+    for (name, path, state) in &todo {
+        put_back(&tree, repo, dir, name, path, state).map_err(failed)?;
     }
-    if index_moves && index.digest != record.index_before {
+    if index_moves && index.digest != record.index {
         if record.had_index {
             lock.fill(&dir.join("index"), true)?;
             lock.commit().map_err(failed)?;
@@ -292,7 +290,6 @@ fn put_back(
     tree: &Worktree,
     repo: &Repo,
     dir: &Path,
-    n: usize,
     name: &RepoPath,
     path: &PathRecord,
     state: &State,
@@ -309,7 +306,8 @@ fn put_back(
         tree.remove_dir(name)?;
     }
     let staging = Staging::new(repo, tree)?;
-    let bytes = fs::read(dir.join("files").join(n.to_string()))?;
+    let mut bytes = vec![0; path.length as usize];
+    File::open(dir.join("files"))?.read_exact_at(&mut bytes, path.offset)?;
     let symlink = matches!(path.before, State::Symlink { .. });
     staging.put("old", symlink, &bytes, path.mode, None)?;
     tree.make_parents(name, &mut Vec::new())?;

@@ -30,6 +30,7 @@ fn it_commits_everything() {
     assert_eq!(world.read("a"), edited(&[("2", "2 USER")]));
     assert_eq!(world.read("b"), edited(&[("5", "5 AGENT")]));
     assert_eq!(world.read("u"), "untracked\n");
+    world.git(&["fsck", "--no-dangling"]);
 }
 
 #[test]

@@ -248,7 +248,6 @@ impl World {
     /// Merges, expecting success; returns `git status`.
     pub fn merged(&self) -> String {
         self.merge(How::FastForward).unwrap_or_else(|error| panic!("{}", chain(&error)));
-        self.git(&["fsck", "--no-dangling"]);
         self.status()
     }
 

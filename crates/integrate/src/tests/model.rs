@@ -259,7 +259,7 @@ fn check(case: &Case) -> Result<bool, TestCaseError> {
 #[test]
 fn what_must_always_hold() {
     // Bounded: each case is some sixty processes.
-    let cases = std::env::var("SANDBOX_TEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
+    let cases = std::env::var("SANDBOX_TEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(10);
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 30, ..Config::default() };
     let merged = std::cell::Cell::new(0);
     let result = TestRunner::new(config).run(&case(), |case| {
