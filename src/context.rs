@@ -102,6 +102,9 @@ impl Context {
         let all = self.settings.get_or_init(|| {
             let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
             let Ok(git) = self.git() else { return all };
+            if !self.may_be_set(git) {
+                return all;
+            }
             let dir = self.maybe_repo().map_or(self.cwd.as_path(), HostRepo::top_or_gitdir);
             let listing = git.user(dir).args(["config", "--null", "--get-regexp", r"^sandbox\."]).output();
             for entry in listing.map(|out| out.stdout).unwrap_or_default().split(|b| *b == 0) {
@@ -121,8 +124,6 @@ impl Context {
         if let Some(dir) = self.vars.get("GIT_SANDBOX_STATE").filter(|dir| dir.starts_with('/')) {
             return dir.into();
         }
-        // Asked of git only when the default does not exist yet or a repository was found anyway:
-        // one process less on the way of `spawn`.
         let default = self
             .vars
             .get("XDG_STATE_HOME")
@@ -138,22 +139,30 @@ impl Context {
         }
     }
 
-    /// `sandbox.stateDir`: looked for as text first, in the two files that may set it for a
-    /// user, because asking git costs more than a millisecond on each spawn.
+    /// `sandbox.stateDir`, if any configuration may set it.
     fn state_setting(&self) -> Option<String> {
+        self.setting("sandbox.stateDir")
+    }
+
+    /// Whether any configuration that git would read may set something of ours. Looked for as text,
+    /// because asking git costs more than a millisecond on each spawn; includes may lead anywhere.
+    fn may_be_set(&self, git: &Git) -> bool {
+        if self.vars.keys().any(|name| name.starts_with("GIT_CONFIG")) {
+            return true;
+        }
         let xdg = self.vars.get("XDG_CONFIG_HOME").map_or_else(|| self.home.join(".config"), PathBuf::from);
         let mut files = vec![PathBuf::from("/etc/gitconfig"), self.home.join(".gitconfig"), xdg.join("git/config")];
-        files.extend(self.vars.get("GIT_CONFIG_GLOBAL").map(PathBuf::from));
-        files.extend(self.vars.get("GIT_CONFIG_SYSTEM").map(PathBuf::from));
-        files.extend(self.maybe_repo().map(|repo| repo.common_dir().join("config")));
-        let mentioned = |file: &PathBuf| {
+        // A git that was built for another prefix has its system configuration there.
+        files.extend(git.program().parent().and_then(Path::parent).map(|prefix| prefix.join("etc/gitconfig")));
+        if let Some(repo) = self.maybe_repo() {
+            files.extend([repo.common_dir().join("config"), repo.git_dir().join("config.worktree")]);
+        }
+        files.iter().any(|file| {
             std::fs::read(file).is_ok_and(|bytes| {
                 let text = String::from_utf8_lossy(&bytes).to_ascii_lowercase();
-                text.contains("statedir") || text.contains("include")
+                text.contains("[sandbox") || text.contains("[include")
             })
-        };
-        let asked = self.vars.contains_key("GIT_CONFIG_COUNT") || files.iter().any(mentioned);
-        asked.then(|| self.setting("sandbox.stateDir")).flatten()
+        })
     }
 
     /// The state directory, made when it does not exist.

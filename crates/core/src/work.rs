@@ -144,10 +144,64 @@ pub fn tip(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Option<Oid>> {
     read_ref(git, &host, &format!("refs/sandbox/{}", sandbox.name()))
 }
 
+/// Larger `packed-refs` are left to git.
+const SMALL: u64 = 1 << 20;
+
+/// Reads one ref. Loose refs and small `packed-refs` are read without a process.
 fn read_ref(git: &Git, host: &HostRepo, name: &str) -> Result<Option<Oid>> {
+    match quick(host, name) {
+        Quick::Is(oid) => return Ok(Some(oid)),
+        Quick::None => return Ok(None),
+        Quick::AskGit => {}
+    }
     let (status, out) =
         host.read(git).args(["rev-parse", "--quiet", "--verify", "--end-of-options", name]).try_output()?;
     Ok(status.success().then(|| Oid::parse(out.stdout.trim_ascii())).flatten())
+}
+
+/// What can be said of a ref without git.
+enum Quick {
+    Is(Oid),
+    None,
+    AskGit,
+}
+
+fn quick(host: &HostRepo, name: &str) -> Quick {
+    let common = host.common_dir();
+    if common.join("reftable").exists() {
+        return Quick::AskGit;
+    }
+    match fs::read(common.join(name)) {
+        Ok(text) => return Oid::parse(text.trim_ascii()).map_or(Quick::AskGit, Quick::Is),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+        Err(_) => return Quick::AskGit,
+    }
+    let packed = common.join("packed-refs");
+    match fs::metadata(&packed) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Quick::None,
+        Ok(meta) if meta.len() <= SMALL => match fs::read_to_string(&packed) {
+            Ok(text) => text
+                .lines()
+                .find_map(|line| line.split_once(' ').filter(|(_, known)| *known == name))
+                .map_or(Quick::None, |(id, _)| Oid::parse(id).map_or(Quick::AskGit, Quick::Is)),
+            Err(_) => Quick::AskGit,
+        },
+        _ => Quick::AskGit,
+    }
+}
+
+/// Whether the host may have any ref of this sandbox.
+fn may_have_refs(host: &HostRepo, name: &str) -> bool {
+    let common = host.common_dir();
+    let loose = common.join("refs/sandbox-meta").join(name).exists() || common.join("refs/sandbox").join(name).exists();
+    let packed = || match fs::metadata(common.join("packed-refs")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Ok(meta) if meta.len() <= SMALL => fs::read_to_string(common.join("packed-refs")).map_or(true, |text| {
+            text.contains(&format!("refs/sandbox/{name}")) || text.contains(&format!("refs/sandbox-meta/{name}/"))
+        }),
+        _ => true,
+    };
+    loose || common.join("reftable").exists() || packed()
 }
 
 /// What the host has of a sandbox's commits.
@@ -348,6 +402,9 @@ pub fn unsaved(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Unsaved> {
 
 /// Commits that only the sandbox's own refs reach.
 fn only_here(git: &Git, host: &HostRepo, name: &str) -> Result<usize> {
+    if !may_have_refs(host, name) {
+        return Ok(0);
+    }
     let own = [format!("refs/sandbox/{name}"), format!("refs/sandbox-meta/{name}/")];
     let listing =
         host.read(git).args(["for-each-ref", "--format=%(objecttype) %(objectname)", &own[0], &own[1]]).output()?;
