@@ -15,6 +15,7 @@ use sandbox_integrate::{
     RepoPath, StashRequest, What,
 };
 use sandbox_protocol::{Exec, escape_bytes};
+use sandbox_sys::lock::FileLock;
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -202,8 +203,18 @@ fn warn(plan: &MergePlan) {
 }
 
 fn do_it(store: &Store, sandbox: &Sandbox, repo: &Repo, plan: &MergePlan) -> Result<(), CliError> {
-    let undo = undo_dir(store)?;
-    let merged = sandbox_integrate::apply(repo, plan, &undo)?;
+    let changing = Changing::begin(store, sandbox, repo)?;
+    let merged = match sandbox_integrate::apply(repo, plan, changing.undo()) {
+        Ok(merged) => merged,
+        Err(error) => {
+            // Everything was put back, or the error says that it could not be.
+            if !matches!(error, MergeError::NotRestored { .. }) {
+                changing.finish()?;
+            }
+            return Err(error.into());
+        }
+    };
+    changing.finish()?;
     let what = match plan.what {
         What::UpToDate => "nothing to do".to_owned(),
         What::FastForward { commits } => format!("fast-forwarded by {}", count(commits as usize, "commit")),
@@ -217,15 +228,61 @@ fn do_it(store: &Store, sandbox: &Sandbox, repo: &Repo, plan: &MergePlan) -> Res
         crate::text::escape(onto),
         plan.head.new.short()
     );
-    let _ = merged;
+    if !merged.uncommitted.is_empty() {
+        eprintln!(
+            "{} here still {} uncommitted changes",
+            count(merged.uncommitted.len(), "file"),
+            if merged.uncommitted.len() == 1 { "has" } else { "have" }
+        );
+    }
     Ok(())
 }
 
-/// Where the state before a merge is kept.
-fn undo_dir(store: &Store) -> Result<PathBuf, CliError> {
-    let all = store.root().join("undo");
-    make_dir(&all)?;
-    Ok(all.join(sandbox_core::id::SandboxId::random()))
+/// The host's working tree is changed by one command at a time; the former state is kept until
+/// `gc` takes it after 30 days.
+///
+/// ```text
+/// repos/<id>/merge.lock        held while a working tree is changed
+/// repos/<id>/undo/<random>/    the former state; `done` beside it when the change was finished
+/// ```
+struct Changing {
+    dir: PathBuf,
+    _lock: FileLock,
+}
+
+impl Changing {
+    /// Takes the lock; a change that was cut off (a crash, a `kill -9`) is taken back first.
+    fn begin(store: &Store, sandbox: &Sandbox, repo: &Repo) -> Result<Self, CliError> {
+        let base = store.repo(&sandbox.record.repos[0].repo);
+        let lock_file = base.path().join("merge.lock");
+        let lock = FileLock::exclusive(&lock_file).map_err(CliError::io(format!("lock '{}'", lock_file.display())))?;
+        let all = base.path().join("undo");
+        make_dir(&all)?;
+        for entry in std::fs::read_dir(&all).map_err(CliError::io(format!("list '{}'", all.display())))?.flatten() {
+            let dir = entry.path();
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) && !done(&dir).exists() {
+                sandbox_integrate::restore(repo, &dir)?;
+                std::fs::write(done(&dir), b"").map_err(CliError::io(format!("write '{}'", done(&dir).display())))?;
+                eprintln!("a change of this working tree that was cut off was taken back");
+            }
+        }
+        Ok(Self { dir: all.join(sandbox_core::id::SandboxId::random()), _lock: lock })
+    }
+
+    /// Where the former state goes: a directory that does not exist yet.
+    fn undo(&self) -> &std::path::Path {
+        &self.dir
+    }
+
+    /// The change was carried out.
+    fn finish(self) -> Result<(), CliError> {
+        std::fs::write(done(&self.dir), b"").map_err(CliError::io(format!("write '{}'", done(&self.dir).display())))
+    }
+}
+
+/// The mark of a finished change, beside its directory.
+fn done(dir: &std::path::Path) -> PathBuf {
+    dir.with_extension("done")
 }
 
 pub fn apply(context: &Context, args: &cli::Apply) -> Outcome {
@@ -302,7 +359,14 @@ fn bring_edits(
         base,
     };
     let plan = sandbox_integrate::plan_edits(&repo, &request)?;
-    sandbox_integrate::apply_edits(&repo, &plan, &undo_dir(store)?)?;
+    let changing = Changing::begin(store, sandbox, &repo)?;
+    match sandbox_integrate::apply_edits(&repo, &plan, changing.undo()) {
+        Err(error @ MergeError::NotRestored { .. }) => return Err(error.into()),
+        other => {
+            changing.finish()?;
+            other?
+        }
+    };
     eprintln!("{} applied here, uncommitted", count(edits.len(), "file"));
     Ok(())
 }

@@ -97,6 +97,21 @@ fn plan_repo(repo: &RepoDir, keep: &BTreeSet<SnapshotId>, plan: &mut PrunePlan) 
             plan.items.push(Item { what: format!("view {key}"), path, bytes, repo: Some(repo.clone()) });
         }
     }
+    // The state before merges, and the marks beside it.
+    for path in entries(&repo.path().join("undo"))? {
+        let old = fs::symlink_metadata(&path)
+            .and_then(|meta| meta.modified())
+            .is_ok_and(|at| at.elapsed().is_ok_and(|age| age.as_secs() > KEEP_DAYS * 86_400));
+        if old {
+            let bytes = crate::work::disk_of(&path);
+            plan.items.push(Item {
+                what: "the state before an old merge".into(),
+                path,
+                bytes,
+                repo: Some(repo.clone()),
+            });
+        }
+    }
     // A pack whose only name is the vault's own: no view links it any more. (The last views of a
     // plan go in the same run; their packs follow in the next one.)
     for path in entries(&repo.vault().join("objects/pack"))? {
