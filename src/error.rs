@@ -3,14 +3,17 @@
 
 use crate::text::escape;
 use sandbox_capture::CaptureError;
+use sandbox_core::commit_back::CommitBackError;
 use sandbox_core::connection::ConnectionError;
 use sandbox_core::copy_out::CopyOutError;
 use sandbox_core::driver::DriverError;
 use sandbox_core::gitdir::GitDirError;
 use sandbox_core::host_repo::HostRepoError;
 use sandbox_core::id::NameError;
+use sandbox_core::landing::LandingError;
 use sandbox_core::prepare::PrepareError;
 use sandbox_core::sandbox::SandboxError;
+use sandbox_core::served::ServedError;
 use sandbox_core::store::StoreError;
 use sandbox_core::work::WorkError;
 use sandbox_protocol::FailureKind;
@@ -127,7 +130,19 @@ impl From<StoreError> for CliError {
                 ),
                 _ => failure,
             },
-            StoreError::Damaged { .. } => failure.hint("move the file away; `git sandbox doctor` tells what is missing then"),
+            StoreError::Damaged { path, .. } => {
+                let shown = |path: &std::path::Path| escape(&path.to_string_lossy());
+                let of_sandbox = path.parent().filter(|dir| {
+                    dir.parent().and_then(std::path::Path::file_name).is_some_and(|name| name == "sandboxes")
+                });
+                match of_sandbox {
+                    Some(dir) => failure.hint(format!(
+                        "the sandbox's files are in '{}'; a copy of the record from a backup makes it whole again",
+                        shown(dir)
+                    )),
+                    None => failure.hint(format!("put back a copy of '{}' from a backup", shown(path))),
+                }
+            }
         }
     }
 }
@@ -267,6 +282,8 @@ impl From<GitDirError> for CliError {
             GitDirError::Host(error) => error.into(),
             GitDirError::Git(error) => error.into(),
             GitDirError::Store(error) => error.into(),
+            GitDirError::NoSuchCommit { rev } if rev == "HEAD" => Self::new("there is no commit yet")
+                .hint("`git sandbox spawn` without --clean takes the files as they are"),
             GitDirError::NoSuchCommit { .. } => failure.hint("`git log --oneline --all` shows what there is"),
             GitDirError::NoSuchRef { .. } => failure.hint("`git for-each-ref` shows what there is"),
             GitDirError::MissingObject { .. } => failure.hint("`git fsck` tells more: the repository is damaged"),
@@ -299,13 +316,20 @@ impl From<PrepareError> for CliError {
     }
 }
 
+/// The host repository of a sandbox is not where it was.
+fn host_of_sandbox(error: HostRepoError) -> CliError {
+    match error {
+        HostRepoError::NotARepository { .. } | HostRepoError::Io { .. } => CliError::chain(&error)
+            .hint("it was moved or deleted: in its new place, any `git sandbox` command finds its sandboxes again"),
+        error => error.into(),
+    }
+}
+
 impl From<WorkError> for CliError {
     fn from(error: WorkError) -> Self {
         match error {
             WorkError::Sandbox(error) => error.into(),
-            WorkError::Host(error @ HostRepoError::NotARepository { .. }) => Self::chain(&error)
-                .hint("the host repository was moved or deleted: `git sandbox list -A` names it; run any command in its new place"),
-            WorkError::Host(error) => error.into(),
+            WorkError::Host(error) => host_of_sandbox(error),
             WorkError::Git(error) => error.into(),
             error @ (WorkError::Changes(_) | WorkError::Manifest(_)) => Self::chain(&error),
         }
@@ -324,14 +348,53 @@ impl From<CopyOutError> for CliError {
     }
 }
 
-impl From<sandbox_core::commit_back::CommitBackError> for CliError {
-    fn from(error: sandbox_core::commit_back::CommitBackError) -> Self {
-        Self::chain(&error)
+impl From<CommitBackError> for CliError {
+    fn from(error: CommitBackError) -> Self {
+        let failure = Self::chain(&error);
+        match error {
+            CommitBackError::Sandbox(error) => error.into(),
+            CommitBackError::Work(error) => error.into(),
+            CommitBackError::Host(error) => host_of_sandbox(error),
+            CommitBackError::Store(error) => error.into(),
+            CommitBackError::Landing(error) => match error {
+                LandingError::Store(error) => error.into(),
+                LandingError::Changed(_) | LandingError::Locked(_) => {
+                    failure.hint("nothing was moved; run the command again")
+                }
+                LandingError::TooLarge(_) => failure.hint("the commits stay in the sandbox; nothing was moved"),
+                LandingError::InTheWay(_) => failure.hint("`git for-each-ref refs/sandbox` shows what is there"),
+                LandingError::Io { ref source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                    failure.hint("make room on that disk and run the command again; the commits stay in the sandbox")
+                }
+                LandingError::Git(_) | LandingError::Connect(_) | LandingError::Io { .. } => failure,
+            },
+            CommitBackError::Foreign { name } => failure.hint(format!(
+                "another tool made this ref: `git branch SAVED {0} && git update-ref -d {0}` moves it out of the way",
+                escape(&name)
+            )),
+            CommitBackError::State { .. } => {
+                failure.hint("run `git status` inside: `git sandbox shell NAME`; its files are untouched")
+            }
+            CommitBackError::NoView { .. } => failure.hint("the sandbox's own files are untouched"),
+            CommitBackError::Connection(_)
+            | CommitBackError::Refs(_)
+            | CommitBackError::Granted(_)
+            | CommitBackError::View(_)
+            | CommitBackError::Git(_)
+            | CommitBackError::Lock { .. } => failure,
+        }
     }
 }
 
-impl From<sandbox_core::served::ServedError> for CliError {
-    fn from(error: sandbox_core::served::ServedError) -> Self {
-        Self::chain(&error)
+impl From<ServedError> for CliError {
+    fn from(error: ServedError) -> Self {
+        let failure = Self::chain(&error);
+        match error {
+            ServedError::Sandbox(error) => error.into(),
+            ServedError::Work(error) => error.into(),
+            ServedError::Host(error) => host_of_sandbox(error),
+            ServedError::Store(error) => error.into(),
+            _ => failure,
+        }
     }
 }

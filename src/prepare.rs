@@ -253,6 +253,35 @@ pub fn refuse_place(context: &Context, store: &Store, top: &Path) -> Result<(), 
     Ok(())
 }
 
+/// A state directory that cannot hold the upper directory of an overlay. The kernel would say
+/// no more than "invalid argument", and only after the capture.
+pub fn refuse_state(store: &Store) -> Result<(), CliError> {
+    let why = match filesystem(store.root()).as_str() {
+        "overlay" => "overlayfs, which an overlay cannot stand on",
+        "nfs" => "NFS, which an overlay cannot stand on",
+        _ => return Ok(()),
+    };
+    Err(CliError::new(format!("the state directory '{}' is on {why}", store.root().display())).hint(
+        "`git config --global sandbox.stateDir DIR` names a directory on a local file system such as ext4, XFS or Btrfs; in a container: on a volume",
+    ))
+}
+
+/// The name of the file system that a path is on.
+pub fn filesystem(path: &Path) -> String {
+    match rustix::fs::statfs(path).map(|stat| stat.f_type as u64 & 0xffff_ffff) {
+        Ok(0x794c_7630) => "overlay".into(),
+        Ok(0x6969) => "nfs".into(),
+        Ok(0x0102_1994) => "tmpfs".into(),
+        Ok(0xef53) => "ext4".into(),
+        Ok(0x5846_5342) => "xfs".into(),
+        Ok(0x9123_683e) => "btrfs".into(),
+        Ok(0xca45_1a4e) => "bcachefs".into(),
+        Ok(0x2fc1_2fc1) => "zfs".into(),
+        Ok(other) => format!("file system 0x{other:x}"),
+        Err(error) => error.to_string(),
+    }
+}
+
 /// A bare repository has no working tree to take.
 pub fn bare_hint(error: CliError) -> CliError {
     if error.message.contains("bare repository") {

@@ -6,6 +6,7 @@ pub mod remote;
 pub mod serve;
 mod state;
 mod supervise;
+pub mod sync;
 
 use crate::error::CliError;
 use std::ffi::OsString;
@@ -16,6 +17,7 @@ pub fn run(role: &str, args: &[OsString]) -> ExitCode {
     let outcome = match role {
         "__supervise" => supervise::run(args),
         "__commit-back" => bring::run(args),
+        "__sync" => sync::run(args),
         "__serve-host" => serve::run(args),
         sandbox_protocol::REPO_STATE_VERB => state::run(),
         other => Err(CliError::usage(format!("unknown role '{}'", crate::text::escape(other)))),

@@ -4,6 +4,7 @@ use super::list::print_json;
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
+use crate::prepare::filesystem;
 use crate::text::escape;
 use sandbox_core::driver::{Check, Isolation, Verdict};
 use sandbox_git::Version;
@@ -192,20 +193,4 @@ fn reflinks(dir: &Path) -> bool {
         Ok(rustix::fs::ioctl_ficlone(tempfile::tempfile_in(dir)?, from)?)
     };
     tried().is_ok()
-}
-
-/// The name of the file system that a path is on.
-fn filesystem(path: &Path) -> String {
-    match rustix::fs::statfs(path).map(|stat| stat.f_type as u64 & 0xffff_ffff) {
-        Ok(0x794c_7630) => "overlay".into(),
-        Ok(0x6969) => "nfs".into(),
-        Ok(0x0102_1994) => "tmpfs".into(),
-        Ok(0xef53) => "ext4".into(),
-        Ok(0x5846_5342) => "xfs".into(),
-        Ok(0x9123_683e) => "btrfs".into(),
-        Ok(0xca45_1a4e) => "bcachefs".into(),
-        Ok(0x2fc1_2fc1) => "zfs".into(),
-        Ok(other) => format!("file system 0x{other:x}"),
-        Err(_) => "unknown".into(),
-    }
 }

@@ -54,6 +54,7 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     driver(&driver_name)?;
     let top = repo.top_or_gitdir().to_owned();
     prepare::refuse_place(context, &store, &top)?;
+    prepare::refuse_state(&store)?;
     let mut user = context.user(&top)?;
     user.root = args.root;
     let project = Project::read(&top)?;
@@ -101,6 +102,7 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
             return Err(error);
         }
     };
+    crate::plumbing::sync::start(&context.program, &store, &sandbox);
     if let Some(branch) = &args.branch {
         checkout(&mut connection, &sandbox, branch)?;
     }

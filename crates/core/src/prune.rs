@@ -97,6 +97,13 @@ fn plan_repo(repo: &RepoDir, keep: &BTreeSet<SnapshotId>, plan: &mut PrunePlan) 
             plan.items.push(Item { what: format!("view {key}"), path, bytes, repo: Some(repo.clone()) });
         }
     }
+    // Marks of snapshots that are on the disk for good.
+    for path in entries(&repo.path().join("synced"))? {
+        let id = path.file_name().and_then(|name| name.to_str()).and_then(SnapshotId::parse);
+        if id.is_none_or(|id| !keep.contains(&id)) {
+            plan.items.push(Item { what: "a mark".into(), bytes: 0, path, repo: Some(repo.clone()) });
+        }
+    }
     // The state before merges, and the marks beside it.
     for path in entries(&repo.path().join("undo"))? {
         let old = fs::symlink_metadata(&path)

@@ -373,8 +373,9 @@ fn ignored(git: &Git, host: &HostRepo, changes: &[ChangedFile]) -> Result<BTreeS
 
 /// What would be lost with this sandbox. Its commits must have been brought home before.
 pub fn unsaved(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Unsaved> {
-    let left = uncommitted_now(git, store, sandbox)?;
+    let mut left = uncommitted_now(git, store, sandbox)?;
     let host = host(store, sandbox)?;
+    left.files.retain(|change| !host_has(&host, sandbox, change));
     let mut unsaved = Unsaved {
         commits: only_here(git, &host, sandbox.name())?,
         files: left.files,
@@ -398,6 +399,30 @@ pub fn unsaved(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Unsaved> {
         unsaved.elsewhere.extend(refused);
     }
     Ok(unsaved)
+}
+
+/// The host's working tree has the same at this path (it was applied, or made there too).
+fn host_has(host: &HostRepo, sandbox: &Sandbox, change: &ChangedFile) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    let Some(top) = host.top() else { return false };
+    let path = top.join(change.as_path());
+    let there = fs::symlink_metadata(&path);
+    match (change.what, there) {
+        (Changed::Deleted, there) => there.is_err(),
+        (_, Err(_)) => false,
+        (_, Ok(meta)) => match read_changed(sandbox, change) {
+            Ok(Content::Symlink(target)) => {
+                meta.is_symlink() && fs::read_link(&path).is_ok_and(|to| to.as_os_str().as_bytes() == target)
+            }
+            Ok(Content::File { executable, bytes }) => {
+                meta.is_file()
+                    && (meta.permissions().mode() & 0o100 != 0) == executable
+                    && meta.len() == bytes.len() as u64
+                    && fs::read(&path).is_ok_and(|there| there == bytes)
+            }
+            Err(_) => false,
+        },
+    }
 }
 
 /// Commits that only the sandbox's own refs reach.
