@@ -19,9 +19,14 @@
 //! its crash harms nobody. The driver is handed in.
 #![forbid(unsafe_code)]
 
+mod agent;
+mod bring;
 mod children;
+mod clients;
 mod log;
+mod main_session;
 mod peer;
+mod serve;
 mod supervise;
 
 pub use log::RingLog;

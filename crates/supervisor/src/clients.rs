@@ -1,0 +1,189 @@
+//! What clients ask for.
+
+use crate::bring::Waiter;
+use crate::main_session::Main;
+use crate::peer::Peer;
+use crate::supervise::{ClientId, ClientStream, MAX_CLIENTS, Phase, Route, Supervisor, failure, our_hello};
+use sandbox_protocol::{Channel, Exec, FailureKind, FrameType, Message, SessionStatus, Status, WINDOW};
+use std::os::unix::net::UnixStream;
+use std::time::Instant;
+
+impl Supervisor {
+    pub(crate) fn accept(&mut self, stream: UnixStream) {
+        if self.clients.len() >= MAX_CLIENTS {
+            return;
+        }
+        let Ok(mut peer) = Peer::new(stream) else { return };
+        let enforced = self.agent_hello.as_ref().map(|hello| hello.enforced.clone()).unwrap_or_default();
+        peer.control(0, &Message::Hello(our_hello(enforced)));
+        self.clients.insert(self.next_client, peer);
+        self.next_client += 1;
+    }
+
+    pub(crate) fn client_readable(&mut self, id: ClientId) {
+        let mut frames = Vec::new();
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.read(&mut frames);
+        }
+        for frame in frames {
+            let stream = (id, frame.stream);
+            match frame.kind {
+                FrameType::Control => match frame.message() {
+                    Ok(message) => self.client_message(stream, message),
+                    Err(_) => {
+                        if let Some(client) = self.clients.get_mut(&id) {
+                            client.gone = true;
+                        }
+                    }
+                },
+                FrameType::Stdin => self.client_input(stream, &frame.payload),
+                FrameType::Stdout | FrameType::Stderr => {}
+            }
+        }
+    }
+
+    pub(crate) fn answer(&mut self, (id, stream): ClientStream, message: &Message) {
+        if let Some(client) = self.clients.get_mut(&id) {
+            client.control(stream, message);
+        }
+    }
+
+    pub(crate) fn new_stream(&mut self) -> u32 {
+        let stream = self.next_stream;
+        self.next_stream += 2;
+        stream
+    }
+
+    pub(crate) fn client_message(&mut self, from: ClientStream, message: Message) {
+        match message {
+            Message::Hello(_) => {}
+            Message::Exec(exec) => self.client_exec(from, exec),
+            Message::AskRepoState { .. } => {
+                let stream = self.new_stream();
+                self.routes.insert(stream, Route::Question(from));
+                self.agent.control(stream, &message);
+            }
+            Message::Signal { .. } | Message::Resize(_) | Message::CloseStdin => {
+                if let Some(stream) = self.streams.get(&from) {
+                    self.agent.control(*stream, &message);
+                }
+            }
+            Message::Credit { .. } => {
+                if let Some(stream) = self.streams.get(&from)
+                    && matches!(self.routes.get(stream), Some(Route::Session { .. }))
+                {
+                    self.agent.control(*stream, &message);
+                }
+            }
+            Message::Attach { session, replay } => self.client_attach(from, session, replay),
+            Message::Detach => {
+                self.detach(from);
+                self.answer(from, &Message::Done);
+            }
+            Message::Stop { grace_ms } => {
+                self.stop_waiters.push(from);
+                self.stop(grace_ms);
+            }
+            Message::CommitBack => self.bring_wanted(Waiter::Client(from)),
+            Message::AskStatus => {
+                let status = self.report();
+                self.answer(from, &Message::Status(status));
+            }
+            _ => self.answer(from, &failure(FailureKind::Unsupported, "the supervisor does not know this request")),
+        }
+    }
+
+    pub(crate) fn client_exec(&mut self, from: ClientStream, exec: Exec) {
+        if self.phase != Phase::Running && !exec.internal {
+            return self.answer(from, &failure(FailureKind::Other, "the sandbox is being stopped"));
+        }
+        if exec.main && self.main.as_ref().is_some_and(|main| main.exit.is_none()) {
+            return self.answer(from, &failure(FailureKind::Other, "the sandbox already runs a command"));
+        }
+        let stream = self.new_stream();
+        self.streams.insert(from, stream);
+        self.had_session |= !exec.internal;
+        if exec.main {
+            self.main = Some(Main {
+                stream,
+                argv: exec.argv.clone(),
+                attached: vec![from],
+                exit: None,
+                last_output: None,
+                input: Vec::new(),
+                input_from: Vec::new(),
+                window: WINDOW,
+                owed: [0, 0],
+                deadline: self.timeout.map(|limit| (Instant::now() + limit, false)),
+            });
+            self.status.exited = None;
+            self.status.timed_out = false;
+            self.routes.insert(stream, Route::Main);
+        } else {
+            let route = Route::Session {
+                owner: Some(from),
+                argv: exec.argv.clone(),
+                internal: exec.internal,
+                tty: exec.tty.is_some(),
+            };
+            self.routes.insert(stream, route);
+        }
+        self.agent.control(stream, &Message::Exec(exec));
+    }
+
+    /// Forgets clients that went away: the main session goes on without them, another
+    /// terminal's session is hung up, plumbing is ended.
+    pub(crate) fn sweep_clients(&mut self) {
+        let gone: Vec<ClientId> = self.clients.iter().filter(|(_, c)| c.gone).map(|(id, _)| *id).collect();
+        for id in gone {
+            self.clients.remove(&id);
+            if let Some(main) = &mut self.main {
+                main.attached.retain(|client| client.0 != id);
+            }
+            self.stop_waiters.retain(|waiter| waiter.0 != id);
+            for (stream, route) in &mut self.routes {
+                if let Route::Session { owner, internal, tty, .. } = route
+                    && owner.is_some_and(|owner| owner.0 == id)
+                {
+                    *owner = None;
+                    // What was under way has no reader now: let it flow.
+                    for channel in [Channel::Stdout, Channel::Stderr] {
+                        self.agent.control(*stream, &Message::Credit { channel, bytes: WINDOW });
+                    }
+                    self.agent.control(*stream, &Message::CloseStdin);
+                    if *internal {
+                        self.agent.control(*stream, &Message::Signal { signal: 9 });
+                    } else if *tty {
+                        self.agent.control(*stream, &Message::Signal { signal: 1 });
+                    }
+                }
+            }
+            self.streams.retain(|client, _| client.0 != id);
+            if self.bring_client == Some(id) {
+                self.bring_client = None;
+            }
+        }
+        self.pay_main();
+    }
+
+    pub(crate) fn report(&self) -> Status {
+        let mut sessions: Vec<SessionStatus> = Vec::new();
+        if let Some(main) = self.main.as_ref().filter(|main| main.exit.is_none()) {
+            sessions.push(SessionStatus { session: 0, argv: main.argv.clone(), clients: main.attached.len() as u32 });
+        }
+        for (stream, route) in &self.routes {
+            if let Route::Session { owner, argv, internal: false, .. } = route {
+                sessions.push(SessionStatus {
+                    session: *stream,
+                    argv: argv.clone(),
+                    clients: u32::from(owner.is_some()),
+                });
+            }
+        }
+        Status {
+            sessions,
+            silent_secs: self.main.as_ref().and_then(|main| main.last_output).map(|at| at.elapsed().as_secs()),
+            enforced: self.agent_hello.as_ref().map(|hello| hello.enforced.clone()).unwrap_or_default(),
+        }
+    }
+}
