@@ -449,6 +449,7 @@ fn git_is_asked_once_for_each_of_its_states() {
     for name in [".env", "x.log", "a", "out/big", "conf/tracked.pem"] {
         f.write(name, &"x".repeat(1000));
     }
+    f.tick();
     let asked: &'static AtomicU32 = Box::leak(Box::default());
     let count = |answer| {
         asked.fetch_add(1, Relaxed);
@@ -737,6 +738,15 @@ fn a_tree_that_never_rests_names_the_file() {
     f.assert_mounted_equals_host(&settled);
 }
 
+/// Ends the other thread also when an assertion fails.
+struct Stop<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn a_busy_tree_ends_in_one_instant() {
     // Files `a` and `b` are always written in this order with the same number: no capture may hold
@@ -749,14 +759,18 @@ fn a_busy_tree_ends_in_one_instant() {
         f.write(&format!("m{n}"), "filler");
     }
     let stop = AtomicBool::new(false);
-    let (a, b) = (f.path("a"), f.path("z/b"));
+    let (a, b, draft) = (f.path("a"), f.path("z/b"), f.tmp.join("../draft"));
     std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
         scope.spawn(|| {
             let mut n = 0;
             while !stop.load(Relaxed) {
                 n += 1;
-                fs::write(&a, format!("{n:08}")).unwrap();
-                fs::write(&b, format!("{n:08}")).unwrap();
+                // By rename: a file that is being written is empty at some instants.
+                for target in [&a, &b] {
+                    fs::write(&draft, format!("{n:08}")).unwrap();
+                    fs::rename(&draft, target).unwrap();
+                }
                 std::thread::sleep(std::time::Duration::from_millis(25));
             }
         });
@@ -768,8 +782,43 @@ fn a_busy_tree_ends_in_one_instant() {
                 assert!(a >= b, "{a} {b}");
             }
         }
-        stop.store(true, Relaxed);
     });
+}
+
+#[test]
+fn a_tree_that_is_turned_over_meanwhile() {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+    let mut f = Fixture::new();
+    for n in 0..40 {
+        f.write(&format!("d{}/e{}/f{n}", n % 4, n % 3), "x");
+    }
+    let stop = AtomicBool::new(false);
+    let root = f.root.clone();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut n = 0u32;
+            while !stop.load(Relaxed) {
+                n = n.wrapping_mul(1_103_515_245).wrapping_add(12_345);
+                let dir = root.join(format!("d{}/e{}", (n >> 8) % 4, (n >> 12) % 3));
+                let _ = match (n >> 16) % 7 {
+                    0 => remove_tree(&dir),
+                    1 => fs::rename(&dir, root.join(format!("d{}/e{}", (n >> 20) % 4, (n >> 24) % 3))),
+                    2 => fs::create_dir_all(dir.join("sub")),
+                    3 => fs::write(&dir, "a file"),
+                    4 => symlink("x", dir.join("link")),
+                    _ => fs::write(dir.join(format!("f{}", (n >> 20) % 9)), n.to_string()),
+                };
+            }
+        });
+        let _stop = Stop(&stop);
+        for _ in 0..30 {
+            f.snap();
+        }
+    });
+    f.tick();
+    let last = f.snap();
+    assert!(last.unsettled.is_empty());
+    f.assert_mounted_equals_host(&last);
 }
 
 #[test]

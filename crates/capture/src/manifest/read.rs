@@ -86,7 +86,8 @@ pub struct Entry<'a> {
     pub name: &'a [u8],
     /// The host's stat when it was captured (`nlink` and `blocks` are 0).
     pub stat: Stat,
-    /// The layer that holds it; `None` when it was left out.
+    /// The layer that holds it; `None` when it was left out. A directory may be in several: this is
+    /// the one that was made when its stat was last taken.
     pub layer: Option<&'a str>,
     /// The stat of the copy in that layer; `None` for directories and what was left out.
     pub copy: Option<CopyStat>,

@@ -28,9 +28,9 @@ pub(super) fn run<I: Send, F: Default + Send>(
         let mut found = F::default();
         let mut more = Vec::new();
         while let Some(item) = next(&state, &wake) {
+            let busy = Busy { state: &state, wake: &wake };
             let result = work(item, &mut found, &mut more);
             let mut state = lock(&state);
-            state.busy -= 1;
             match result {
                 // The first name in the directory is looked at first.
                 Ok(()) => state.items.extend(more.drain(..).rev()),
@@ -40,9 +40,8 @@ pub(super) fn run<I: Send, F: Default + Send>(
                     state.error.get_or_insert(error);
                 }
             }
-            if state.waiting > 0 {
-                wake.notify_all();
-            }
+            drop(state);
+            drop(busy);
         }
         found
     };
@@ -59,6 +58,22 @@ pub(super) fn run<I: Send, F: Default + Send>(
     });
     let error = lock(&state).error.take();
     error.map_or(Ok(found), Err)
+}
+
+/// A thread that has an item; others wait for it, so it must be counted out even by a panic.
+struct Busy<'a, I> {
+    state: &'a Mutex<State<I>>,
+    wake: &'a Condvar,
+}
+
+impl<I> Drop for Busy<'_, I> {
+    fn drop(&mut self) {
+        let mut state = lock(self.state);
+        state.busy -= 1;
+        if state.waiting > 0 {
+            self.wake.notify_all();
+        }
+    }
 }
 
 fn lock<I>(state: &Mutex<State<I>>) -> MutexGuard<'_, State<I>> {
@@ -96,6 +111,18 @@ mod tests {
             });
             assert_eq!(found.unwrap().iter().map(Vec::len).sum::<usize>(), 2047);
         }
+    }
+
+    #[test]
+    fn a_panic_ends_all_threads() {
+        let panicked = std::panic::catch_unwind(|| {
+            run(4, 20u32, |n, _: &mut (), more| {
+                more.extend([n - 1; 2]);
+                assert!(n > 15);
+                Ok(())
+            })
+        });
+        assert!(panicked.is_err());
     }
 
     #[test]
