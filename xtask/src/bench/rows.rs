@@ -288,8 +288,8 @@ fn commit_back(bench: &Bench) -> Rows {
 fn compile(bench: &Bench) -> Rows {
     let repo = bench.env.repo_at("c-project");
     if !repo.has(".git") {
-        for n in 0..60 {
-            let body: String = (0..150).map(|f| format!("int f{n}_{f}(int x) {{ int s = {f}; for (int i = 0; i < x; i++) s = s * 31 + i / (s | 1); return s; }}\n")).collect();
+        for n in 0..20 {
+            let body: String = (0..80).map(|f| format!("int f{n}_{f}(int x) {{ int s = {f}; for (int i = 0; i < x; i++) s = s * 31 + i / (s | 1); return s; }}\n")).collect();
             repo.write(&format!("src/f{n}.c"), body);
         }
         repo.git(&["init", "-q"]).expect(0);
@@ -309,7 +309,7 @@ fn compile(bench: &Bench) -> Rows {
         ],
     )?)?;
     bench.run(&repo, &["drop", "--force", name])?;
-    Ok(vec![Row::against("compiling 60 C files inside (10 pairs)", ours, "on the host", host, 1.05)])
+    Ok(vec![Row::against("compiling 20 C files inside (10 pairs)", ours, "on the host", host, 1.05)])
 }
 
 /// Sandboxes in the background, dropped at the end whatever happens.
