@@ -84,7 +84,7 @@ pub fn launch_spec(store: &Store, sandbox: &Sandbox, mode: Mode, program: &Path)
             .map(|(source, at)| Mount { source: source.clone(), at: at.clone() })
             .collect(),
         links,
-        files: files(record.name.as_str(), &user_config, offline.then_some(&remotes)),
+        files: files(record.name.as_str(), &user_config, &repo_config(offline.then_some(&remotes), record.user.root)),
         user: record.user.clone(),
         hostname: record.name.as_str().replace(['.', '_'], "-"),
         env,
@@ -110,11 +110,11 @@ fn remote_names(git: &GitFacts) -> Vec<String> {
 }
 
 /// What is generated inside besides what every driver makes.
-fn files(name: &str, user_config: &str, offline_remotes: Option<&BTreeSet<String>>) -> Vec<GeneratedFile> {
+fn files(name: &str, user_config: &str, repo_config: &str) -> Vec<GeneratedFile> {
     let file = |path: String, contents: String| GeneratedFile { path: path.into(), mode: 0o644, contents };
     vec![
         file("/etc/gitconfig".into(), user_config.to_owned()),
-        file(format!("{INSIDE}/repo.config"), repo_config(offline_remotes)),
+        file(format!("{INSIDE}/repo.config"), repo_config.to_owned()),
         file(
             format!("{INSIDE}/bashrc"),
             format!(
@@ -130,8 +130,16 @@ fn files(name: &str, user_config: &str, offline_remotes: Option<&BTreeSet<String
 }
 
 /// Git configuration of one sandbox, included by each generated `.git/config`.
-fn repo_config(offline_remotes: Option<&BTreeSet<String>>) -> String {
-    let mut text = String::from("[remote \"host\"]\n\turl = sandbox::host\n\tfetch = +refs/*:refs/remotes/host/*\n");
+///
+/// Commits and refs are synced to the disk, in one batch for each command, so that a power cut takes
+/// no commit that git reported; the index is not: it can be made again. Seen as root (`--root`), the
+/// owner that the captured index names is not the one that git sees: it compares less.
+fn repo_config(offline_remotes: Option<&BTreeSet<String>>, root: bool) -> String {
+    let mut text = String::from("[core]\n\tfsync = committed,reference\n\tfsyncMethod = batch\n");
+    if root {
+        text.push_str("\tcheckStat = minimal\n\ttrustctime = false\n");
+    }
+    text.push_str("[remote \"host\"]\n\turl = sandbox::host\n\tfetch = +refs/*:refs/remotes/host/*\n");
     for remote in offline_remotes.into_iter().flatten() {
         // Without a network git would fail late and say nothing of `host`: this helper fails at
         // once and says it. The URL that the user sees stays as it is.
@@ -150,11 +158,14 @@ mod tests {
     #[test]
     fn offline_remotes_fail_at_once_and_host_is_there() {
         let remotes = ["origin", "we\"ird", "host"].map(str::to_owned).into();
+        let text = repo_config(Some(&remotes), false);
         assert_eq!(
-            repo_config(Some(&remotes)),
-            "[remote \"host\"]\n\turl = sandbox::host\n\tfetch = +refs/*:refs/remotes/host/*\n\
+            text,
+            "[core]\n\tfsync = committed,reference\n\tfsyncMethod = batch\n\
+             [remote \"host\"]\n\turl = sandbox::host\n\tfetch = +refs/*:refs/remotes/host/*\n\
              [remote \"origin\"]\n\tvcs = sandbox-offline\n[remote \"we\\\"ird\"]\n\tvcs = sandbox-offline\n"
         );
-        assert!(!repo_config(None).contains("vcs"));
+        assert!(!repo_config(None, false).contains("vcs"));
+        assert!(repo_config(None, true).contains("checkStat = minimal"));
     }
 }
