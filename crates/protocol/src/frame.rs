@@ -131,8 +131,19 @@ pub fn encode(out: &mut Vec<u8>, kind: FrameType, stream: u32, payload: &[u8]) {
 /// # Panics
 /// If the message is larger than a frame; messages carry names and numbers, bulk goes as data.
 pub fn encode_control(out: &mut Vec<u8>, stream: u32, message: &Message) {
+    assert!(try_encode_control(out, stream, message), "message over the frame limit");
+}
+
+/// As [`encode_control`], for a message whose size somebody else chose: false, and nothing
+/// appended, when it is larger than a frame.
+#[must_use]
+pub fn try_encode_control(out: &mut Vec<u8>, stream: u32, message: &Message) -> bool {
     let json = serde_json::to_vec(message).expect("messages have no maps with non-string keys");
-    encode(out, FrameType::Control, stream, &json);
+    let fits = json.len() <= MAX_PAYLOAD;
+    if fits {
+        encode(out, FrameType::Control, stream, &json);
+    }
+    fits
 }
 
 #[cfg(test)]
@@ -170,6 +181,15 @@ mod tests {
         let mut decoder = Decoder::new();
         decoder.push(&[5, 0, 0, 0, 9, 0, 0, 0, 0]);
         assert!(matches!(decoder.next_frame(), Err(FrameError::Type(9))));
+    }
+
+    #[test]
+    fn a_message_over_the_limit_is_not_sent() {
+        let exec = crate::Exec { argv: vec!["x".repeat(MAX_PAYLOAD)], ..Default::default() };
+        let mut out = Vec::new();
+        assert!(!try_encode_control(&mut out, 2, &Message::Exec(exec)));
+        assert!(out.is_empty());
+        assert!(try_encode_control(&mut out, 2, &Message::Done));
     }
 
     #[test]

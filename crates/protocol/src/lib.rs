@@ -24,7 +24,9 @@ mod inside;
 mod message;
 
 pub use agent_config::*;
-pub use frame::{Decoder, Frame, FrameError, FrameType, HEADER, MAX_PAYLOAD, encode, encode_control};
+pub use frame::{
+    Decoder, Frame, FrameError, FrameType, HEADER, MAX_PAYLOAD, encode, encode_control, try_encode_control,
+};
 pub use inside::*;
 pub use message::*;
 

@@ -151,7 +151,7 @@ impl ExitStatus {
     pub fn shell(self) -> i32 {
         match self {
             Self::Code(code) => code,
-            Self::Signal(signal) => 128 + signal,
+            Self::Signal(signal) => 128i32.saturating_add(signal),
         }
     }
 }

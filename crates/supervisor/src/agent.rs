@@ -1,9 +1,9 @@
 //! What the agent says.
 
 use crate::bring::Waiter;
-use crate::supervise::{ClientStream, DEBOUNCE, Route, Supervisor, now, our_hello};
+use crate::supervise::{ClientStream, Route, SLOW_AGENT, Session, Supervisor, now, our_hello};
 use sandbox_core::store::write_json;
-use sandbox_protocol::{Channel, ExitStatus, Failure, FailureKind, Frame, FrameType, Message};
+use sandbox_protocol::{Channel, ExitStatus, Failure, FailureKind, Frame, FrameType, Hello, Message, WINDOW};
 use std::time::Instant;
 
 impl Supervisor {
@@ -30,12 +30,12 @@ impl Supervisor {
 
     pub(crate) fn agent_output(&mut self, kind: FrameType, stream: u32, bytes: &[u8]) {
         match self.routes.get(&stream) {
-            Some(Route::Session { owner: Some((id, theirs)), .. }) => {
+            Some(Route::Session(Session { owner: Some((id, theirs)), .. })) => {
                 if let Some(client) = self.clients.get_mut(id) {
                     client.data(kind, *theirs, bytes);
                 }
             }
-            Some(Route::Session { owner: None, .. }) => {
+            Some(Route::Session(Session { owner: None, .. })) => {
                 let channel = if kind == FrameType::Stdout { Channel::Stdout } else { Channel::Stderr };
                 self.agent.control(stream, &Message::Credit { channel, bytes: bytes.len() as u64 });
             }
@@ -58,7 +58,8 @@ impl Supervisor {
 
     pub(crate) fn agent_message(&mut self, stream: u32, message: Message) {
         match message {
-            Message::Hello(hello) => {
+            Message::Hello(hello) if self.agent_hello.is_none() => {
+                let hello = greeted(hello);
                 for client in self.clients.values_mut() {
                     client.control(0, &Message::Hello(our_hello(hello.enforced.clone())));
                 }
@@ -66,10 +67,11 @@ impl Supervisor {
             }
             Message::RefsMoved { .. } => {
                 self.bring.moved = true;
-                self.bring.due.get_or_insert_with(|| Instant::now() + DEBOUNCE);
+                self.bring_soon();
             }
-            Message::CommitBack => self.bring_wanted(Waiter::Inside(stream)),
-            Message::ServeHost { repo, protocol } => self.serve_start(stream, repo, protocol),
+            // What the agent asks has odd numbers: ours are never mistaken for it.
+            Message::CommitBack if stream % 2 == 1 => self.bring_wanted(Waiter::Inside(stream)),
+            Message::ServeHost { repo, protocol } if stream % 2 == 1 => self.serve_start(stream, repo, protocol),
             Message::CloseStdin => {
                 if let Some(serve) = self.serves.get_mut(&stream) {
                     serve.input_closed = true;
@@ -83,9 +85,9 @@ impl Supervisor {
                     self.credit_for_client(stream, channel, bytes);
                 }
             }
-            Message::Exited(_) | Message::Error(_) | Message::Done | Message::RepoState(_) => {
-                self.end_stream(stream, &message);
-            }
+            Message::Exited(status) => self.end_stream(stream, &Message::Exited(possible(status))),
+            Message::Error(failure) => self.end_stream(stream, &Message::Error(said(failure))),
+            Message::Done | Message::RepoState(_) => self.end_stream(stream, &message),
             Message::Started { .. } => self.forward(stream, &message),
             _ => {}
         }
@@ -95,18 +97,27 @@ impl Supervisor {
         match self.routes.get(&stream) {
             Some(Route::Main) => {
                 if let Some(main) = &mut self.main {
-                    main.window = main.window.saturating_add(bytes);
+                    main.window = main.window.saturating_add(bytes).min(WINDOW);
                 }
                 self.pump_main_input();
             }
-            Some(Route::Session { .. }) => self.forward(stream, &Message::Credit { channel, bytes }),
-            _ => {}
+            Some(Route::Session(_)) => {}
+            _ => return,
+        }
+        let Some(Route::Session(session)) = self.routes.get_mut(&stream) else { return };
+        // Never more than the window: what was not taken from us waits in our memory.
+        let bytes = bytes.min(WINDOW.saturating_sub(session.room));
+        session.room += bytes;
+        if self.agent.backlog() > SLOW_AGENT {
+            session.held += bytes;
+        } else if bytes > 0 {
+            self.forward(stream, &Message::Credit { channel, bytes });
         }
     }
 
     pub(crate) fn forward(&mut self, stream: u32, message: &Message) {
         let owners: Vec<ClientStream> = match self.routes.get(&stream) {
-            Some(Route::Session { owner, .. }) => owner.iter().copied().collect(),
+            Some(Route::Session(Session { owner, .. })) => owner.iter().copied().collect(),
             Some(Route::Question(owner)) => vec![*owner],
             Some(Route::Main) => self.main.as_ref().map(|main| main.attached.clone()).unwrap_or_default(),
             None => Vec::new(),
@@ -137,11 +148,56 @@ impl Supervisor {
                     let _ = write_json(&self.dir.status(), &self.status, false);
                 }
             }
-            Route::Session { owner: Some(owner), .. } | Route::Question(owner) => {
+            Route::Session(Session { owner: Some(owner), .. }) | Route::Question(owner) => {
                 self.streams.remove(&owner);
             }
-            Route::Session { owner: None, .. } => {}
+            Route::Session(Session { owner: None, .. }) => {}
         }
-        self.end_if_idle();
+    }
+}
+
+/// Characters of one line that the agent says at most.
+const MAX_SAID: usize = 1000;
+
+/// A hello with a bounded number of plain words.
+fn greeted(mut hello: Hello) -> Hello {
+    hello.enforced.truncate(64);
+    for word in &mut hello.enforced {
+        *word = word.chars().filter(|c| !c.is_control()).take(64).collect();
+    }
+    hello
+}
+
+/// A status that a process can really end with.
+fn possible(status: ExitStatus) -> ExitStatus {
+    match status {
+        ExitStatus::Code(code) => ExitStatus::Code(code & 0xff),
+        ExitStatus::Signal(signal) => ExitStatus::Signal(signal.clamp(1, 64)),
+    }
+}
+
+/// What the agent says about a failure: one line of text, and never a document. Clients read
+/// only our own failures as one.
+fn said(failure: Failure) -> Failure {
+    let plain = |c: char| if c.is_control() { '?' } else { c };
+    let text: String = failure.message.chars().map(plain).take(MAX_SAID).collect();
+    let message = if text.trim_start().starts_with('{') { format!("the sandbox said: {text}") } else { text };
+    Failure { kind: failure.kind, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_agent_says_is_one_short_line_of_text() {
+        let hostile = |message: String| said(Failure { kind: FailureKind::Other, message }).message;
+        assert_eq!(hostile("\u{1b}]0;x\u{7}\nline".into()), "?]0;x??line");
+        assert_eq!(hostile(" {\"message\":\"x\"}".into()), "the sandbox said:  {\"message\":\"x\"}");
+        assert_eq!(hostile("x".repeat(100_000)).len(), MAX_SAID);
+        assert_eq!(possible(ExitStatus::Signal(i32::MAX)).shell(), 192);
+        assert_eq!(possible(ExitStatus::Code(-1)).shell(), 255);
+        let hello = greeted(Hello { min: 1, max: 1, features: vec![], enforced: vec!["\u{1b}".repeat(9999); 9999] });
+        assert_eq!(hello.enforced, vec![String::new(); 64]);
     }
 }

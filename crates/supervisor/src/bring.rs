@@ -5,20 +5,52 @@ use crate::supervise::{ClientStream, Phase, Supervisor, failure};
 use sandbox_protocol::{FailureKind, FrameType, MAX_PAYLOAD, Message};
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// A commit-back that runs, and who waits for one.
+/// How long a moved ref waits for further moves before it is brought home.
+const DEBOUNCE: Duration = Duration::from_millis(100);
+/// The pause after a commit-back that nobody asked for; doubled every few of them in a row.
+const PAUSE: Duration = Duration::from_millis(400);
+/// The longest pause.
+const MAX_PAUSE: Duration = Duration::from_secs(12);
+/// Commit-backs in a row before the pause grows.
+const CALM: u32 = 8;
+/// How long one commit-back may take: longer than its conversations may.
+const LIMIT: Duration = Duration::from_secs(20 * 60);
+/// Requests from inside that wait at once.
+const MAX_INSIDE: usize = 64;
+
+/// Commit-back: what runs, what is due, and who waits.
 #[derive(Debug, Default)]
 pub(crate) struct Bring {
-    pub(crate) running: Option<(Helper, UnixStream, Vec<u8>)>,
+    pub(crate) running: Option<Run>,
     /// A ref moved since the last one was started; run again not before this instant.
     pub(crate) due: Option<Instant>,
+    /// What nobody on the host asked for starts not before this instant.
+    pub(crate) not_before: Option<Instant>,
+    /// How many started without a calm time between them.
+    pub(crate) row: u32,
     /// A ref moved that is not known to be home.
     pub(crate) moved: bool,
     /// They asked before the running one started: it answers them.
     pub(crate) waiting: Vec<Waiter>,
     /// They asked while one ran: the next one answers them.
     pub(crate) next: Vec<Waiter>,
+}
+
+/// One commit-back.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) helper: Helper,
+    pub(crate) socket: UnixStream,
+    pub(crate) output: Vec<u8>,
+    pub(crate) started: Instant,
+    pub(crate) until: Instant,
+}
+
+/// The pause after the `row`th commit-back in a row, which took `took`.
+fn pause(row: u32, took: Duration) -> Duration {
+    PAUSE.saturating_mul(1 << (row / CALM).min(5)).max(took).min(MAX_PAUSE)
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -28,17 +60,40 @@ pub(crate) enum Waiter {
 }
 
 impl Supervisor {
+    /// A ref moved: it is brought home soon, but a flood of moves is not a flood of processes.
+    pub(crate) fn bring_soon(&mut self) {
+        let at = Instant::now() + DEBOUNCE;
+        let at = self.bring.not_before.map_or(at, |not_before| at.max(not_before));
+        self.bring.due.get_or_insert(at);
+    }
+
     pub(crate) fn bring_wanted(&mut self, waiter: Waiter) {
+        let inside = matches!(waiter, Waiter::Inside(_));
+        let waits = |who: &&Waiter| matches!(who, Waiter::Inside(_));
+        if matches!(self.phase, Phase::ShuttingDown { .. }) {
+            return self.bring_answer(waiter, b"", &failure(FailureKind::Other, "the sandbox is being stopped"));
+        }
+        if inside && self.bring.waiting.iter().chain(&self.bring.next).filter(waits).count() >= MAX_INSIDE {
+            return self.bring_answer(waiter, b"", &failure(FailureKind::Limit, "too many requests at once"));
+        }
         if self.bring.running.is_some() {
             self.bring.next.push(waiter);
-            self.bring.due.get_or_insert_with(Instant::now);
+            if inside { self.bring_soon() } else { self.bring.due = Some(Instant::now()) }
         } else {
             self.bring.waiting.push(waiter);
-            self.bring_start();
+            match self.bring.not_before {
+                Some(at) if inside && at > Instant::now() => {
+                    self.bring.due = Some(self.bring.due.map_or(at, |due| due.min(at)));
+                }
+                _ => self.bring_start(),
+            }
         }
     }
 
     pub(crate) fn bring_start(&mut self) {
+        let now = Instant::now();
+        let calm = self.bring.not_before.is_none_or(|at| now > at + PAUSE.max(pause(self.bring.row, Duration::ZERO)));
+        self.bring.row = if calm { 0 } else { self.bring.row.saturating_add(1) };
         self.bring.due = None;
         self.bring.moved = false;
         let started = (|| -> io::Result<_> {
@@ -51,31 +106,74 @@ impl Supervisor {
         })();
         match started {
             Ok((helper, output, client)) => {
-                self.bring_client = Some(self.next_client);
+                let id = self.next_client;
                 self.accept(client);
-                self.bring.running = Some((helper, output, Vec::new()));
+                self.fresh.remove(&id);
+                self.bring.running =
+                    Some(Run { helper, socket: output, output: Vec::new(), started: now, until: now + LIMIT });
             }
             Err(error) => self.bring_done(false, format!("cannot start commit-back: {error}").into_bytes()),
         }
     }
 
     pub(crate) fn bring_output(&mut self) {
-        let Some((_, socket, output)) = &mut self.bring.running else { return };
+        let Some(run) = &mut self.bring.running else { return };
         let mut bytes = [0u8; 4096];
-        while let Ok(n) = socket.read(&mut bytes) {
+        while let Ok(n) = run.socket.read(&mut bytes) {
             if n == 0 {
                 break;
             }
-            let room = MAX_PAYLOAD.saturating_sub(output.len());
-            output.extend_from_slice(&bytes[..n.min(room)]);
+            let room = MAX_PAYLOAD.saturating_sub(run.output.len());
+            run.output.extend_from_slice(&bytes[..n.min(room)]);
         }
     }
 
     pub(crate) fn bring_ended(&mut self) {
         self.bring_output();
-        let Some((mut helper, _, output)) = self.bring.running.take() else { return };
-        let ok = helper.finish().unwrap_or(false);
-        self.bring_done(ok, output);
+        let Some(mut run) = self.bring.running.take() else { return };
+        let ok = run.helper.finish().unwrap_or(false);
+        self.bring_pause(run.started);
+        self.bring_done(ok, run.output);
+    }
+
+    /// Ends one that hangs: whoever is inside can stop the processes that it speaks with.
+    pub(crate) fn bring_overdue(&mut self) {
+        let Some(mut run) = self.bring.running.take() else { return };
+        run.helper.kill();
+        self.bring_pause(run.started);
+        self.bring_done(false, b"error: commit-back took too long\n".to_vec());
+    }
+
+    /// Ends one for which there is no more time: what it was to bring is not home.
+    pub(crate) fn bring_abandon(&mut self) {
+        if let Some(mut run) = self.bring.running.take() {
+            run.helper.kill();
+            self.bring.moved = true;
+        }
+    }
+
+    fn bring_pause(&mut self, started: Instant) {
+        let at = Instant::now() + pause(self.bring.row, started.elapsed());
+        self.bring.not_before = Some(at);
+        if let Some(due) = &mut self.bring.due
+            && !self.bring.next.iter().any(|waiter| matches!(waiter, Waiter::Client(_)))
+        {
+            *due = at.max(*due);
+        }
+    }
+
+    fn bring_answer(&mut self, waiter: Waiter, output: &[u8], answer: &Message) {
+        let (peer, stream) = match waiter {
+            Waiter::Client((id, stream)) => match self.clients.get_mut(&id) {
+                Some(client) => (client, stream),
+                None => return,
+            },
+            Waiter::Inside(stream) => (&mut self.agent, stream),
+        };
+        if !output.is_empty() {
+            peer.data(FrameType::Stdout, stream, output);
+        }
+        peer.control(stream, answer);
     }
 
     pub(crate) fn bring_done(&mut self, ok: bool, output: Vec<u8>) {
@@ -85,29 +183,35 @@ impl Supervisor {
         } else {
             let text = String::from_utf8_lossy(&output);
             let line = text.lines().find_map(|line| line.strip_prefix("error: ")).unwrap_or("commit-back failed");
-            failure(FailureKind::Other, line)
+            let plain = |c: char| if c.is_control() { '?' } else { c };
+            failure(FailureKind::Other, line.chars().map(plain).take(4000).collect::<String>())
         };
         for waiter in std::mem::take(&mut self.bring.waiting) {
-            match waiter {
-                Waiter::Client((id, stream)) => {
-                    if let Some(client) = self.clients.get_mut(&id) {
-                        client.data(FrameType::Stdout, stream, &output);
-                        client.control(stream, &answer);
-                    }
-                }
-                Waiter::Inside(stream) => {
-                    self.agent.data(FrameType::Stdout, stream, &output);
-                    self.agent.control(stream, &answer);
-                }
-            }
+            self.bring_answer(waiter, &output, &answer);
         }
         self.bring.waiting = std::mem::take(&mut self.bring.next);
-        if let Phase::BringingHome { grace_ms, .. } = self.phase {
-            if self.bring.due.is_some() {
+        if let Phase::BringingHome { grace_ms, rounds, .. } = &mut self.phase {
+            let grace_ms = *grace_ms;
+            // Whoever goes on moving refs does not put off the end.
+            if self.bring.due.is_some() && *rounds > 0 {
+                *rounds -= 1;
                 self.bring_start();
             } else {
                 self.shut_down(grace_ms);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_grows_and_stays_bounded() {
+        let pauses: Vec<u128> = [0, 7, 8, 16, 40, 4000].map(|row| pause(row, Duration::ZERO).as_millis()).into();
+        assert_eq!(pauses, [400, 400, 800, 1600, 12_000, 12_000]);
+        assert_eq!(pause(0, Duration::from_secs(3)), Duration::from_secs(3));
+        assert_eq!(pause(0, Duration::from_secs(300)), MAX_PAUSE);
     }
 }

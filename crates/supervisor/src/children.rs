@@ -20,15 +20,21 @@ impl Helper {
     /// standard error goes to `error` when given, else nowhere.
     pub fn start(argv: &[String], input: OwnedFd, output: OwnedFd, error: Option<OwnedFd>) -> io::Result<Self> {
         let (program, args) = argv.split_first().expect("helpers have a program");
-        let child = Command::new(program)
+        let mut child = Command::new(program)
             .args(args)
             .stdin(Stdio::from(input))
             .stdout(Stdio::from(output))
             .stderr(error.map_or_else(Stdio::null, Stdio::from))
             .spawn()?;
         let pid = Pid::from_raw(child.id() as i32).expect("a child's pid is not 0");
-        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-        Ok(Self { child, pidfd })
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => Ok(Self { child, pidfd }),
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(error.into())
+            }
+        }
     }
 
     /// Reaps it; true when it ended with status 0. Blocks until it has ended.

@@ -3,21 +3,56 @@
 use crate::bring::Waiter;
 use crate::main_session::Main;
 use crate::peer::Peer;
-use crate::supervise::{ClientId, ClientStream, MAX_CLIENTS, Phase, Route, Supervisor, failure, our_hello};
-use sandbox_protocol::{Channel, Exec, FailureKind, FrameType, Message, SessionStatus, Status, WINDOW};
+use crate::supervise::{
+    ClientId, ClientStream, MAX_CLIENTS, MOST_FOR_CLIENT, Phase, Route, Session, Supervisor, after, failure, our_hello,
+};
+use sandbox_protocol::{Channel, Exec, FailureKind, FrameType, MAX_PAYLOAD, Message, SessionStatus, Status, WINDOW};
+use std::collections::VecDeque;
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
+
+/// Sessions in one status.
+const MAX_SHOWN: usize = 64;
+/// Bytes of a command line in a status.
+const SHOWN_ARGV: usize = 512;
+
+/// What of a command line is remembered for `list`.
+fn shown(argv: &[String]) -> Vec<String> {
+    let mut left = SHOWN_ARGV;
+    let mut out = Vec::new();
+    for arg in argv {
+        if arg.len() <= left {
+            left -= arg.len() + 1.min(left - arg.len());
+            out.push(arg.clone());
+        } else {
+            out.push("…".to_owned());
+            break;
+        }
+    }
+    out
+}
+
+fn too_large() -> Message {
+    failure(FailureKind::Limit, format!("a request of more than {} KiB is not possible", MAX_PAYLOAD / 1024))
+}
 
 impl Supervisor {
     pub(crate) fn accept(&mut self, stream: UnixStream) {
         if self.clients.len() >= MAX_CLIENTS {
             return;
         }
-        let Ok(mut peer) = Peer::new(stream) else { return };
+        let Ok(mut peer) = Peer::new(stream, MOST_FOR_CLIENT) else { return };
         let enforced = self.agent_hello.as_ref().map(|hello| hello.enforced.clone()).unwrap_or_default();
         peer.control(0, &Message::Hello(our_hello(enforced)));
         self.clients.insert(self.next_client, peer);
+        self.fresh.insert(self.next_client);
         self.next_client += 1;
+    }
+
+    /// Takes everyone who waits at the socket.
+    pub(crate) fn accept_all(&mut self) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            self.accept(stream);
+        }
     }
 
     pub(crate) fn client_readable(&mut self, id: ClientId) {
@@ -43,8 +78,10 @@ impl Supervisor {
     }
 
     pub(crate) fn answer(&mut self, (id, stream): ClientStream, message: &Message) {
-        if let Some(client) = self.clients.get_mut(&id) {
-            client.control(stream, message);
+        if let Some(client) = self.clients.get_mut(&id)
+            && !client.control(stream, message)
+        {
+            client.control(stream, &failure(FailureKind::Limit, "the answer is larger than a message may be"));
         }
     }
 
@@ -55,22 +92,29 @@ impl Supervisor {
     }
 
     pub(crate) fn client_message(&mut self, from: ClientStream, message: Message) {
+        if !matches!(message, Message::Hello(_)) {
+            self.fresh.remove(&from.0);
+        }
         match message {
             Message::Hello(_) => {}
             Message::Exec(exec) => self.client_exec(from, exec),
             Message::AskRepoState { .. } => {
                 let stream = self.new_stream();
-                self.routes.insert(stream, Route::Question(from));
-                self.agent.control(stream, &message);
+                if self.agent.control(stream, &message) {
+                    self.routes.insert(stream, Route::Question(from));
+                } else {
+                    self.answer(from, &too_large());
+                }
             }
-            Message::Signal { .. } | Message::Resize(_) | Message::CloseStdin => {
+            Message::CloseStdin => self.client_closes(from),
+            Message::Signal { .. } | Message::Resize(_) => {
                 if let Some(stream) = self.streams.get(&from) {
                     self.agent.control(*stream, &message);
                 }
             }
             Message::Credit { .. } => {
                 if let Some(stream) = self.streams.get(&from)
-                    && matches!(self.routes.get(stream), Some(Route::Session { .. }))
+                    && matches!(self.routes.get(stream), Some(Route::Session(_)))
                 {
                     self.agent.control(*stream, &message);
                 }
@@ -78,6 +122,7 @@ impl Supervisor {
             Message::Attach { session, replay } => self.client_attach(from, session, replay),
             Message::Detach => {
                 self.detach(from);
+                self.orphan(|owner| owner == from, false);
                 self.answer(from, &Message::Done);
             }
             Message::Stop { grace_ms } => {
@@ -100,35 +145,46 @@ impl Supervisor {
         if exec.main && self.main.as_ref().is_some_and(|main| main.exit.is_none()) {
             return self.answer(from, &failure(FailureKind::Other, "the sandbox already runs a command"));
         }
+        if self.streams.contains_key(&from) {
+            return self.answer(from, &failure(FailureKind::Other, "a session is on this stream already"));
+        }
         let stream = self.new_stream();
+        if !self.agent.control(stream, &Message::Exec(exec.clone())) {
+            return self.answer(from, &too_large());
+        }
+        let argv = shown(&exec.argv);
         self.streams.insert(from, stream);
         self.had_session |= !exec.internal;
         if exec.main {
             self.main = Some(Main {
                 stream,
-                argv: exec.argv.clone(),
+                argv,
+                starter: from,
                 attached: vec![from],
+                writers: Vec::new(),
+                close: false,
                 exit: None,
                 last_output: None,
                 input: Vec::new(),
-                input_from: Vec::new(),
+                input_from: VecDeque::new(),
                 window: WINDOW,
                 owed: [0, 0],
-                deadline: self.timeout.map(|limit| (Instant::now() + limit, false)),
+                deadline: self.timeout.map(|limit| (after(limit), false)),
             });
             self.status.exited = None;
             self.status.timed_out = false;
             self.routes.insert(stream, Route::Main);
         } else {
-            let route = Route::Session {
+            let session = Session {
                 owner: Some(from),
-                argv: exec.argv.clone(),
+                argv,
                 internal: exec.internal,
                 tty: exec.tty.is_some(),
+                room: WINDOW,
+                held: 0,
             };
-            self.routes.insert(stream, route);
+            self.routes.insert(stream, Route::Session(session));
         }
-        self.agent.control(stream, &Message::Exec(exec));
     }
 
     /// Forgets clients that went away: the main session goes on without them, another
@@ -141,29 +197,32 @@ impl Supervisor {
                 main.attached.retain(|client| client.0 != id);
             }
             self.stop_waiters.retain(|waiter| waiter.0 != id);
-            for (stream, route) in &mut self.routes {
-                if let Route::Session { owner, internal, tty, .. } = route
-                    && owner.is_some_and(|owner| owner.0 == id)
-                {
-                    *owner = None;
-                    // What was under way has no reader now: let it flow.
-                    for channel in [Channel::Stdout, Channel::Stderr] {
-                        self.agent.control(*stream, &Message::Credit { channel, bytes: WINDOW });
-                    }
-                    self.agent.control(*stream, &Message::CloseStdin);
-                    if *internal {
-                        self.agent.control(*stream, &Message::Signal { signal: 9 });
-                    } else if *tty {
-                        self.agent.control(*stream, &Message::Signal { signal: 1 });
-                    }
-                }
-            }
+            self.orphan(|owner| owner.0 == id, true);
             self.streams.retain(|client, _| client.0 != id);
-            if self.bring_client == Some(id) {
-                self.bring_client = None;
-            }
+            self.fresh.remove(&id);
         }
         self.pay_main();
+    }
+
+    /// Lets sessions go on without their client.
+    fn orphan(&mut self, whose: impl Fn(ClientStream) -> bool, hang_up: bool) {
+        for (stream, route) in &mut self.routes {
+            let Route::Session(session) = route else { continue };
+            if !session.owner.is_some_and(&whose) {
+                continue;
+            }
+            session.owner = None;
+            // What was under way has no reader now: let it flow.
+            for channel in [Channel::Stdout, Channel::Stderr] {
+                self.agent.control(*stream, &Message::Credit { channel, bytes: WINDOW });
+            }
+            self.agent.control(*stream, &Message::CloseStdin);
+            if hang_up && session.internal {
+                self.agent.control(*stream, &Message::Signal { signal: 9 });
+            } else if hang_up && session.tty {
+                self.agent.control(*stream, &Message::Signal { signal: 1 });
+            }
+        }
     }
 
     pub(crate) fn report(&self) -> Status {
@@ -172,12 +231,11 @@ impl Supervisor {
             sessions.push(SessionStatus { session: 0, argv: main.argv.clone(), clients: main.attached.len() as u32 });
         }
         for (stream, route) in &self.routes {
-            if let Route::Session { owner, argv, internal: false, .. } = route {
-                sessions.push(SessionStatus {
-                    session: *stream,
-                    argv: argv.clone(),
-                    clients: u32::from(owner.is_some()),
-                });
+            if let Route::Session(Session { owner, argv, internal: false, .. }) = route
+                && sessions.len() < MAX_SHOWN
+            {
+                let clients = u32::from(owner.is_some());
+                sessions.push(SessionStatus { session: *stream, argv: argv.clone(), clients });
             }
         }
         Status {

@@ -41,12 +41,19 @@ impl RingLog {
     pub fn append(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.size >= self.limit {
-                fs::rename(&self.path, older(&self.path))?;
+                match fs::rename(&self.path, older(&self.path)) {
+                    // Moved before, and then there was no room for a new one: there may be now.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    other => other?,
+                }
                 self.file = open_append(&self.path)?;
                 self.size = 0;
             }
             let n = bytes.len().min((self.limit - self.size) as usize);
-            self.file.write_all(&bytes[..n])?;
+            if let Err(error) = self.file.write_all(&bytes[..n]) {
+                self.size = self.file.metadata().map_or(self.size, |meta| meta.len());
+                return Err(error);
+            }
             self.size += n as u64;
             bytes = &bytes[n..];
         }

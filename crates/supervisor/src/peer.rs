@@ -1,6 +1,6 @@
 //! One non-blocking connection: frames in, bytes out.
 
-use sandbox_protocol::{Decoder, Frame, FrameError, FrameType, Message, encode, encode_control};
+use sandbox_protocol::{Decoder, Frame, FrameError, FrameType, Message, encode, try_encode_control};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -12,22 +12,38 @@ pub struct Peer {
     decoder: Decoder,
     out: Vec<u8>,
     sent: usize,
+    /// Bytes that may wait; a peer that reads nothing at all is cut off.
+    most: usize,
     /// Nothing more can be read from or written to it.
     pub gone: bool,
 }
 
 impl Peer {
-    pub fn new(stream: UnixStream) -> io::Result<Self> {
+    pub fn new(stream: UnixStream, most: usize) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, decoder: Decoder::new(), out: Vec::new(), sent: 0, gone: false })
+        Ok(Self { stream, decoder: Decoder::new(), out: Vec::new(), sent: 0, most, gone: false })
     }
 
-    pub fn control(&mut self, stream: u32, message: &Message) {
-        encode_control(&mut self.out, stream, message);
+    /// Queues a message; false when it is larger than a frame, and then nothing is queued.
+    pub fn control(&mut self, stream: u32, message: &Message) -> bool {
+        let fits = self.gone || try_encode_control(&mut self.out, stream, message);
+        self.bound();
+        fits
     }
 
     pub fn data(&mut self, kind: FrameType, stream: u32, payload: &[u8]) {
-        encode(&mut self.out, kind, stream, payload);
+        if !self.gone {
+            encode(&mut self.out, kind, stream, payload);
+        }
+        self.bound();
+    }
+
+    fn bound(&mut self) {
+        if self.backlog() > self.most {
+            self.gone = true;
+            self.out = Vec::new();
+            self.sent = 0;
+        }
     }
 
     /// Bytes that wait to be written.
@@ -50,25 +66,34 @@ impl Peer {
             self.out.clear();
             self.sent = 0;
             self.out.shrink_to(16 * 1024);
-        } else if self.sent > 64 * 1024 {
+        } else if self.sent > self.out.len() / 2 {
             self.out.drain(..self.sent);
             self.sent = 0;
         }
     }
 
     /// Reads once and returns the frames that are whole; a peer that breaks the protocol is gone.
-    pub fn read(&mut self, frames: &mut Vec<Frame>) {
+    /// False when there was nothing to read.
+    pub fn read(&mut self, frames: &mut Vec<Frame>) -> bool {
         let mut bytes = [0u8; 32 * 1024];
         match self.stream.read(&mut bytes) {
-            Ok(0) => self.gone = true,
+            Ok(0) => {
+                self.gone = true;
+                false
+            }
             Ok(n) => {
                 self.decoder.push(&bytes[..n]);
                 if self.drain(frames).is_err() {
                     self.gone = true;
                 }
+                true
             }
-            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
-            Err(_) => self.gone = true,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+            Err(_) => {
+                self.gone = true;
+                false
+            }
         }
     }
 

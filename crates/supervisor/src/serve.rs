@@ -17,8 +17,18 @@ pub(crate) struct Serve {
     pub(crate) output_closed: bool,
 }
 
+/// Fetches of the host at once: each is a git process of the host.
+const MAX_SERVES: usize = 16;
+
 impl Supervisor {
     pub(crate) fn serve_start(&mut self, stream: u32, repo: u32, protocol: Option<String>) {
+        if self.serves.contains_key(&stream) {
+            return;
+        }
+        if self.serves.len() >= MAX_SERVES {
+            self.agent.control(stream, &failure(FailureKind::Limit, "too many fetches at once"));
+            return;
+        }
         let mut argv = self.serve_host.clone();
         argv.push(repo.to_string());
         // Only what git itself would send: the value comes from inside.
@@ -30,7 +40,7 @@ impl Supervisor {
             Ok((Helper::start(&argv, fd, out, None)?, socket))
         })();
         match started {
-            Ok((helper, socket)) if self.serves.len() < 64 => {
+            Ok((helper, socket)) => {
                 self.agent.control(stream, &Message::Started { pid: 0 });
                 let serve = Serve {
                     helper,
@@ -41,10 +51,6 @@ impl Supervisor {
                     output_closed: false,
                 };
                 self.serves.insert(stream, serve);
-            }
-            Ok((mut helper, _)) => {
-                helper.kill();
-                self.agent.control(stream, &failure(FailureKind::Limit, "too many fetches at once"));
             }
             Err(error) => {
                 let message = format!("cannot serve the host's refs: {error}");

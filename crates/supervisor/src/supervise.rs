@@ -13,14 +13,12 @@ use sandbox_core::store::{SandboxDir, StoreError, read_json, write_json};
 use sandbox_protocol::{ExitStatus, Failure, FailureKind, Hello, Message, VERSIONS};
 use sandbox_sys::lock::FileLock;
 use sandbox_sys::process;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// How long a moved ref waits for further moves before it is brought home.
-pub(crate) const DEBOUNCE: Duration = Duration::from_millis(100);
 /// How long the last commit-back may take before the sandbox is stopped without it.
 pub(crate) const BRING_HOME: Duration = Duration::from_secs(120);
 /// How long the agent may take beyond the grace before it is killed.
@@ -29,6 +27,14 @@ pub(crate) const SHUTDOWN_EXTRA: Duration = Duration::from_secs(5);
 pub(crate) const MAX_CLIENTS: usize = 256;
 /// An attached client that is this far behind slows the main session down.
 pub(crate) const SLOW_CLIENT: usize = 256 * 1024;
+/// Bytes that wait for a client at most: one that reads nothing is cut off.
+pub(crate) const MOST_FOR_CLIENT: usize = 16 << 20;
+/// Bytes that wait for the agent before what can wait is held back.
+pub(crate) const SLOW_AGENT: usize = 1 << 20;
+/// Bytes that wait for the agent at most: one that reads nothing is not ours any more.
+pub(crate) const MOST_FOR_AGENT: usize = 64 << 20;
+/// How long a client that has just connected may think before an idle sandbox ends without it.
+const FRESH: Duration = Duration::from_secs(1);
 /// Seconds between TERM and KILL when `--timeout` ends the command.
 pub(crate) const TIMEOUT_GRACE: Duration = Duration::from_secs(10);
 
@@ -87,11 +93,24 @@ pub(crate) type ClientStream = (ClientId, u32);
 #[derive(Debug)]
 pub(crate) enum Route {
     /// A session; its client, unless that went away, and whether it is the main one.
-    Session { owner: Option<ClientStream>, argv: Vec<String>, internal: bool, tty: bool },
+    Session(Session),
     /// The main session (its state is in [`Main`]).
     Main,
     /// A question that a client asked.
     Question(ClientStream),
+}
+
+/// A session that is not the main one.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) owner: Option<ClientStream>,
+    pub(crate) argv: Vec<String>,
+    pub(crate) internal: bool,
+    pub(crate) tty: bool,
+    /// Bytes of input that its client may still send.
+    pub(crate) room: u64,
+    /// Credit for its client that is held back while the agent is slow.
+    pub(crate) held: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +120,8 @@ pub(crate) enum Phase {
     BringingHome {
         grace_ms: u64,
         until: Instant,
+        /// Further commit-backs before the end, for refs that move meanwhile.
+        rounds: u32,
     },
     /// The agent was told; kill at this instant.
     ShuttingDown {
@@ -115,6 +136,10 @@ pub(crate) struct Supervisor {
     pub(crate) agent_hello: Option<Hello>,
     pub(crate) listener: UnixListener,
     pub(crate) clients: HashMap<ClientId, Peer>,
+    /// Clients that have asked for nothing yet.
+    pub(crate) fresh: HashSet<ClientId>,
+    /// With `once`: since when nothing runs.
+    pub(crate) idle: Option<Instant>,
     pub(crate) next_client: ClientId,
     pub(crate) routes: HashMap<u32, Route>,
     pub(crate) streams: HashMap<ClientStream, u32>,
@@ -128,7 +153,6 @@ pub(crate) struct Supervisor {
     pub(crate) phase: Phase,
     pub(crate) stop_waiters: Vec<ClientStream>,
     pub(crate) bring: Bring,
-    pub(crate) bring_client: Option<ClientId>,
     pub(crate) serves: HashMap<u32, Serve>,
     pub(crate) commit_back: Vec<String>,
     pub(crate) serve_host: Vec<String>,
@@ -139,8 +163,8 @@ pub(crate) struct Supervisor {
 /// process without other threads.
 pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseError> {
     let machine = driver.launch(&config.spec)?;
-    let agent = Peer::new(machine.control().try_clone().map_err(step("use the control channel"))?)
-        .map_err(step("use the control channel"))?;
+    let control = machine.control().try_clone().map_err(step("use the control channel"))?;
+    let agent = Peer::new(control, MOST_FOR_AGENT).map_err(step("use the control channel"))?;
     let listener = listen(&config.dir).map_err(step("listen on the control socket"))?;
     let log = RingLog::open(&config.dir.log()).map_err(step("open the log"))?;
     let pid = std::process::id();
@@ -167,6 +191,8 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
         agent_hello: None,
         listener,
         clients: HashMap::new(),
+        fresh: HashSet::new(),
+        idle: None,
         next_client: 1,
         routes: HashMap::new(),
         streams: HashMap::new(),
@@ -180,7 +206,6 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
         phase: Phase::Running,
         stop_waiters: Vec::new(),
         bring: Bring::default(),
-        bring_client: None,
         serves: HashMap::new(),
         commit_back: config.commit_back,
         serve_host: config.serve_host,
@@ -198,6 +223,12 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
 
 pub(crate) fn our_hello(enforced: Vec<String>) -> Hello {
     Hello { min: VERSIONS.0, max: VERSIONS.1, features: Vec::new(), enforced }
+}
+
+/// The instant `span` from now, or one that nobody lives to see.
+pub(crate) fn after(span: Duration) -> Instant {
+    const YEARS: Duration = Duration::from_secs(100 * 365 * 86_400);
+    Instant::now() + span.min(YEARS)
 }
 
 pub(crate) fn now() -> u64 {
@@ -237,6 +268,7 @@ impl Supervisor {
     pub(crate) fn run(&mut self) -> Result<(), SuperviseError> {
         loop {
             self.agent.flush();
+            self.release_input();
             for client in self.clients.values_mut() {
                 client.flush();
             }
@@ -248,11 +280,7 @@ impl Supervisor {
             for who in ready {
                 match who {
                     Ready::Agent => self.agent_readable(),
-                    Ready::Listener => {
-                        while let Ok((stream, _)) = self.listener.accept() {
-                            self.accept(stream);
-                        }
-                    }
+                    Ready::Listener => self.accept_all(),
                     Ready::Machine => return self.gone(),
                     Ready::Terminate => {
                         self.terminate = None;
@@ -287,15 +315,17 @@ impl Supervisor {
             whos.push(Ready::Client(*id));
             fds.push(PollFd::new(client, out(client)));
         }
-        if let Some((helper, socket, _)) = &self.bring.running {
+        if let Some(run) = &self.bring.running {
             whos.push(Ready::BringOutput);
-            fds.push(PollFd::new(socket, PollFlags::IN));
+            fds.push(PollFd::new(&run.socket, PollFlags::IN));
             whos.push(Ready::BringEnd);
-            fds.push(PollFd::new(&helper.pidfd, PollFlags::IN));
+            fds.push(PollFd::new(&run.helper.pidfd, PollFlags::IN));
         }
+        // A window is a promise of whoever is inside; that they also read is not.
+        let agent_reads = self.agent.backlog() <= SLOW_AGENT;
         for (stream, serve) in &self.serves {
             let mut flags = PollFlags::empty();
-            if serve.window > 0 && !serve.output_closed {
+            if serve.window > 0 && !serve.output_closed && agent_reads {
                 flags |= PollFlags::IN;
             }
             if !serve.input.is_empty() {
@@ -325,9 +355,11 @@ impl Supervisor {
 
     pub(crate) fn next_timer(&self) -> Option<Duration> {
         let mut times = Vec::new();
-        if self.bring.running.is_none() {
-            times.extend(self.bring.due);
+        match &self.bring.running {
+            Some(run) => times.push(run.until),
+            None => times.extend(self.bring.due),
         }
+        times.extend(self.idle.map(|since| since + FRESH));
         match self.phase {
             Phase::Running => {}
             Phase::BringingHome { until, .. } | Phase::ShuttingDown { until } => times.push(until),
@@ -338,8 +370,10 @@ impl Supervisor {
 
     pub(crate) fn timers(&mut self) {
         let now = Instant::now();
-        if self.bring.running.is_none() && self.bring.due.is_some_and(|due| due <= now) {
-            self.bring_start();
+        match &self.bring.running {
+            Some(run) if run.until <= now => self.bring_overdue(),
+            None if self.bring.due.is_some_and(|due| due <= now) => self.bring_start(),
+            _ => {}
         }
         if let Some(main) = &mut self.main
             && let Some((at, killed)) = main.deadline
@@ -353,30 +387,39 @@ impl Supervisor {
         }
         match self.phase {
             Phase::Running => {}
-            Phase::BringingHome { grace_ms, until } => {
+            Phase::BringingHome { grace_ms, until, .. } => {
                 if until <= now {
-                    if let Some((mut helper, ..)) = self.bring.running.take() {
-                        helper.kill();
-                    }
+                    self.bring_abandon();
                     self.shut_down(grace_ms);
                 }
             }
             Phase::ShuttingDown { until } => {
                 if until <= now {
                     let _ = self.machine.kill();
+                    self.phase = Phase::ShuttingDown { until: now + Duration::from_secs(1) };
                 }
             }
         }
+        self.end_if_idle();
     }
 
-    /// With `once`, the end of the last session is the end of the sandbox.
+    /// With `once`, the end of the last session is the end of the sandbox; so is the end of the
+    /// last client when there never was a session. Whoever has just connected is heard first.
     pub(crate) fn end_if_idle(&mut self) {
         let busy = self.routes.values().any(|route| match route {
             Route::Main => true,
-            Route::Session { internal, .. } => !internal,
+            Route::Session(session) => !session.internal,
             Route::Question(_) => false,
         });
-        if self.once && self.had_session && !busy && self.phase == Phase::Running {
+        let over = if self.had_session { !busy } else { self.clients.is_empty() };
+        if !self.once || !over || self.phase != Phase::Running {
+            self.idle = None;
+            return;
+        }
+        self.accept_all();
+        let since = *self.idle.get_or_insert_with(Instant::now);
+        if self.fresh.is_empty() || since.elapsed() >= FRESH {
+            self.idle = None;
             self.stop(2_000);
         }
     }
@@ -389,8 +432,9 @@ impl Supervisor {
         }
         // New clients find no socket and wait for the end, to start it again.
         let _ = std::fs::remove_file(self.dir.ctl());
-        if self.bring.due.is_some() || self.bring.running.is_some() {
-            self.phase = Phase::BringingHome { grace_ms, until: Instant::now() + BRING_HOME };
+        // One that failed before is tried once more: it is the last time.
+        if self.bring.moved || self.bring.due.is_some() || self.bring.running.is_some() {
+            self.phase = Phase::BringingHome { grace_ms, until: after(BRING_HOME), rounds: 2 };
             if self.bring.running.is_none() {
                 self.bring_start();
             }
@@ -400,7 +444,8 @@ impl Supervisor {
     }
 
     pub(crate) fn shut_down(&mut self, grace_ms: u64) {
-        self.phase = Phase::ShuttingDown { until: Instant::now() + Duration::from_millis(grace_ms) + SHUTDOWN_EXTRA };
+        let until = after(Duration::from_millis(grace_ms).saturating_add(SHUTDOWN_EXTRA));
+        self.phase = Phase::ShuttingDown { until };
         self.agent.control(0, &Message::Shutdown { grace_ms });
         self.agent.flush();
     }
@@ -409,22 +454,15 @@ impl Supervisor {
     pub(crate) fn gone(&mut self) -> Result<(), SuperviseError> {
         // Output that was under way when PID 1 ended.
         let mut frames = Vec::new();
-        while !self.agent.gone {
-            let before = frames.len();
-            self.agent.read(&mut frames);
-            if frames.len() == before {
-                break;
+        while !self.agent.gone && self.agent.read(&mut frames) {
+            for frame in frames.drain(..) {
+                self.agent_frame(frame);
             }
         }
-        for frame in frames {
-            self.agent_frame(frame);
-        }
+        // Reaps it too: the lock is given up only when nothing writes to the upper directory.
         let _ = self.machine.kill();
         let asked = self.phase != Phase::Running;
-        if let Some((mut helper, ..)) = self.bring.running.take() {
-            helper.kill();
-            self.bring.moved = true;
-        }
+        self.bring_abandon();
         for (_, mut serve) in self.serves.drain() {
             serve.helper.kill();
         }
