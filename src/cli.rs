@@ -120,7 +120,7 @@ pub struct Spawn {
     #[arg(long, value_name = "NET")]
     pub net: Option<Net>,
     /// Processors, e.g. 1.5
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub cpus: Option<f64>,
     /// Memory, e.g. 4g
     #[arg(long, value_name = "SIZE")]

@@ -11,6 +11,7 @@ use sandbox_git::{Git, HostEnv};
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -81,6 +82,14 @@ impl Context {
     /// The repository that the current directory is in.
     pub fn repo(&self) -> Result<&HostRepo, CliError> {
         if self.repo.get().is_none() {
+            // Git's answers are lines.
+            if self.cwd.as_os_str().as_bytes().contains(&b'\n') {
+                return Err(CliError::new(format!(
+                    "there is a line break in the path '{}'",
+                    crate::text::escape_bytes(self.cwd.as_os_str().as_bytes())
+                ))
+                .hint("rename the directory"));
+            }
             let repo = HostRepo::discover(self.git()?, &self.cwd)?;
             let _ = self.repo.set(Some(repo));
         }
@@ -120,9 +129,14 @@ impl Context {
     }
 
     /// Where the state directory is: `GIT_SANDBOX_STATE`, `sandbox.stateDir`, `$XDG_STATE_HOME`, `~/.local/state`.
-    pub fn state_dir(&self) -> PathBuf {
-        if let Some(dir) = self.vars.get("GIT_SANDBOX_STATE").filter(|dir| dir.starts_with('/')) {
-            return dir.into();
+    pub fn state_dir(&self) -> Result<PathBuf, CliError> {
+        let absolute = |dir: &str, from: &str| match dir.starts_with('/') {
+            true => Ok(PathBuf::from(dir)),
+            false => Err(CliError::new(format!("'{}' is not an absolute path", crate::text::escape(dir)))
+                .hint(format!("{from} names the state directory: a path that starts with '/'"))),
+        };
+        if let Some(dir) = self.vars.get("GIT_SANDBOX_STATE").filter(|dir| !dir.is_empty()) {
+            return absolute(dir, "GIT_SANDBOX_STATE");
         }
         let default = self
             .vars
@@ -132,10 +146,10 @@ impl Context {
             .join("git-sandbox");
         match self.state_setting() {
             Some(dir) => match dir.strip_prefix("~/") {
-                Some(rest) => self.home.join(rest),
-                None => dir.into(),
+                Some(rest) => Ok(self.home.join(rest)),
+                None => absolute(&dir, "`git config sandbox.stateDir`"),
             },
-            None => default,
+            None => Ok(default),
         }
     }
 
@@ -167,7 +181,7 @@ impl Context {
 
     /// The state directory, made when it does not exist.
     pub fn store(&self) -> Result<Store, CliError> {
-        let dir = self.state_dir();
+        let dir = self.state_dir()?;
         // Made with the caller's own group and no setgid bit: files of another group could not
         // be copied up by the overlay (EOVERFLOW).
         Ok(Store::open(&dir)?)
@@ -204,7 +218,19 @@ impl Context {
             if owner.uid() != 0 {
                 (owner.uid(), if owner.gid() == 0 { owner.uid() } else { owner.gid() })
             } else {
-                let uid = self.setting("sandbox.rootUid").and_then(|text| text.parse().ok()).unwrap_or(ROOT_UID);
+                let uid = match self.setting("sandbox.rootUid") {
+                    // Never host uid 0, nor the id that means "none".
+                    Some(text) => {
+                        text.parse().ok().filter(|uid| *uid != 0 && *uid != u32::MAX).ok_or_else(|| {
+                            CliError::new(format!(
+                                "'{}' is not a value of sandbox.rootUid",
+                                crate::text::escape(&text)
+                            ))
+                            .hint("it is the number of a user that does not exist, and not 0")
+                        })?
+                    }
+                    None => ROOT_UID,
+                };
                 (uid, uid)
             }
         };

@@ -128,6 +128,9 @@ impl From<StoreError> for CliError {
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => failure.hint(
                     "the state directory must be writable: `git config --global sandbox.stateDir DIR` names another one",
                 ),
+                io::ErrorKind::NotADirectory => {
+                    failure.hint("`git config --global sandbox.stateDir DIR` names a directory")
+                }
                 _ => failure,
             },
             StoreError::Damaged { path, .. } => {
@@ -177,7 +180,7 @@ impl From<SandboxError> for CliError {
                         let near = known
                             .iter()
                             .map(|other| (strsim::damerau_levenshtein(name, other), other))
-                            .filter(|(distance, _)| *distance <= 2.max(name.len() / 3))
+                            .filter(|(distance, _)| *distance <= (name.len() / 3).max(1))
                             .min();
                         match near {
                             Some((_, other)) => {
@@ -291,7 +294,11 @@ impl From<GitDirError> for CliError {
                 failure.hint("another git command is at work: try again when it has ended")
             }
             GitDirError::Refs(_) | GitDirError::Index(_) => failure.hint("`git status` and `git fsck` tell more"),
-            GitDirError::View(_) | GitDirError::BadPath { .. } | GitDirError::Io { .. } => failure,
+            GitDirError::View(_) if failure.causes.iter().any(|cause| cause.contains("No space left on device")) => {
+                failure.hint("make room on the disk of the state directory, or `git config --global sandbox.stateDir DIR`; nothing is left half made")
+            }
+            GitDirError::View(_) => failure.hint("`git fsck` tells whether the repository is damaged"),
+            GitDirError::BadPath { .. } | GitDirError::Io { .. } => failure,
         }
     }
 }
@@ -331,7 +338,9 @@ impl From<WorkError> for CliError {
             WorkError::Sandbox(error) => error.into(),
             WorkError::Host(error) => host_of_sandbox(error),
             WorkError::Git(error) => error.into(),
-            error @ (WorkError::Changes(_) | WorkError::Manifest(_)) => Self::chain(&error),
+            error @ (WorkError::Changes(_) | WorkError::Manifest(_)) => Self::chain(&error).hint(
+                "`git sandbox show NAME` names the directory of its own files; `git sandbox drop --force NAME` moves it to the trash",
+            ),
         }
     }
 }

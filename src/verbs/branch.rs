@@ -13,7 +13,11 @@ pub fn run(context: &Context, args: &cli::Branch) -> Outcome {
     let git = context.git()?;
     let host = work::host(&store, &sandbox)?;
     let tip = work::tip(git, &store, &sandbox)?
-        .ok_or_else(|| CliError::new(format!("the sandbox '{}' has no commit", sandbox.name())).status(1))?;
+        .ok_or_else(|| {
+            CliError::new(format!("the sandbox '{}' has no commit", sandbox.name()))
+                .hint(format!("`git sandbox commit {} -m MSG` makes one of its files", sandbox.name()))
+                .status(1)
+        })?;
     // The user's own git decides what a valid branch is and refuses an existing one.
     let made = git
         .user(host.top_or_gitdir())
@@ -23,7 +27,7 @@ pub fn run(context: &Context, args: &cli::Branch) -> Outcome {
     made.map_err(|error| {
         CliError::new(format!("cannot make the branch '{}'", escape(&args.branch)))
             .cause(error.stderr().map_or_else(|| error.to_string(), str::to_owned))
-            .hint("a branch of this name may exist: take another name")
+            .hint("take another name")
     })?;
     eprintln!("branch '{}' is at {}", escape(&args.branch), tip.short());
     Ok(0)

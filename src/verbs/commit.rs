@@ -4,7 +4,7 @@ use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::start::connect_or_start;
-use crate::text::escape_lines;
+use crate::text::escape;
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_protocol::{Exec, ExitStatus, escape_bytes};
@@ -22,31 +22,35 @@ pub fn run(context: &Context, args: &cli::Commit) -> Outcome {
     Ok(0)
 }
 
+/// Adds and commits; its own statuses tell how far it came.
+const SCRIPT: &str = r#"git add --all || exit 101
+git diff --cached --quiet && exit 100
+git commit --quiet -m "$1" || exit 102"#;
+/// There is nothing to commit.
+const NOTHING: i32 = 100;
+/// `git add` failed.
+const NOT_ADDED: i32 = 101;
+
 /// Commits everything that is not ignored; false when there is nothing. It happens inside, with
 /// the hooks and the identity of the sandbox.
 pub fn all(context: &Context, store: &Store, sandbox: &Sandbox, message: &str) -> Result<bool, CliError> {
     let mut connection = connect_or_start(context, store, sandbox)?;
-    let mut git = |args: &[&str]| -> Result<(ExitStatus, String), CliError> {
-        let mut argv = vec!["git".to_owned()];
-        argv.extend(args.iter().map(|arg| escape_bytes(arg.as_bytes())));
-        let cwd = escape_bytes(sandbox.record.repos[0].worktree.as_os_str().as_bytes());
-        let exec = Exec { argv, cwd, ..Exec::default() };
-        let (status, out, err) = connection.run(exec, b"", 1 << 20)?;
-        let text = [out, err].concat();
-        Ok((status, String::from_utf8_lossy(&text).into_owned()))
+    // One session: a sandbox that was started for it ends with it.
+    let argv = ["sh", "-c", SCRIPT, "commit", message].map(|arg| escape_bytes(arg.as_bytes())).into();
+    let cwd = escape_bytes(sandbox.record.repos[0].worktree.as_os_str().as_bytes());
+    let (status, out, err) = connection.run(Exec { argv, cwd, ..Exec::default() }, b"", 1 << 20)?;
+    let what = match status {
+        ExitStatus::Code(0) => return Ok(true),
+        ExitStatus::Code(NOTHING) => return Ok(false),
+        ExitStatus::Code(NOT_ADDED) => "add --all",
+        _ => "commit",
     };
-    let done = |what: &str, (status, text): (ExitStatus, String)| match status {
-        ExitStatus::Code(0) => Ok(text),
-        _ => Err(CliError::new(format!("`git {what}` failed inside '{}'", sandbox.name()))
-            .cause(escape_lines(text.trim_end()))
-            .hint(format!("`git sandbox shell {}` to look at it", sandbox.name()))),
-    };
-    done("add", git(&["add", "--all"])?)?;
-    if let (ExitStatus::Code(0), _) = git(&["diff", "--cached", "--quiet"])? {
-        return Ok(false);
+    let text = [out, err].concat();
+    let mut failure = CliError::new(format!("`git {what}` failed inside '{}'", sandbox.name()));
+    for line in String::from_utf8_lossy(&text).lines().filter(|line| !line.trim().is_empty()).take(20) {
+        failure = failure.cause(escape(line));
     }
-    done("commit", git(&["commit", "--quiet", "-m", message])?)?;
-    Ok(true)
+    Err(failure.hint(format!("`git sandbox shell {}` opens a shell to look at it", sandbox.name())))
 }
 
 /// The message of `sandbox.autoCommit`: what ran, and the last lines of what it said.

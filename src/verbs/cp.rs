@@ -35,7 +35,7 @@ pub fn run(context: &Context, args: &cli::Cp) -> Outcome {
             into(context, &store, &sandbox, Path::new(&args.source), path, limit)
         }
         _ => Err(CliError::usage("one of the two must be in a sandbox, written NAME:PATH")
-            .hint("git sandbox cp fix-login:out/report.md .")),
+            .hint("for example `git sandbox cp fix-login:out/report.md .`")),
     }
 }
 
@@ -64,10 +64,16 @@ fn out(store: &Store, sandbox: &Sandbox, path: &str, target: &Path, links: bool,
         Some(name) if target.is_dir() => target.join(name),
         _ => target.to_owned(),
     };
+    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty());
+    if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
+        return Err(CliError::new(format!("there is no directory '{}'", escape(&parent.to_string_lossy())))
+            .hint(format!("`mkdir -p '{}'` makes it", escape(&parent.to_string_lossy()))));
+    }
     let request = CopyOut { path: &relative, target: &target, links, limit };
     let copied = copy_out::copy_out(store, sandbox, &request)?;
     for (path, why) in &copied.skipped {
-        eprintln!("skipped '{}': {why}", escape(path));
+        let shown = if path.is_empty() { relative.to_string_lossy() } else { path.into() };
+        eprintln!("skipped '{}': {why}", escape(&shown));
     }
     eprintln!("copied {}, {}", count(copied.files, "file"), size(copied.bytes));
     Ok(if copied.files == 0 && !copied.skipped.is_empty() { 1 } else { 0 })
@@ -90,11 +96,14 @@ fn into(context: &Context, store: &Store, sandbox: &Sandbox, source: &Path, path
     }
     let mode = format!("{:o}", meta.permissions().mode() & 0o755);
     // Beside it, then renamed: whoever reads it inside sees the old file or the new one.
-    let script = r#"d=$(dirname -- "$1") && mkdir -p -- "$d" && t=$(mktemp -- "$d/.cp.XXXXXX") && cat >"$t" && chmod "$2" "$t" && if [ -d "$1" ]; then rm -f -- "$t"; echo "is a directory" >&2; exit 1; else mv -f -- "$t" "$1"; fi"#;
+    let script = r#"[ -d "$1" ] && set -- "$1/$3" "$2"
+d=$(dirname -- "$1") && mkdir -p -- "$d" && t=$(mktemp -- "$d/.cp.XXXXXX") || exit 1
+cat >"$t" && chmod "$2" "$t" && mv -fT -- "$t" "$1" || { rm -f -- "$t"; exit 1; }"#;
     let argv = ["sh", "-c", script, "cp"].map(|arg| escape_bytes(arg.as_bytes()));
     let mut argv = argv.to_vec();
     argv.push(escape_bytes(inside.as_os_str().as_bytes()));
     argv.push(mode);
+    argv.push(escape_bytes(source.file_name().unwrap_or(OsStr::new("file")).as_bytes()));
     let cwd = escape_bytes(sandbox.record.repos[0].worktree.as_os_str().as_bytes());
     let mut connection = connect_or_start(context, store, sandbox)?;
     let (status, _, err) = connection.run(Exec { argv, cwd, ..Exec::default() }, &bytes, 1 << 16)?;
@@ -104,7 +113,7 @@ fn into(context: &Context, store: &Store, sandbox: &Sandbox, source: &Path, path
             escape(&inside.to_string_lossy()),
             sandbox.name()
         ))
-        .cause(escape(String::from_utf8_lossy(&err).trim())));
+        .cause(escape(String::from_utf8_lossy(&err).lines().next().unwrap_or_default())));
     }
     eprintln!("copied 1 file, {}", size(bytes.len() as u64));
     Ok(0)

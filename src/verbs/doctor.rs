@@ -43,7 +43,7 @@ pub fn run(context: &Context, args: &cli::Doctor) -> Outcome {
         version: 1,
         program: env!("CARGO_PKG_VERSION").to_owned(),
         git: git.as_ref().map_or_else(|error| error.message.clone(), ToString::to_string),
-        state_directory: context.state_dir(),
+        state_directory: context.state_dir()?,
         checks: own_checks(context, git.as_ref().ok()),
         drivers,
     };
@@ -123,7 +123,7 @@ fn own_checks(context: &Context, git: Option<&Version>) -> Vec<Check> {
         ),
         None => add("git", Verdict::Missing, "no usable git on PATH".into(), Some("install git 2.39 or newer".into())),
     }
-    let state = context.state_dir();
+    let state = context.state_dir().unwrap_or_default();
     match context.store() {
         Ok(store) => {
             add("state-directory", Verdict::Ok, format!("{}", store.root().display()), None);

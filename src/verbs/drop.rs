@@ -6,6 +6,7 @@ use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::text::{count, escape_bytes, size};
 use sandbox_core::commit_back;
+use sandbox_core::connection::ConnectionError;
 use sandbox_core::sandbox::{Sandbox, State};
 use sandbox_core::store::Store;
 use sandbox_core::work::{self, Unsaved};
@@ -55,9 +56,12 @@ fn merged(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<bool, C
 
 /// A user's command runs in it now.
 fn busy(sandbox: &Sandbox) -> Result<bool, CliError> {
-    match sandbox.connect()?.ask(&Message::AskStatus, 1 << 20)? {
-        (Message::Status(status), _) => Ok(!status.sessions.is_empty()),
-        _ => Ok(false),
+    let Some(mut connection) = stop::live(sandbox)? else { return Ok(false) };
+    match connection.ask(&Message::AskStatus, 1 << 20) {
+        Ok((Message::Status(status), _)) => Ok(!status.sessions.is_empty()),
+        // It has just ended.
+        Ok(_) | Err(ConnectionError::Closed) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 

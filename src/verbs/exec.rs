@@ -5,9 +5,10 @@ use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::start::{connect_or_start, exec_request, refused, shell_batch, shell_command};
 use crate::terminal::{Ended, Input, interactive, relay};
+use crate::text::escape;
 use sandbox_core::connection::Connection;
 use sandbox_core::sandbox::Sandbox;
-use sandbox_protocol::{Exec, Message};
+use sandbox_protocol::{Exec, FailureKind, Message};
 use std::path::{Path, PathBuf};
 
 /// Bytes of past output that `attach` shows.
@@ -51,8 +52,13 @@ pub fn attach(context: &Context, args: &cli::One) -> Outcome {
     let store = context.store()?;
     let sandbox = context.sandbox(&store, &args.name)?;
     let mut connection = sandbox.connect()?;
-    let ended = attach_to(&mut connection)?;
-    status(&sandbox, ended)
+    match attach_to(&mut connection)? {
+        Ended::Refused(failure) if failure.kind == FailureKind::NotFound => {
+            Err(CliError::new(format!("no command was started in '{}'", sandbox.name()))
+                .hint(format!("`git sandbox shell {}` opens a shell in it", sandbox.name())))
+        }
+        ended => status(&sandbox, ended),
+    }
 }
 
 /// Joins the main session; a new window size makes full-screen programs redraw.
@@ -120,7 +126,8 @@ pub fn variables(context: &Context, asked: &[String]) -> Result<Vec<(String, Str
             if valid {
                 Ok((name.to_owned(), value))
             } else {
-                Err(CliError::usage(format!("'{name}' is not a variable's name")))
+                Err(CliError::usage(format!("'{}' is not a variable's name", escape(name)))
+                    .hint("`--env NAME=VALUE`, where NAME has no space and does not start with a digit"))
             }
         })
         .collect()

@@ -11,7 +11,7 @@ use sandbox_core::assemble::launch_spec;
 use sandbox_core::commit_back::{self, Brought};
 use sandbox_core::connection::{Connection, ConnectionError};
 use sandbox_core::launch::Mode;
-use sandbox_core::sandbox::{Sandbox, State};
+use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_core::work;
 use sandbox_protocol::Message;
@@ -33,8 +33,7 @@ pub fn run(context: &Context, args: &cli::Many) -> Outcome {
 /// Brings home what a sandbox committed, whether it runs, was stopped or crashed; returns what
 /// is to be told, one line per ref.
 pub fn bring(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<String, CliError> {
-    if sandbox.state()? == State::Running {
-        let mut connection = sandbox.connect()?;
+    if let Some(mut connection) = super::stop::live(sandbox)? {
         return match connection.ask(&Message::CommitBack, 1 << 20) {
             Ok((_, told)) => Ok(escape_lines(&String::from_utf8_lossy(&told))),
             Err(ConnectionError::Refused(failure)) => Err(refused(&failure)),

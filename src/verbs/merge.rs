@@ -6,7 +6,7 @@ use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::text::{count, escape_lines};
-use sandbox_core::sandbox::{Sandbox, State};
+use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::{Store, make_dir};
 use sandbox_core::work::{self, Changed};
 use sandbox_git::Oid;
@@ -33,10 +33,10 @@ pub fn run(context: &Context, args: &cli::Merge) -> Outcome {
     let plan = plan(context, &store, &sandbox, how, args.message.as_deref())?;
     let (repo, plan) = match plan {
         Some(found) => found,
-        None => return nothing(&sandbox, args.json),
+        None => return nothing(context, &store, &sandbox, args.json),
     };
     if plan.what == What::UpToDate {
-        return nothing(&sandbox, args.json);
+        return nothing(context, &store, &sandbox, args.json);
     }
     if args.json {
         print_json(&plan)?;
@@ -51,12 +51,25 @@ pub fn run(context: &Context, args: &cli::Merge) -> Outcome {
     Ok(0)
 }
 
-fn nothing(sandbox: &Sandbox, json: bool) -> Outcome {
+fn nothing(context: &Context, store: &Store, sandbox: &Sandbox, json: bool) -> Outcome {
     if json {
         println!("{{ \"what\": {{ \"kind\": \"up-to-date\" }} }}");
     }
-    eprintln!("nothing to merge from '{}'", sandbox.name());
+    let name = sandbox.name();
+    eprintln!("nothing to merge from '{name}'");
+    let left = work::uncommitted_now(context.git()?, store, sandbox)?.files.len();
+    if left > 0 {
+        eprintln!(
+            "hint: {} not committed there: `git sandbox apply {name}` brings {}, `git sandbox commit {name} -m MSG` commits {1}",
+            count_are(left),
+            if left == 1 { "it" } else { "them" }
+        );
+    }
     Ok(1)
+}
+
+fn count_are(n: usize) -> String {
+    format!("{} {}", count(n, "file"), if n == 1 { "is" } else { "are" })
 }
 
 /// Opens the host repository of a sandbox for merging, at the work tree that the caller is in if
@@ -160,10 +173,9 @@ fn left_inside(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Op
     };
     let ask =
         |connection: &mut sandbox_core::connection::Connection| Ok(connection.run(exec.clone(), b"", 64 << 20)?);
-    let answer = if sandbox.state()? == State::Running {
-        ask(&mut sandbox.connect()?)
-    } else {
-        super::fetch::with_helper(context, store, sandbox, ask)
+    let answer = match super::stop::live(sandbox)? {
+        Some(mut connection) => ask(&mut connection),
+        None => super::fetch::with_helper(context, store, sandbox, ask),
     };
     let Ok((status, out, _)) = answer else { return Ok(None) };
     if status.shell() != 0 {
@@ -358,7 +370,7 @@ fn bring_edits(
         captured: Some(&captured),
         base,
     };
-    let plan = sandbox_integrate::plan_edits(&repo, &request)?;
+    let plan = sandbox_integrate::plan_edits(&repo, &request).map_err(|error| not_applied(sandbox, error))?;
     let changing = Changing::begin(store, sandbox, &repo)?;
     match sandbox_integrate::apply_edits(&repo, &plan, changing.undo()) {
         Err(error @ MergeError::NotRestored { .. }) => return Err(error.into()),
@@ -369,6 +381,21 @@ fn bring_edits(
     };
     eprintln!("{} applied here, uncommitted", count(edits.len(), "file"));
     Ok(())
+}
+
+/// The same refusal as of a merge, with the next step of this one.
+fn not_applied(sandbox: &Sandbox, error: MergeError) -> CliError {
+    let conflicts = matches!(error, MergeError::Conflicts { .. });
+    let failure = CliError::from(error);
+    if !conflicts {
+        return failure;
+    }
+    let name = sandbox.name();
+    let hint = format!(
+        "nothing was written; commit or stash the files named and apply again, or `git sandbox apply --stash {name}` \
+         puts the changes into the stash"
+    );
+    CliError { message: format!("cannot apply the changes of '{name}'"), hints: vec![hint], ..failure }
 }
 
 /// Reads a changed file of the upper directory, beneath its root and without following links.

@@ -3,7 +3,7 @@
 use super::list::{Row, memory_by_namespace, print_json, row, state_words};
 use crate::cli;
 use crate::context::Context;
-use crate::error::Outcome;
+use crate::error::{CliError, Outcome};
 use crate::text::{age, count, escape, escape_bytes, size, tilde};
 use sandbox_core::launch::Network;
 use sandbox_core::sandbox::State;
@@ -38,7 +38,15 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
         .flatten()
         .and_then(|(answer, _)| if let Message::Status(status) = answer { Some(status) } else { None })
         .unwrap_or_default();
-    let files = work::uncommitted_now(context.git()?, &store, &sandbox)?.files;
+    // What it stands on or its repository may be gone: the rest is to be told all the more.
+    let (files, unknown) = match work::uncommitted_now(context.git()?, &store, &sandbox) {
+        Ok(left) => (left.files, None),
+        Err(error) => {
+            let error = CliError::from(error);
+            let why = error.causes.last().unwrap_or(&error.message);
+            (Vec::new(), Some(format!("cannot tell what is not committed: {why}")))
+        }
+    };
     let shown = Shown {
         version: 1,
         directory: sandbox.dir.path().to_owned(),
@@ -46,7 +54,7 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
         network: sandbox.record.network,
         layers: snapshot.layers.len() + 1,
         uncommitted_files: files.iter().map(|change| escape_bytes(&change.path)).collect(),
-        notes: status.notes.iter().chain(&snapshot.notes).chain(&snapshot.git.notes).map(|note| escape(note)).collect(),
+        notes: status.notes.iter().chain(&snapshot.notes).chain(&snapshot.git.notes).map(|note| escape(note)).chain(unknown).collect(),
         enforced: live.enforced.clone(),
         sessions: live.sessions,
         row,

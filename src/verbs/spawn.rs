@@ -28,6 +28,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// Layers of the wall that `--allow-weak` goes without.
+const WEAK_LAYERS: [&str; 2] = ["seccomp", "rename-notify"];
+/// Fewer processes than this do not even hold the sandbox's own.
+const LEAST_PIDS: u32 = 16;
 /// Processes and threads, unless `--pids` or `sandbox.pids` says otherwise (DESIGN: default limits).
 const DEFAULT_PIDS: u32 = 1024;
 /// Bytes of memory at most, unless asked for more: the smaller of this and half of the machine's.
@@ -50,6 +54,10 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     if let Some(name) = &name {
         check_name(&store, repo, name)?;
     }
+    for layer in args.allow_weak.iter().filter(|layer| !WEAK_LAYERS.contains(&layer.as_str())) {
+        return Err(CliError::usage(format!("there is no layer '{}' to go without", escape(layer)))
+            .hint(format!("it is one of {}", WEAK_LAYERS.join(", "))));
+    }
     let driver_name = chosen_driver(context, args.driver.as_deref())?;
     driver(&driver_name)?;
     let top = repo.top_or_gitdir().to_owned();
@@ -59,11 +67,16 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     user.root = args.root;
     let project = Project::read(&top)?;
 
+    // Everything that may be wrong with the request, before the tree is captured.
+    let network = network(context, args.net, &project)?;
+    let limits = project.tighten(limits(context, &args)?);
+    let timeout = args.timeout.as_deref().map(time).transpose()?.into_iter().chain(project.timeout).min();
+    let mut env = host_view::environment(&context.vars);
+    env.extend(variables(context, &args.env)?);
+
     let taken = prepare::take(context, &store, repo, source, &user, &args, &project)?;
     let (tty, input) = standard(&args);
     let cwd = if context.cwd.starts_with(&top) { context.cwd.clone() } else { top.clone() };
-    let mut env = host_view::environment(&context.vars);
-    env.extend(variables(context, &args.env)?);
     let path: OsString = context.vars.get("PATH").cloned().unwrap_or_default().into();
     let extra: Vec<PathBuf> = context.settings("sandbox.toolchain").iter().map(PathBuf::from).collect();
     let record = SandboxRecord {
@@ -79,11 +92,11 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
         home: context.home.clone(),
         user,
         env,
-        network: network(context, args.net, &project)?,
-        limits: project.tighten(limits(context, &args)?),
+        network,
+        limits,
         toolchains: host_view::toolchains(&context.home, &path, &extra).into_iter().map(|m| (m.source, m.at)).collect(),
         links: links(context, &top),
-        timeout: args.timeout.as_deref().map(time).transpose()?.into_iter().chain(project.timeout).min(),
+        timeout,
         allow_weak: args.allow_weak.clone(),
     };
     if args.dry_run {
@@ -104,7 +117,13 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     };
     crate::plumbing::sync::start(&context.program, &store, &sandbox);
     if let Some(branch) = &args.branch {
-        checkout(&mut connection, &sandbox, branch)?;
+        if let Err(error) = checkout(&mut connection, &sandbox, branch) {
+            // No command has run in it: it goes as it came.
+            drop(connection);
+            let _ = super::stop::stop(&sandbox, Duration::ZERO);
+            sandbox_core::prepare::undo(&store, &sandbox);
+            return Err(error);
+        }
     }
     if args.detach {
         return detached(context, &store, &sandbox, &mut connection, &args, &cwd);
@@ -171,9 +190,11 @@ fn checkout(
     if status.shell() == 0 {
         return Ok(());
     }
+    let said = String::from_utf8_lossy(&err);
+    let said = said.lines().next().unwrap_or_default().trim_start_matches("fatal: ");
     Err(CliError::new(format!("cannot check out a new branch '{}' inside", escape(branch)))
-        .cause(escape(String::from_utf8_lossy(&err).trim()))
-        .hint(format!("the sandbox '{}' is there without it: `git sandbox drop {}`", sandbox.name(), sandbox.name())))
+        .cause(escape(said))
+        .hint("take another name for the branch; no sandbox was made"))
 }
 
 fn detached(
@@ -197,7 +218,9 @@ fn detached(
         request.tty = args.tty.then(window);
         connection.send(stream, &Message::Exec(request))?;
         if let Err(error) = wait_started(connection, stream) {
-            if !started(sandbox) {
+            if started(sandbox) {
+                drop(sandbox.take(Duration::from_secs(10)));
+            } else {
                 sandbox_core::prepare::undo(store, sandbox);
             }
             return Err(error);
@@ -277,15 +300,18 @@ fn network(context: &Context, flag: Option<cli::Net>, project: &Project) -> Resu
 }
 
 fn limits(context: &Context, args: &cli::Spawn) -> Result<Limits, CliError> {
-    let bytes = |text: &str| {
-        parse_size(text)
-            .filter(|size| *size > 0)
-            .ok_or_else(|| CliError::usage(format!("'{}' is not a size", escape(text))).hint("for example 512m, 4g"))
-    };
-    let memory = match args.memory.clone().or_else(|| context.setting("sandbox.memory")) {
-        Some(text) if text == "none" => None,
-        Some(text) => Some(bytes(&text)?),
-        None => Some(DEFAULT_MEMORY.min(machine_memory() / 2)),
+    let bytes = |text: &str| parse_size(text).filter(|size| *size > 0);
+    let memory = match (&args.memory, context.setting("sandbox.memory")) {
+        (Some(text), _) if text == "none" => None,
+        (Some(text), _) => Some(bytes(text).ok_or_else(|| {
+            CliError::usage(format!("'{}' is not a size", escape(text))).hint("for example 512m, 4g, or none")
+        })?),
+        (None, Some(text)) if text == "none" => None,
+        (None, Some(text)) => Some(bytes(&text).ok_or_else(|| {
+            CliError::new(format!("'{}' is not a value of sandbox.memory", escape(&text)))
+                .hint("it is a size such as 4g, or none")
+        })?),
+        (None, None) => Some(DEFAULT_MEMORY.min(machine_memory() / 2)),
     };
     let cpu_percent = match args.cpus {
         Some(cpus) if cpus > 0.0 && cpus.is_finite() => Some((cpus * 100.0).round().max(1.0) as u32),
@@ -294,10 +320,18 @@ fn limits(context: &Context, args: &cli::Spawn) -> Result<Limits, CliError> {
         }
         None => None,
     };
-    let pids = args
-        .pids
-        .or_else(|| context.setting("sandbox.pids").and_then(|text| text.parse().ok()))
-        .unwrap_or(DEFAULT_PIDS);
+    let pids = match (args.pids, context.setting("sandbox.pids")) {
+        (Some(pids), _) if pids >= LEAST_PIDS => pids,
+        (Some(pids), _) => {
+            return Err(CliError::usage(format!("{pids} processes are too few"))
+                .hint(format!("at least {LEAST_PIDS}: some are the sandbox's own")));
+        }
+        (None, Some(text)) => text.parse().ok().filter(|pids| *pids >= LEAST_PIDS).ok_or_else(|| {
+            CliError::new(format!("'{}' is not a value of sandbox.pids", escape(&text)))
+                .hint(format!("it is a number, at least {LEAST_PIDS}"))
+        })?,
+        (None, None) => DEFAULT_PIDS,
+    };
     Ok(Limits { memory, pids: Some(pids), cpu_percent, disk: None })
 }
 

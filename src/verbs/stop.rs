@@ -5,16 +5,19 @@ use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::start::{exec_request, refused, start as start_supervisor, wait_started};
 use crate::text::parse_duration;
-use sandbox_core::connection::ConnectionError;
+use sandbox_core::connection::{Connection, ConnectionError};
 use sandbox_core::sandbox::{Sandbox, SandboxError, State};
 use sandbox_core::store::Store;
 use sandbox_protocol::Message;
 use std::time::Duration;
 
+/// The longest that the end of a sandbox takes: what it committed is brought home first.
+const ENDING: Duration = Duration::from_secs(60);
+
 pub fn run(context: &Context, args: &cli::Stop) -> Outcome {
     let store = context.store()?;
     let grace = parse_duration(&args.grace)
-        .ok_or_else(|| CliError::usage(format!("'{}' is not a time", args.grace)).hint("for example 2s"))?;
+        .ok_or_else(|| CliError::usage(format!("'{}' is not a time", crate::text::escape(&args.grace))).hint("for example 2s"))?;
     let sandboxes = chosen(context, &store, &args.names, args.all)?;
     for sandbox in &sandboxes {
         if stop(sandbox, Duration::from_secs(grace))? {
@@ -38,16 +41,27 @@ pub fn chosen(context: &Context, store: &Store, names: &[String], all: bool) -> 
     names.iter().map(|name| context.sandbox(store, name)).collect()
 }
 
+/// A connection to one that runs; `None` when it does not, after waiting for one that is just ending.
+pub fn live(sandbox: &Sandbox) -> Result<Option<Connection>, CliError> {
+    if sandbox.state()? != State::Running {
+        return Ok(None);
+    }
+    match sandbox.connect() {
+        Ok(connection) => Ok(Some(connection)),
+        Err(SandboxError::NotRunning { .. }) => {
+            drop(sandbox.take(ENDING)?);
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Stops one, importing first; returns when its last process is gone. False when it did not run.
 pub fn stop(sandbox: &Sandbox, grace: Duration) -> Result<bool, CliError> {
     if sandbox.state()? != State::Running {
         return Ok(false);
     }
-    let mut connection = match sandbox.connect() {
-        Ok(connection) => connection,
-        Err(SandboxError::NotRunning { .. }) => return Ok(false),
-        Err(error) => return Err(error.into()),
-    };
+    let Some(mut connection) = live(sandbox)? else { return Ok(false) };
     match connection.ask(&Message::Stop { grace_ms: grace.as_millis() as u64 }, 1 << 20) {
         Ok(_) | Err(ConnectionError::Closed) => {}
         Err(ConnectionError::Refused(failure)) => return Err(refused(&failure)),
@@ -72,7 +86,12 @@ pub fn start(context: &Context, args: &cli::Start) -> Outcome {
         let stream = connection.open();
         let request = exec_request(&args.command, &super::exec::workdir(context, &sandbox, None), false, true);
         connection.send(stream, &Message::Exec(request))?;
-        wait_started(&mut connection, stream)?;
+        if let Err(error) = wait_started(&mut connection, stream) {
+            // Started for nothing: it is over when this returns.
+            drop(connection);
+            drop(sandbox.take(Duration::from_secs(10)));
+            return Err(error);
+        }
         connection.send(stream, &Message::CloseStdin)?;
     } else {
         let (answer, _) = connection.ask(&Message::AskStatus, 1 << 20).map_err(|error| match error {

@@ -4,7 +4,7 @@ use super::list::print_json;
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
-use crate::text::{age, count, size, table, tilde};
+use crate::text::{age, size, table, tilde};
 use sandbox_core::trash::{self, Trashed};
 use serde::Serialize;
 use std::io::Write;
@@ -43,12 +43,19 @@ pub fn run(context: &Context, args: &cli::Trash) -> Outcome {
                 }
                 [item] => *item,
                 several => {
-                    return Err(CliError::new(format!("there is more than one '{name}' in the trash"))
+                    return Err(CliError::new(format!("there is more than one '{}' in the trash", crate::text::escape(name)))
                         .hint(format!("by its id: `git sandbox trash restore {}`", several[0].record.id)));
                 }
             };
             let restored = trash::restore(&store, item)?;
-            eprintln!("restored '{}': `git sandbox start {}` goes on", restored, restored);
+            if restored == item.record.name {
+                eprintln!("restored '{restored}': `git sandbox start {restored}` goes on");
+            } else {
+                eprintln!(
+                    "restored '{}' as '{restored}', since there is a new '{0}': `git sandbox start {restored}` goes on",
+                    item.record.name
+                );
+            }
             Ok(0)
         }
         Some(cli::TrashAction::Empty { yes }) => {
@@ -62,7 +69,7 @@ pub fn run(context: &Context, args: &cli::Trash) -> Outcome {
                     return Err(CliError::usage("emptying the trash cannot be undone")
                         .hint("`git sandbox trash empty --yes` does it"));
                 }
-                eprint!("delete {} for good? [y/N] ", count(all.len(), "dropped sandbox"));
+                eprint!("delete {} for good? [y/N] ", dropped(all.len()));
                 let _ = std::io::stderr().flush();
                 if !crate::leave::yes(false) {
                     return Ok(1);
@@ -71,10 +78,15 @@ pub fn run(context: &Context, args: &cli::Trash) -> Outcome {
             for item in &all {
                 trash::delete(&store, item)?;
             }
-            eprintln!("deleted {}", count(all.len(), "dropped sandbox"));
+            eprintln!("deleted {}", dropped(all.len()));
             Ok(0)
         }
     }
+}
+
+/// `1 dropped sandbox`, `2 dropped sandboxes`.
+fn dropped(n: usize) -> String {
+    format!("{n} dropped sandbox{}", if n == 1 { "" } else { "es" })
 }
 
 fn list(context: &Context, all: &[Trashed], json: bool) -> Outcome {

@@ -14,7 +14,7 @@ pub fn run(context: &Context, args: &cli::Wait) -> Outcome {
     let limit = match &args.timeout {
         Some(text) => Some(
             parse_duration(text)
-                .ok_or_else(|| CliError::usage(format!("'{text}' is not a time")).hint("for example 90s, 10m, 2h"))?,
+                .ok_or_else(|| CliError::usage(format!("'{}' is not a time", crate::text::escape(text))).hint("for example 90s, 10m, 2h"))?,
         ),
         None => None,
     };
@@ -40,7 +40,10 @@ pub fn run(context: &Context, args: &cli::Wait) -> Outcome {
         }
         if until.is_some_and(|until| Instant::now() >= until) {
             let names: Vec<&str> = waiting.iter().map(Sandbox::name).collect();
-            return Err(CliError::new(format!("'{}' still runs", names.join("', '"))).status(124));
+            let verb = if names.len() == 1 { "runs" } else { "run" };
+            return Err(CliError::new(format!("'{}' still {verb}", names.join("', '")))
+                .hint(format!("`git sandbox logs -f {0}` shows what it does, `git sandbox stop {0}` ends it", names[0]))
+                .status(124));
         }
         std::thread::sleep(Duration::from_millis(30));
     }

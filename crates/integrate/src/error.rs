@@ -21,7 +21,7 @@ pub enum MergeError {
         conflicts: Conflicts,
     },
     /// Only a fast-forward was asked for.
-    #[error("cannot fast-forward to '{name}': '{onto}' has {behind} commits that it has not")]
+    #[error("cannot fast-forward to '{name}': '{onto}' has {behind} commit{s} that it has not", s = if *behind == 1 { "" } else { "s" })]
     NotFastForward {
         /// The sandbox.
         name: String,

@@ -8,6 +8,7 @@ use sandbox_protocol::{
     Exec, ExitStatus, Failure, FailureKind, Frame, FrameType, MAX_PAYLOAD, Message, PROGRAM, REPO_STATE_VERB,
     RepoQuestion, RepoState, VERSIONS, unescape_bytes,
 };
+use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
 /// The most that the state of a repository may be, in bytes of JSON.
@@ -68,12 +69,15 @@ impl Server {
 
     fn exec(&mut self, stream: u32, exec: Exec) {
         let argv: Vec<Vec<u8>> = exec.argv.iter().map(|text| unescape_bytes(text)).collect();
-        let cwd = if exec.cwd.is_empty() { self.config.cwd.to_string_lossy().into_owned() } else { exec.cwd };
+        let cwd = match exec.cwd.as_str() {
+            "" => self.config.cwd.as_os_str().as_bytes().to_vec(),
+            cwd => unescape_bytes(cwd),
+        };
         let spawn = Spawn {
             id: stream,
             tty: exec.tty.is_some(),
-            env: environment(&self.config.env, &exec.env, cwd.as_bytes()),
-            cwd: cwd.into_bytes(),
+            env: environment(&self.config.env, &exec.env, &cwd),
+            cwd,
             argv,
         };
         let size = exec.tty.map(|size| (size.rows, size.cols));
