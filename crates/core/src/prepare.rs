@@ -262,7 +262,7 @@ fn capture(request: &Request<'_>, repo: &RepoDir, top: &Path, before: Option<&Sn
         secrets: request.secrets,
         tracked: &|path| tracked.has(path),
         ignored: &|path, _| ignored(request, top, path),
-        git_state: 0,
+        git_state: git_state(request.host, top),
         limit: request.capture_limit.map(|limit| Limit {
             ignored_over: limit,
             // Virtual environments of uv and others have this file too, and belong to what the
@@ -275,6 +275,22 @@ fn capture(request: &Request<'_>, repo: &RepoDir, top: &Path, before: Option<&Sn
         progress: request.progress,
     };
     Ok(sandbox_capture::capture(&asked)?)
+}
+
+/// A digest of what git's answers depend on: the index and the ignore files that matter most. While
+/// it is the same, the capture does not ask again.
+fn git_state(host: &HostRepo, top: &Path) -> u64 {
+    let files = [host.git_dir().join("index"), host.common_dir().join("info/exclude"), top.join(".gitignore")];
+    // FNV-1a: stable over versions, and 0 is kept for "not known".
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    for file in files {
+        let numbers = fs::metadata(file)
+            .map_or([0; 4], |meta| [meta.ino(), meta.size(), meta.mtime() as u64, meta.mtime_nsec() as u64]);
+        for byte in numbers.into_iter().flat_map(u64::to_le_bytes) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+    hash.max(1)
 }
 
 /// Paths in the host's index, read when first asked for: only files that look like secrets and

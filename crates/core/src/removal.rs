@@ -32,13 +32,29 @@ pub fn sweep(store: &Store) -> Result<usize, StoreError> {
         }
     }
     let tmp = store.tmp();
-    for entry in fs::read_dir(&tmp).map_err(StoreError::io("list", &tmp))?.flatten() {
-        if old(&entry.path()) || entry.file_name().to_string_lossy().starts_with("dropped-") {
+    let entries: Vec<fs::DirEntry> = fs::read_dir(&tmp).map_err(StoreError::io("list", &tmp))?.flatten().collect();
+    // A capture holds its repository's lock from before it makes anything until all is in its
+    // place: what was here before every lock could be had belongs to none.
+    let mut locks = Vec::new();
+    for id in store.repo_ids()? {
+        locks.push(FileLock::try_exclusive(&store.repo(&id).lock_file()).ok().flatten());
+    }
+    let capturing = locks.iter().any(Option::is_none);
+    for entry in entries {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let abandoned = !capturing && (name.starts_with("git-") || name.starts_with("rev-") || is_id(&name));
+        if abandoned || old(&entry.path()) || name.starts_with("dropped-") {
             sandbox_capture::remove_tree(&entry.path()).map_err(StoreError::io("delete", entry.path()))?;
             swept += 1;
         }
     }
     Ok(swept)
+}
+
+/// A layer that is being made has its future name.
+fn is_id(name: &str) -> bool {
+    crate::id::LayerId::parse(name).is_some()
 }
 
 /// Nothing works on one temporary thing for a day.

@@ -6,6 +6,7 @@
 //! by descriptors, contents are hashed as they are, the tip is in the host's object database.
 
 use crate::host_repo::{HostRepo, HostRepoError};
+use crate::record::ViewRecord;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::Store;
 use sandbox_capture::{MANIFEST, Manifest, ManifestError};
@@ -266,55 +267,92 @@ fn sorted(git: &Git, store: &Store, sandbox: &Sandbox, without_committed: bool) 
     }
     let host = host(store, sandbox)?;
     let snapshot = sandbox.snapshot(store, 0)?;
-    let tip = read_ref(git, &host, &format!("refs/sandbox/{}", sandbox.name()))?
-        .or_else(|| snapshot.git.base.as_deref().and_then(Oid::parse));
-    let committed = match tip {
-        Some(tip) => listed(git, &host, &tip, &all)?,
-        None => BTreeMap::new(),
-    };
+    let name = format!("refs/sandbox/{}", sandbox.name());
     let mut left = Uncommitted::default();
-    let mut asked = Vec::new();
-    for change in all {
-        let known = committed.get(&change.path);
-        let same = match (change.what, known) {
-            // Its deletion was committed; or it was untracked, and the host still has it.
-            (Changed::Deleted, None) => without_committed,
-            (Changed::Deleted, Some(_)) => false,
-            (_, Some((mode, oid))) => without_committed && is_same(sandbox, &change, mode, oid),
-            (_, None) => false,
+    // Each file belongs to the innermost repository that it is in: a submodule's commit is no
+    // entry of the outer tree.
+    for (view, changes) in by_repository(&snapshot.git.views, all) {
+        let inner = match view {
+            Some(view) => HostRepo::nested(&snapshot.worktree.join(&view.path)).ok(),
+            None => Some(host.clone()),
         };
-        match (same, known) {
-            (true, _) => {}
-            (false, Some(_)) => left.files.push(change),
-            (false, None) => asked.push(change),
+        let prefix = view.map(|view| [view.path.as_os_str().as_bytes(), b"/"].concat()).unwrap_or_default();
+        let base = view.map_or(&snapshot.git.base, |view| &view.base);
+        let tip = match &inner {
+            Some(repo) => read_ref(git, repo, &name)?.or_else(|| base.as_deref().and_then(Oid::parse)),
+            None => None,
+        };
+        let committed = match (&inner, tip) {
+            (Some(repo), Some(tip)) => listed(git, repo, &tip, &changes, prefix.len())?,
+            _ => BTreeMap::new(),
+        };
+        let mut asked = Vec::new();
+        for change in changes {
+            let known = committed.get(&change.path);
+            let same = match (change.what, known) {
+                // Its deletion was committed; or it was untracked, and the host still has it.
+                (Changed::Deleted, None) => without_committed,
+                (Changed::Deleted, Some(_)) => false,
+                (_, Some((mode, oid))) => without_committed && is_same(sandbox, &change, mode, oid),
+                (_, None) => false,
+            };
+            match (same, known) {
+                (true, _) => {}
+                (false, Some(_)) => left.files.push(change),
+                (false, None) => asked.push(change),
+            }
         }
-    }
-    let ignored = ignored(git, &host, &asked)?;
-    for change in asked {
-        if ignored.contains(&change.path) {
-            left.ignored_bytes += change.bytes;
-            left.ignored.push(change);
-        } else {
-            left.files.push(change);
+        let ignored = match &inner {
+            Some(repo) => ignored(git, repo, &asked, prefix.len())?,
+            None => BTreeSet::new(),
+        };
+        for change in asked {
+            if ignored.contains(&change.path) {
+                left.ignored_bytes += change.bytes;
+                left.ignored.push(change);
+            } else {
+                left.files.push(change);
+            }
         }
     }
     left.files.sort();
     Ok(left)
 }
 
-/// What a commit has at the changed paths.
-fn listed(git: &Git, host: &HostRepo, tip: &Oid, changes: &[ChangedFile]) -> Result<BTreeMap<Vec<u8>, (String, Oid)>> {
-    let wanted: BTreeSet<&[u8]> = changes.iter().map(|change| change.path.as_slice()).collect();
+/// Sorts changes to the innermost captured repository that each path is in; `None` is the main one.
+fn by_repository(views: &[ViewRecord], all: Vec<ChangedFile>) -> Vec<(Option<&ViewRecord>, Vec<ChangedFile>)> {
+    let mut inner: Vec<&ViewRecord> = views.iter().filter(|view| !view.path.as_os_str().is_empty()).collect();
+    inner.sort_by_key(|view| std::cmp::Reverse(view.path.components().count()));
+    let mut groups: Vec<(Option<&ViewRecord>, Vec<ChangedFile>)> =
+        inner.iter().map(|view| (Some(*view), Vec::new())).chain([(None, Vec::new())]).collect();
+    for change in all {
+        let at = inner.iter().position(|view| change.as_path().starts_with(&view.path)).unwrap_or(inner.len());
+        groups[at].1.push(change);
+    }
+    groups.retain(|(_, changes)| !changes.is_empty());
+    groups
+}
+
+/// What a commit has at the changed paths, of which the first `skip` bytes lead to its repository.
+fn listed(
+    git: &Git,
+    host: &HostRepo,
+    tip: &Oid,
+    changes: &[ChangedFile],
+    skip: usize,
+) -> Result<BTreeMap<Vec<u8>, (String, Oid)>> {
+    let wanted: BTreeMap<&[u8], &[u8]> =
+        changes.iter().map(|change| (change.path.get(skip..).unwrap_or_default(), change.path.as_slice())).collect();
     let out = host.read(git).args(["ls-tree", "-r", "-z", "--full-tree", &tip.to_string()]).output()?;
     let mut found = BTreeMap::new();
     for entry in out.stdout.split(|b| *b == 0).filter(|entry| !entry.is_empty()) {
         let Some(tab) = entry.iter().position(|b| *b == b'\t') else { continue };
         let (meta, path) = (&entry[..tab], &entry[tab + 1..]);
-        if wanted.contains(path) {
+        if let Some(whole) = wanted.get(path) {
             let meta = String::from_utf8_lossy(meta);
             let mut parts = meta.split(' ');
             if let (Some(mode), Some(oid)) = (parts.next(), parts.nth(1).and_then(Oid::parse)) {
-                found.insert(path.to_vec(), (mode.to_owned(), oid));
+                found.insert(whole.to_vec(), (mode.to_owned(), oid));
             }
         }
     }
@@ -354,11 +392,11 @@ fn is_same(sandbox: &Sandbox, change: &ChangedFile, mode: &str, oid: &Oid) -> bo
 }
 
 /// Which of these paths git ignores, by the host's own rules.
-fn ignored(git: &Git, host: &HostRepo, changes: &[ChangedFile]) -> Result<BTreeSet<Vec<u8>>> {
+fn ignored(git: &Git, host: &HostRepo, changes: &[ChangedFile], skip: usize) -> Result<BTreeSet<Vec<u8>>> {
     let Some(top) = host.top().filter(|_| !changes.is_empty()) else { return Ok(BTreeSet::new()) };
     let mut input = Vec::new();
     for change in changes {
-        input.extend_from_slice(&change.path);
+        input.extend_from_slice(change.path.get(skip..).unwrap_or_default());
         input.push(0);
     }
     let (_, out) = git
@@ -368,7 +406,9 @@ fn ignored(git: &Git, host: &HostRepo, changes: &[ChangedFile]) -> Result<BTreeS
         .args(["check-ignore", "--no-index", "--stdin", "-z"])
         .stdin(input)
         .try_output()?;
-    Ok(out.stdout.split(|b| *b == 0).filter(|path| !path.is_empty()).map(<[u8]>::to_vec).collect())
+    let named: BTreeSet<&[u8]> = out.stdout.split(|b| *b == 0).filter(|path| !path.is_empty()).collect();
+    let is = |change: &&ChangedFile| named.contains(change.path.get(skip..).unwrap_or_default());
+    Ok(changes.iter().filter(is).map(|change| change.path.clone()).collect())
 }
 
 /// What would be lost with this sandbox. Its commits must have been brought home before.
