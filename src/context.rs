@@ -220,15 +220,10 @@ impl Context {
             } else {
                 let uid = match self.setting("sandbox.rootUid") {
                     // Never host uid 0, nor the id that means "none".
-                    Some(text) => {
-                        text.parse().ok().filter(|uid| *uid != 0 && *uid != u32::MAX).ok_or_else(|| {
-                            CliError::new(format!(
-                                "'{}' is not a value of sandbox.rootUid",
-                                crate::text::escape(&text)
-                            ))
+                    Some(text) => text.parse().ok().filter(|uid| *uid != 0 && *uid != u32::MAX).ok_or_else(|| {
+                        CliError::new(format!("'{}' is not a value of sandbox.rootUid", crate::text::escape(&text)))
                             .hint("it is the number of a user that does not exist, and not 0")
-                        })?
-                    }
+                    })?,
                     None => ROOT_UID,
                 };
                 (uid, uid)

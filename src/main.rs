@@ -3,6 +3,9 @@
 //! its first argument, or the name it is called by, tells which.
 #![forbid(unsafe_code)]
 
+#[macro_use]
+mod print;
+
 mod cli;
 mod context;
 mod error;

@@ -233,7 +233,8 @@ fn progress_bar(total: u64) -> ProgressBar {
 pub fn refuse_place(context: &Context, store: &Store, top: &Path) -> Result<(), CliError> {
     let shown = top.display();
     // Records are JSON and say paths as text.
-    if let Some(path) = [top, context.cwd.as_path(), context.home.as_path()].iter().find(|path| path.to_str().is_none()) {
+    if let Some(path) = [top, context.cwd.as_path(), context.home.as_path()].iter().find(|path| path.to_str().is_none())
+    {
         return Err(CliError::new(format!("'{}' is not valid UTF-8", escape_bytes(path.as_os_str().as_bytes())))
             .hint("rename the directory: a sandbox's tree is at the same path"));
     }

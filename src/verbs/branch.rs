@@ -12,12 +12,11 @@ pub fn run(context: &Context, args: &cli::Branch) -> Outcome {
     super::fetch::bring(context, &store, &sandbox)?;
     let git = context.git()?;
     let host = work::host(&store, &sandbox)?;
-    let tip = work::tip(git, &store, &sandbox)?
-        .ok_or_else(|| {
-            CliError::new(format!("the sandbox '{}' has no commit", sandbox.name()))
-                .hint(format!("`git sandbox commit {} -m MSG` makes one of its files", sandbox.name()))
-                .status(1)
-        })?;
+    let tip = work::tip(git, &store, &sandbox)?.ok_or_else(|| {
+        CliError::new(format!("the sandbox '{}' has no commit", sandbox.name()))
+            .hint(format!("`git sandbox commit {} -m MSG` makes one of its files", sandbox.name()))
+            .status(1)
+    })?;
     // The user's own git decides what a valid branch is and refuses an existing one.
     let made = git
         .user(host.top_or_gitdir())

@@ -54,7 +54,14 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
         network: sandbox.record.network,
         layers: snapshot.layers.len() + 1,
         uncommitted_files: files.iter().map(|change| escape_bytes(&change.path)).collect(),
-        notes: status.notes.iter().chain(&snapshot.notes).chain(&snapshot.git.notes).map(|note| escape(note)).chain(unknown).collect(),
+        notes: status
+            .notes
+            .iter()
+            .chain(&snapshot.notes)
+            .chain(&snapshot.git.notes)
+            .map(|note| escape(note))
+            .chain(unknown)
+            .collect(),
         enforced: live.enforced.clone(),
         sessions: live.sessions,
         row,

@@ -16,8 +16,9 @@ const ENDING: Duration = Duration::from_secs(60);
 
 pub fn run(context: &Context, args: &cli::Stop) -> Outcome {
     let store = context.store()?;
-    let grace = parse_duration(&args.grace)
-        .ok_or_else(|| CliError::usage(format!("'{}' is not a time", crate::text::escape(&args.grace))).hint("for example 2s"))?;
+    let grace = parse_duration(&args.grace).ok_or_else(|| {
+        CliError::usage(format!("'{}' is not a time", crate::text::escape(&args.grace))).hint("for example 2s")
+    })?;
     let sandboxes = chosen(context, &store, &args.names, args.all)?;
     for sandbox in &sandboxes {
         if stop(sandbox, Duration::from_secs(grace))? {

@@ -43,8 +43,11 @@ pub fn run(context: &Context, args: &cli::Trash) -> Outcome {
                 }
                 [item] => *item,
                 several => {
-                    return Err(CliError::new(format!("there is more than one '{}' in the trash", crate::text::escape(name)))
-                        .hint(format!("by its id: `git sandbox trash restore {}`", several[0].record.id)));
+                    return Err(CliError::new(format!(
+                        "there is more than one '{}' in the trash",
+                        crate::text::escape(name)
+                    ))
+                    .hint(format!("by its id: `git sandbox trash restore {}`", several[0].record.id)));
                 }
             };
             let restored = trash::restore(&store, item)?;

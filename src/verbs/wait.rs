@@ -12,10 +12,9 @@ pub fn run(context: &Context, args: &cli::Wait) -> Outcome {
     let mut waiting: Vec<Sandbox> =
         args.names.iter().map(|name| context.sandbox(&store, name)).collect::<Result<_, _>>()?;
     let limit = match &args.timeout {
-        Some(text) => Some(
-            parse_duration(text)
-                .ok_or_else(|| CliError::usage(format!("'{}' is not a time", crate::text::escape(text))).hint("for example 90s, 10m, 2h"))?,
-        ),
+        Some(text) => Some(parse_duration(text).ok_or_else(|| {
+            CliError::usage(format!("'{}' is not a time", crate::text::escape(text))).hint("for example 90s, 10m, 2h")
+        })?),
         None => None,
     };
     let until = limit.map(|seconds| Instant::now() + Duration::from_secs(seconds));

@@ -35,7 +35,8 @@ pub fn open_identified(pid: u32, started: u64, boot: &str) -> io::Result<Option<
     };
     // Opened first, then compared: the pid cannot be used again while we hold the descriptor of its owner.
     match start_time(pid) {
-        Ok(now) if now == started => Ok(Some(fd)),
+        // One that has ended and that nobody waits for is gone too.
+        Ok(now) if now == started => Ok((!wait_gone(&fd, Some(Duration::ZERO))?).then_some(fd)),
         Ok(_) => Ok(None),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
@@ -86,6 +87,9 @@ mod tests {
         let mut child = std::process::Command::new("/bin/true").spawn().unwrap();
         let (pid, boot) = (child.id(), boot_id().unwrap());
         let start = start_time(pid).unwrap();
+        let fd = pidfd_open(Pid::from_raw(pid as i32).unwrap(), PidfdFlags::empty()).unwrap();
+        assert!(wait_gone(&fd, None).unwrap());
+        assert!(open_identified(pid, start, &boot).unwrap().is_none(), "a zombie");
         child.wait().unwrap();
         assert!(open_identified(pid, start, &boot).unwrap().is_none());
     }

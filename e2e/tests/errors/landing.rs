@@ -210,7 +210,12 @@ fn a_sandbox_that_is_busy_or_has_work_is_not_dropped() {
         hint: `git sandbox drop --force files` moves it to the trash for 30 days
         ---- status 1
         "#);
-    spawn(&repo, &["commits"], "echo x >x; git add x; git commit -qm x; git checkout -qb side; echo y >y; git add y; git commit -qm y").ok();
+    spawn(
+        &repo,
+        &["commits"],
+        "echo x >x; git add x; git commit -qm x; git checkout -qb side; echo y >y; git add y; git commit -qm y",
+    )
+    .ok();
     assert_snapshot!(repo.sandbox(&["drop", "commits"]), @r#"
         ---- stderr
         error: cannot drop 'commits': the host has not got everything

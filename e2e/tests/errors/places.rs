@@ -82,8 +82,15 @@ fn a_state_directory_that_cannot_be_written() {
     let seen = spawn(&repo, &["x"], "true");
     let list = repo.sandbox(&["list"]);
     fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
-    assert_snapshot!(seen, @"");
-    assert_snapshot!(list, @"");
+    assert_snapshot!(seen, @r#"
+        ---- stderr
+        error: cannot create '[STATE]'
+        caused by: Permission denied (os error 13)
+        hint: the state directory must be writable: `git config --global sandbox.stateDir DIR` names another one
+        ---- status 125
+        "#);
+    assert_eq!(list.stderr, seen.stderr);
+    assert_eq!(list.status, 128);
     nothing_half_made(&repo);
 }
 
