@@ -102,8 +102,40 @@ fn uncommitted(context: &Context, store: &Store, sandbox: &Sandbox, stat: bool) 
     let (_, out) = context.git()?.anywhere().cwd(scratch.path()).args(args).try_output()?;
     let text = String::from_utf8_lossy(&out.stdout);
     // The two scratch directories are no news.
-    let text = if stat { text.replace("{a => b}/", "").replace("{a => b}", "") } else { text.into_owned() };
+    let text = if stat { plain_stat(&text) } else { plain_patch(&text) };
     print(escape_lines(&text).as_bytes())
+}
+
+/// Names without the scratch directories, in one column.
+fn plain_stat(text: &str) -> String {
+    let name = |name: &str| {
+        let name = name.trim();
+        let name = name.strip_prefix("/dev/null => b/").unwrap_or(name);
+        let name = name.strip_prefix("a/").and_then(|rest| rest.strip_suffix(" => /dev/null")).unwrap_or(name);
+        name.replacen("{a => b}/", "", 1)
+    };
+    let lines: Vec<Result<(String, &str), &str>> =
+        text.lines().map(|line| line.rsplit_once(" | ").map(|(path, rest)| (name(path), rest)).ok_or(line)).collect();
+    let width = lines.iter().flatten().map(|(path, _)| path.chars().count()).max().unwrap_or(0);
+    let line = |line: &Result<(String, &str), &str>| match line {
+        Ok((path, rest)) => format!(" {path:width$} | {rest}\n"),
+        Err(line) => format!("{line}\n"),
+    };
+    lines.iter().map(line).collect()
+}
+
+/// A patch whose header names both sides as git does, also for a file that only one side has.
+fn plain_patch(text: &str) -> String {
+    let line = |line: &str| {
+        let both = line.strip_prefix("diff --git ").filter(|both| both.len() % 2 == 1);
+        let same =
+            both.and_then(|both| Some((both.get(..both.len() / 2)?, both))).filter(|(half, both)| both.ends_with(half));
+        match same.and_then(|(half, _)| half.strip_prefix("a/").or(half.strip_prefix("b/"))) {
+            Some(path) => format!("diff --git a/{path} b/{path}\n"),
+            None => format!("{line}\n"),
+        }
+    };
+    text.lines().map(line).collect()
 }
 
 fn put(target: &Path, mut file: sandbox_integrate::CapturedFile) -> io::Result<()> {
@@ -161,4 +193,18 @@ pub fn log(context: &Context, args: &cli::Log) -> Outcome {
     print(text.as_bytes())?;
     eprintln!("{} on sandbox/{}", count(found.len(), "commit"), sandbox.name());
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{plain_patch, plain_stat};
+
+    #[test]
+    fn scratch_directories_do_not_show() {
+        let stat = " {a => b}/src/x.c     | 2 +-\n /dev/null => b/l.log | 1 +\n a/gone => /dev/null  | 1 -\n 3 files changed\n";
+        assert_eq!(plain_stat(stat), " src/x.c | 2 +-\n l.log   | 1 +\n gone    | 1 -\n 3 files changed\n");
+        let patch = "diff --git b/n n b/n n\n+++ b/n n\n+diff --git b/x b/x\ndiff --git a/g a/g\ndiff --git a/m b/m\n";
+        let plain = "diff --git a/n n b/n n\n+++ b/n n\n+diff --git b/x b/x\ndiff --git a/g b/g\ndiff --git a/m b/m\n";
+        assert_eq!(plain_patch(patch), plain);
+    }
 }

@@ -18,21 +18,27 @@ pub fn run(context: &Context, args: &cli::Gc) -> Outcome {
         return Ok(0);
     }
     let plan = prune::plan(&store)?;
-    for item in &plan.items {
+    // Marks and the like are no news.
+    for item in plan.items.iter().filter(|item| item.bytes > 0) {
         println!("{} {} ({})", if args.dry_run { "would remove" } else { "remove" }, item.what, size(item.bytes));
     }
     if args.dry_run {
-        eprintln!("{}, {}", count(plan.items.len(), "thing"), size(plan.bytes()));
+        match plan.bytes() {
+            0 => eprintln!("there is nothing to remove"),
+            bytes => eprintln!("{} would be free", size(bytes)),
+        }
         return Ok(0);
     }
     let swept = removal::sweep(&store)?;
-    let removed = prune::apply(&store, &plan)?;
+    prune::apply(&store, &plan)?;
     sandbox_core::store::write_whole(&stamp, b"", false)?;
-    eprintln!(
-        "removed {}, {}{}",
-        count(removed, "thing"),
-        size(plan.bytes()),
-        if swept > 0 { format!("; swept {swept} half-made") } else { String::new() }
-    );
+    match (plan.bytes(), swept) {
+        (0, 0) => eprintln!("there was nothing to remove"),
+        (bytes, 0) => eprintln!("freed {}", size(bytes)),
+        (bytes, swept) => {
+            let left = count(swept, "thing");
+            eprintln!("freed {}, and removed {left} that an interrupted command left", size(bytes));
+        }
+    }
     Ok(0)
 }

@@ -99,7 +99,11 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
         println!("command     {}", escape(&row.command.join(" ")));
     }
     for session in &shown.sessions {
-        println!("session     {} ({})", escape(&session.argv.join(" ")), count(session.clients as usize, "client"));
+        let clients = match session.clients as usize {
+            0 => "nobody attached".to_owned(),
+            n => count(n, "client"),
+        };
+        println!("session     {} ({clients})", escape(&session.argv.join(" ")));
     }
     println!("directory   {}", tilde(&shown.directory, &context.home));
     if !shown.enforced.is_empty() {

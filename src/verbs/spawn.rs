@@ -54,7 +54,7 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     if let Some(name) = &name {
         check_name(&store, repo, name)?;
     }
-    for layer in args.allow_weak.iter().filter(|layer| !WEAK_LAYERS.contains(&layer.as_str())) {
+    if let Some(layer) = args.allow_weak.iter().find(|layer| !WEAK_LAYERS.contains(&layer.as_str())) {
         return Err(CliError::usage(format!("there is no layer '{}' to go without", escape(layer)))
             .hint(format!("it is one of {}", WEAK_LAYERS.join(", "))));
     }
@@ -116,14 +116,14 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
         }
     };
     crate::plumbing::sync::start(&context.program, &store, &sandbox);
-    if let Some(branch) = &args.branch {
-        if let Err(error) = checkout(&mut connection, &sandbox, branch) {
-            // No command has run in it: it goes as it came.
-            drop(connection);
-            let _ = super::stop::stop(&sandbox, Duration::ZERO);
-            sandbox_core::prepare::undo(&store, &sandbox);
-            return Err(error);
-        }
+    if let Some(branch) = &args.branch
+        && let Err(error) = checkout(&mut connection, &sandbox, branch)
+    {
+        // No command has run in it: it goes as it came.
+        drop(connection);
+        let _ = super::stop::stop(&sandbox, Duration::ZERO);
+        sandbox_core::prepare::undo(&store, &sandbox);
+        return Err(error);
     }
     if args.detach {
         return detached(context, &store, &sandbox, &mut connection, &args, &cwd);
