@@ -327,7 +327,7 @@ fn a_git_that_is_too_old(subject: &Subject) {
         format!("#!/bin/sh\ncase $1 in version|--version) echo git version 2.30.1 ;; *) exec {real} \"$@\" ;; esac\n");
     assert_snapshot!(with_program(subject, &repo, Some(&old)), @r#"
         ---- stderr
-        error: git 2.30.1 is too old: 2.39 or newer is needed
+        error: git 2.30.1 is too old: 2.39.0 or newer is needed
         hint: install a newer git, or put one earlier on PATH
         ---- status 125
         "#);

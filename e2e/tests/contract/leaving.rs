@@ -94,6 +94,8 @@ fn uncommitted_work_can_be_applied(subject: &Subject) {
     pty.expect("2 files uncommitted");
     pty.expect("[c]ommit");
     pty.send("a\r");
+    pty.expect("drop it? [Y/n]");
+    pty.send("\r");
     assert_eq!(pty.wait().0, 0);
     assert_eq!(
         (&*repo.read("x"), &*repo.read("README.md"), repo.read("src/a.c")),
