@@ -14,6 +14,8 @@ pub struct Peer {
     sent: usize,
     /// Bytes that may wait; a peer that reads nothing at all is cut off.
     most: usize,
+    /// It takes nothing more; what it said before can still be read.
+    deaf: bool,
     /// Nothing more can be read from or written to it.
     pub gone: bool,
 }
@@ -21,18 +23,18 @@ pub struct Peer {
 impl Peer {
     pub fn new(stream: UnixStream, most: usize) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, decoder: Decoder::new(), out: Vec::new(), sent: 0, most, gone: false })
+        Ok(Self { stream, decoder: Decoder::new(), out: Vec::new(), sent: 0, most, deaf: false, gone: false })
     }
 
     /// Queues a message; false when it is larger than a frame, and then nothing is queued.
     pub fn control(&mut self, stream: u32, message: &Message) -> bool {
-        let fits = self.gone || try_encode_control(&mut self.out, stream, message);
+        let fits = self.deaf || try_encode_control(&mut self.out, stream, message);
         self.bound();
         fits
     }
 
     pub fn data(&mut self, kind: FrameType, stream: u32, payload: &[u8]) {
-        if !self.gone {
+        if !self.deaf {
             encode(&mut self.out, kind, stream, payload);
         }
         self.bound();
@@ -41,9 +43,14 @@ impl Peer {
     fn bound(&mut self) {
         if self.backlog() > self.most {
             self.gone = true;
-            self.out = Vec::new();
-            self.sent = 0;
+            self.hang_up();
         }
+    }
+
+    fn hang_up(&mut self) {
+        self.deaf = true;
+        self.out = Vec::new();
+        self.sent = 0;
     }
 
     /// Bytes that wait to be written.
@@ -53,13 +60,13 @@ impl Peer {
 
     /// Writes what the socket takes.
     pub fn flush(&mut self) {
-        while self.sent < self.out.len() && !self.gone {
+        while self.sent < self.out.len() {
             match self.stream.write(&self.out[self.sent..]) {
-                Ok(0) => self.gone = true,
+                Ok(0) => self.hang_up(),
                 Ok(n) => self.sent += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => self.gone = true,
+                Err(_) => self.hang_up(),
             }
         }
         if self.sent == self.out.len() {

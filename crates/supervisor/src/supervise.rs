@@ -273,6 +273,7 @@ impl Supervisor {
                 client.flush();
             }
             self.sweep_clients();
+            self.end_if_idle();
             if self.agent.gone {
                 return self.gone();
             }
@@ -400,7 +401,6 @@ impl Supervisor {
                 }
             }
         }
-        self.end_if_idle();
     }
 
     /// With `once`, the end of the last session is the end of the sandbox; so is the end of the

@@ -1,0 +1,695 @@
+//! The supervisor against a scripted agent: what is relayed, what is bounded, how it ends.
+
+use sandbox_core::connection::{Connection, ConnectionError};
+use sandbox_core::driver::{Check, Driver, DriverError, Isolation, Machine, ProcessIdentity};
+use sandbox_core::id::SandboxId;
+use sandbox_core::launch::{LaunchSpec, Limits, Mode, Mount, Network, User};
+use sandbox_core::record::StatusRecord;
+use sandbox_core::store::{SandboxDir, Store, make_dir, read_json};
+use sandbox_protocol::{
+    Channel, Decoder, Exec, ExitStatus, Failure, FailureKind, Frame, FrameType, Hello, Message, WINDOW, encode,
+    encode_control,
+};
+use sandbox_supervisor::{Config, supervise};
+use sandbox_sys::lock::FileLock;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// The agent's end of the control channel, with a few words to speak.
+struct Agent {
+    stream: UnixStream,
+    decoder: Decoder,
+}
+
+impl Agent {
+    fn say(&mut self, stream: u32, message: &Message) {
+        let mut out = Vec::new();
+        encode_control(&mut out, stream, message);
+        let _ = self.stream.write_all(&out);
+    }
+
+    fn data(&mut self, kind: FrameType, stream: u32, bytes: &[u8]) {
+        let mut out = Vec::new();
+        for chunk in bytes.chunks(60_000) {
+            encode(&mut out, kind, stream, chunk);
+        }
+        let _ = self.stream.write_all(&out);
+    }
+
+    fn next(&mut self) -> Option<Frame> {
+        loop {
+            if let Some(frame) = self.decoder.next_frame().unwrap() {
+                return Some(frame);
+            }
+            let mut bytes = [0u8; 65536];
+            match self.stream.read(&mut bytes) {
+                Ok(0) | Err(_) => return None,
+                Ok(n) => self.decoder.push(&bytes[..n]),
+            }
+        }
+    }
+
+    /// Waits for a control message that `pick` wants.
+    fn wait<T>(&mut self, pick: impl Fn(u32, Message) -> Option<T>) -> Option<T> {
+        loop {
+            let frame = self.next()?;
+            if frame.kind == FrameType::Control
+                && let Some(found) = pick(frame.stream, frame.message().unwrap())
+            {
+                return Some(found);
+            }
+        }
+    }
+
+    fn exec(&mut self) -> Option<u32> {
+        let stream = self.wait(|stream, message| matches!(message, Message::Exec(_)).then_some(stream))?;
+        self.say(stream, &Message::Started { pid: 7 });
+        Some(stream)
+    }
+
+    fn signal(&mut self) -> Option<(u32, i32)> {
+        self.wait(|stream, message| match message {
+            Message::Signal { signal } => Some((stream, signal)),
+            _ => None,
+        })
+    }
+
+    fn exited(&mut self, stream: u32, code: i32) {
+        self.say(stream, &Message::Exited(ExitStatus::Code(code)));
+    }
+
+    /// Ends the main command with 42: the script came this far.
+    fn came_far(&mut self) {
+        if let Some(stream) = self.exec() {
+            self.exited(stream, 42);
+        }
+        self.until_shutdown();
+    }
+
+    fn until_shutdown(&mut self) {
+        let _ = self.wait(|_, message| matches!(message, Message::Shutdown { .. }).then_some(()));
+    }
+}
+
+type Script = Box<dyn FnOnce(&mut Agent) + Send>;
+
+struct Scripted(Mutex<Option<Script>>);
+
+struct Fake {
+    control: UnixStream,
+    child: Child,
+    pidfd: OwnedFd,
+    process: ProcessIdentity,
+}
+
+impl Driver for Scripted {
+    fn name(&self) -> &'static str {
+        "scripted"
+    }
+    fn isolation(&self) -> Isolation {
+        Isolation::Namespace
+    }
+    fn check(&self) -> Vec<Check> {
+        Vec::new()
+    }
+    fn plan(&self, _: &LaunchSpec) -> Result<String, DriverError> {
+        Ok(String::new())
+    }
+    fn launch(&self, _: &LaunchSpec) -> Result<Box<dyn Machine>, DriverError> {
+        let (control, theirs) = UnixStream::pair().unwrap();
+        // The machine's process lives as long as the script, which holds the other end of its input.
+        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let alive = child.stdin.take();
+        let script = self.0.lock().unwrap().take().expect("launched once");
+        std::thread::spawn(move || {
+            let mut agent = Agent { stream: theirs, decoder: Decoder::new() };
+            let enforced = vec!["rename-notify".to_owned()];
+            agent.say(0, &Message::Hello(Hello { min: 1, max: 1, features: vec![], enforced }));
+            script(&mut agent);
+            drop(alive);
+        });
+        let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        let process = ProcessIdentity { pid: child.id(), start_time: 0, boot_id: String::new() };
+        Ok(Box::new(Fake { control, child, pidfd, process }))
+    }
+}
+
+impl Machine for Fake {
+    fn control(&self) -> &UnixStream {
+        &self.control
+    }
+    fn process(&self) -> &ProcessIdentity {
+        &self.process
+    }
+    fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+    fn notes(&self) -> &[String] {
+        &[]
+    }
+    fn kill(&mut self) -> io::Result<()> {
+        let _ = self.child.kill();
+        self.child.wait().map(drop)
+    }
+    fn freeze(&mut self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+    fn thaw(&mut self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+fn spec() -> LaunchSpec {
+    let (name, group, shell) = ("u".into(), "u".into(), "/bin/sh".into());
+    LaunchSpec {
+        id: "x".into(),
+        name: "x".into(),
+        mode: Mode::Work,
+        trees: vec![],
+        views: vec![],
+        home: Mount { source: "/".into(), at: "/".into() },
+        tmp: "/".into(),
+        system: vec![],
+        toolchains: vec![],
+        links: vec![],
+        files: vec![],
+        user: User { name, group, uid: 1000, gid: 1000, shell, root: false },
+        hostname: "x".into(),
+        env: vec![],
+        network: Network::None,
+        limits: Limits::default(),
+        allow_weak: vec![],
+        program: "/bin/false".into(),
+    }
+}
+
+struct Setup {
+    once: bool,
+    timeout: Option<Duration>,
+    commit_back: &'static str,
+    serve_host: &'static str,
+}
+
+const SETUP: Setup = Setup { once: false, timeout: None, commit_back: "true", serve_host: "true" };
+
+struct Running {
+    root: tempfile::TempDir,
+    dir: SandboxDir,
+    thread: JoinHandle<()>,
+}
+
+impl Setup {
+    /// Starts a supervisor, with the script as its agent; children see the test's directory as `$1`.
+    fn run(self, script: impl FnOnce(&mut Agent) + Send + 'static) -> (Running, Connection) {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(&root.path().join("s")).unwrap();
+        let dir = store.sandbox(&SandboxId::random());
+        make_dir(dir.path()).unwrap();
+        let lock = FileLock::exclusive(&dir.lock_file()).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let own = root.path().to_string_lossy().into_owned();
+        let shell = |script: &str| ["/bin/sh", "-c", script, "sh", &own].map(str::to_owned).to_vec();
+        let config = Config {
+            dir: dir.clone(),
+            spec: spec(),
+            first_client: Some(theirs),
+            once: self.once,
+            timeout: self.timeout,
+            lock,
+            commit_back: shell(self.commit_back),
+            serve_host: shell(self.serve_host),
+            terminate: None,
+        };
+        let driver = Scripted(Mutex::new(Some(Box::new(script))));
+        let thread = std::thread::spawn(move || supervise(config, &driver).unwrap());
+        (Running { root, dir, thread }, Connection::new(ours).unwrap())
+    }
+}
+
+impl Running {
+    fn connect(&self) -> Connection {
+        let until = Instant::now() + Duration::from_secs(5);
+        loop {
+            match UnixStream::connect(self.dir.ctl()) {
+                Ok(stream) => return Connection::new(stream).unwrap(),
+                Err(error) if Instant::now() > until => panic!("{error}"),
+                Err(_) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    /// Waits for the end and returns the last status.
+    fn ended(self) -> StatusRecord {
+        let until = Instant::now() + Duration::from_secs(20);
+        while !self.thread.is_finished() {
+            assert!(Instant::now() < until, "the supervisor does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.thread.join().unwrap();
+        assert!(!self.dir.ctl().exists());
+        read_json(&self.dir.status()).unwrap().unwrap()
+    }
+
+    fn stop(self, connection: &mut Connection) -> StatusRecord {
+        let (answer, _) = connection.ask(&Message::Stop { grace_ms: 10 }, 1 << 20).unwrap();
+        assert_eq!(answer, Message::Done);
+        self.ended()
+    }
+}
+
+fn command(main: bool) -> Exec {
+    Exec { argv: vec!["work".into()], cwd: "/".into(), main, ..Exec::default() }
+}
+
+fn exec(connection: &mut Connection, exec: Exec) -> u32 {
+    let stream = connection.open();
+    connection.send(stream, &Message::Exec(exec)).unwrap();
+    stream
+}
+
+/// Reads a stream until it ends; returns its output and how it ended.
+fn collect(connection: &mut Connection, stream: u32) -> (Vec<u8>, Message) {
+    let mut out = Vec::new();
+    loop {
+        let frame = connection.recv().unwrap();
+        if frame.stream != stream {
+            continue;
+        }
+        match frame.kind {
+            FrameType::Control => match frame.message().unwrap() {
+                Message::Started { .. } | Message::Credit { .. } => {}
+                end => return (out, end),
+            },
+            _ => out.extend_from_slice(&frame.payload),
+        }
+    }
+}
+
+fn exited(code: i32) -> Message {
+    Message::Exited(ExitStatus::Code(code))
+}
+
+fn serves(connection: &mut Connection) {
+    assert!(matches!(connection.ask(&Message::AskStatus, 1 << 20).unwrap().0, Message::Status(_)));
+}
+
+#[test]
+fn the_main_session_is_relayed_logged_and_attached_to() {
+    let (running, mut first) = SETUP.run(|agent| {
+        let stream = agent.exec().unwrap();
+        agent.data(FrameType::Stdout, stream, b"one ");
+        assert_eq!(agent.signal(), Some((stream, 10)));
+        agent.data(FrameType::Stdout, stream, b"two");
+        agent.exited(stream, 3);
+        agent.until_shutdown();
+    });
+    let stream = exec(&mut first, command(true));
+    while first.recv().unwrap().payload != b"one " {}
+    first.send(stream, &Message::Detach).unwrap();
+    assert_eq!(collect(&mut first, stream).1, Message::Done);
+    let mut second = running.connect();
+    let attached = second.open();
+    second.send(attached, &Message::Attach { session: 0, replay: 100 }).unwrap();
+    while second.recv().unwrap().payload != b"one " {}
+    second.send(attached, &Message::Signal { signal: 10 }).unwrap();
+    assert_eq!(collect(&mut second, attached), (b"two".to_vec(), exited(3)));
+    // Whoever comes later reads how it ended.
+    let late = second.open();
+    second.send(late, &Message::Attach { session: 0, replay: 3 }).unwrap();
+    assert_eq!(collect(&mut second, late), (b"two".to_vec(), exited(3)));
+    let status = running.stop(&mut second);
+    assert!(status.stopped && status.home);
+    assert_eq!(status.exited.unwrap().0, ExitStatus::Code(3));
+}
+
+#[test]
+fn input_that_waits_is_sent_before_the_end_of_input() {
+    let size = 3 * WINDOW as usize;
+    let (running, mut client) = SETUP.run(|agent| {
+        let stream = agent.exec().unwrap();
+        // Everything that can be under way is, and somebody who only looks on is attached.
+        std::thread::sleep(Duration::from_millis(300));
+        let mut got = 0;
+        loop {
+            let frame = agent.next().unwrap();
+            match frame.kind {
+                FrameType::Stdin => {
+                    got += frame.payload.len();
+                    let bytes = frame.payload.len() as u64;
+                    agent.say(stream, &Message::Credit { channel: Channel::Stdin, bytes });
+                }
+                FrameType::Control if frame.message().unwrap() == Message::CloseStdin => break,
+                _ => {}
+            }
+        }
+        agent.data(FrameType::Stdout, stream, got.to_string().as_bytes());
+        agent.exited(stream, 0);
+        agent.until_shutdown();
+    });
+    let mut watcher = running.connect();
+    let looking = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        let stream = watcher.open();
+        watcher.send(stream, &Message::Attach { session: 0, replay: 0 }).unwrap();
+        watcher.send(stream, &Message::CloseStdin).unwrap();
+        collect(&mut watcher, stream)
+    });
+    let (status, out, _) = client.run(command(true), &vec![b'x'; size], 1 << 20).unwrap();
+    assert_eq!((status, out), (ExitStatus::Code(0), size.to_string().into_bytes()));
+    assert_eq!(looking.join().unwrap().1, exited(0));
+    running.stop(&mut client);
+}
+
+#[test]
+fn a_slow_client_slows_the_main_session_and_costs_bounded_memory() {
+    let (running, mut client) = SETUP.run(|agent| {
+        let stream = agent.exec().unwrap();
+        // An honest agent sends what the window allows.
+        let (mut window, mut sent) = (WINDOW as usize, 0);
+        agent.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        loop {
+            if window > 0 {
+                let n = window.min(32 * 1024);
+                agent.data(FrameType::Stdout, stream, &vec![b'x'; n]);
+                (window, sent) = (window - n, sent + n);
+                continue;
+            }
+            match agent.next().map(|frame| frame.message().unwrap()) {
+                Some(Message::Credit { bytes, .. }) => window += bytes as usize,
+                Some(_) => {}
+                None => break,
+            }
+        }
+        agent.stream.set_read_timeout(None).unwrap();
+        agent.exited(stream, i32::from(sent > 4 << 20));
+        agent.until_shutdown();
+    });
+    let stream = exec(&mut client, command(true));
+    let mut other = running.connect();
+    std::thread::sleep(Duration::from_millis(1000));
+    // Others are served meanwhile.
+    serves(&mut other);
+    assert_eq!(collect(&mut client, stream).1, exited(0));
+    running.stop(&mut other);
+}
+
+#[test]
+fn a_client_that_vanishes_leaves_the_main_session_and_hangs_up_its_terminal() {
+    let (running, mut first) = SETUP.run(|agent| {
+        let main = agent.exec().unwrap();
+        let other = agent.exec().unwrap();
+        assert_eq!(agent.signal(), Some((other, 1)));
+        agent.exited(other, 129);
+        agent.data(FrameType::Stdout, main, b"still here");
+        agent.until_shutdown();
+    });
+    exec(&mut first, command(true));
+    let tty = Some(sandbox_protocol::WindowSize { rows: 1, cols: 1 });
+    exec(&mut first, Exec { tty, ..command(false) });
+    for _ in 0..2 {
+        while !matches!(first.recv().unwrap().message(), Ok(Message::Started { .. })) {}
+    }
+    drop(first);
+    let mut second = running.connect();
+    let stream = second.open();
+    std::thread::sleep(Duration::from_millis(100));
+    second.send(stream, &Message::Attach { session: 0, replay: 100 }).unwrap();
+    while second.recv().unwrap().payload != b"still here" {}
+    assert_eq!(running.stop(&mut second).exited.unwrap().0, ExitStatus::Signal(9));
+}
+
+#[test]
+fn with_once_it_ends_with_its_last_session_or_its_last_client() {
+    let once = || Setup { once: true, ..SETUP };
+    let (running, mut client) = once().run(Agent::came_far);
+    let stream = exec(&mut client, command(true));
+    assert_eq!(collect(&mut client, stream).1, exited(42));
+    assert!(running.ended().stopped);
+    let (running, client) = once().run(Agent::until_shutdown);
+    drop(client);
+    assert!(running.ended().stopped);
+}
+
+#[test]
+fn who_has_just_connected_is_heard_before_the_end() {
+    let (running, mut first) = Setup { once: true, ..SETUP }.run(|agent| {
+        let stream = agent.exec().unwrap();
+        agent.exited(stream, 0);
+        agent.came_far();
+    });
+    let mut second = running.connect();
+    let stream = exec(&mut first, command(true));
+    collect(&mut first, stream);
+    std::thread::sleep(Duration::from_millis(100));
+    let stream = exec(&mut second, command(false));
+    assert_eq!(collect(&mut second, stream).1, exited(42));
+    running.ended();
+}
+
+#[test]
+fn a_timeout_ends_the_command() {
+    let timeout = Some(Duration::from_millis(100));
+    let (running, mut client) = Setup { once: true, timeout, ..SETUP }.run(|agent| {
+        agent.exec().unwrap();
+        let (stream, signal) = agent.signal().unwrap();
+        agent.say(stream, &Message::Exited(ExitStatus::Signal(signal)));
+        agent.until_shutdown();
+    });
+    let stream = exec(&mut client, command(true));
+    assert_eq!(collect(&mut client, stream).1, Message::Exited(ExitStatus::Signal(15)));
+    assert!(running.ended().timed_out);
+    // One of centuries is none.
+    let (running, mut client) = Setup { timeout: Some(Duration::MAX), ..SETUP }.run(Agent::until_shutdown);
+    exec(&mut client, command(true));
+    assert!(!running.stop(&mut client).timed_out);
+}
+
+#[test]
+fn a_request_larger_than_a_message_is_refused() {
+    let (running, mut client) = SETUP.run(Agent::until_shutdown);
+    // Fits as it is sent, not with the fields that are written out when it is passed on.
+    let (head, tail) = (&br#"{"op":"exec","argv":[""#[..], &br#""],"cwd":"/"}"#[..]);
+    let filler = vec![b'x'; sandbox_protocol::MAX_PAYLOAD - head.len() - tail.len()];
+    let stream = client.open();
+    client.send_data(FrameType::Control, stream, &[head, &filler, tail].concat()).unwrap();
+    match collect(&mut client, stream).1 {
+        Message::Error(failure) => assert_eq!(failure.kind, FailureKind::Limit),
+        other => panic!("{other:?}"),
+    }
+    running.stop(&mut client);
+}
+
+#[test]
+fn long_command_lines_do_not_break_the_status() {
+    let (running, mut client) = SETUP.run(Agent::until_shutdown);
+    for _ in 0..3 {
+        exec(&mut client, Exec { argv: vec!["x".repeat(50_000), "y".into()], ..command(false) });
+    }
+    match client.ask(&Message::AskStatus, 1 << 20).unwrap().0 {
+        Message::Status(status) => assert_eq!(status.sessions.len(), 3),
+        other => panic!("{other:?}"),
+    }
+    running.stop(&mut client);
+}
+
+#[test]
+fn hostile_frames_harm_nobody() {
+    let (running, mut client) = SETUP.run(|agent| {
+        let stream = agent.exec().unwrap();
+        for hostile in [stream, 9998, 9999, 0] {
+            agent.data(FrameType::Stdin, hostile, b"x");
+            for channel in [Channel::Stdin, Channel::Stdin, Channel::Stdout, Channel::Stdout] {
+                agent.say(hostile, &Message::Credit { channel, bytes: u64::MAX });
+            }
+            agent.say(hostile, &Message::Attach { session: 0, replay: u64::MAX });
+            agent.say(hostile, &Message::Stop { grace_ms: 0 });
+            agent.say(hostile, &Message::Shutdown { grace_ms: 0 });
+        }
+        let message = "{\"message\":\"\u{1b}]0;x\u{7}\"}".to_owned();
+        agent.say(stream, &Message::Error(Failure { kind: FailureKind::Other, message }));
+        agent.until_shutdown();
+    });
+    let stream = exec(&mut client, command(false));
+    match collect(&mut client, stream).1 {
+        Message::Error(failure) => assert_eq!(failure.message, "the sandbox said: {\"message\":\"?]0;x?\"}"),
+        other => panic!("{other:?}"),
+    }
+    running.stop(&mut client);
+}
+
+#[test]
+fn an_agent_that_floods_a_client_that_does_not_read_cuts_that_client_off() {
+    let (running, mut client) = SETUP.run(|agent| {
+        let stream = agent.exec().unwrap();
+        // 46 MB, whatever the window is.
+        for _ in 0..768 {
+            agent.data(FrameType::Stdout, stream, &[b'x'; 60_000]);
+        }
+        agent.came_far();
+    });
+    exec(&mut client, command(false));
+    let mut other = running.connect();
+    let stream = exec(&mut other, command(true));
+    assert_eq!(collect(&mut other, stream).1, exited(42));
+    let mut read = 0;
+    let end = loop {
+        match client.recv() {
+            Ok(frame) => read += frame.payload.len(),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(end, ConnectionError::Closed), "{end}");
+    assert!(read < 20 << 20, "{read}");
+    running.stop(&mut other);
+}
+
+#[test]
+fn what_is_not_in_the_protocol_ends_the_sandbox() {
+    let (running, client) = SETUP.run(|agent| {
+        agent.stream.write_all(&[0xff; 64]).unwrap();
+        agent.until_shutdown();
+    });
+    let status = running.ended();
+    assert!(!status.stopped && !status.home);
+    drop(client);
+}
+
+#[test]
+fn the_last_output_arrives_though_the_first_process_is_gone() {
+    let (running, mut client) = SETUP.run(|agent| {
+        let stream = agent.exec().unwrap();
+        agent.data(FrameType::Stdout, stream, &[b'x'; 150_000]);
+    });
+    let stream = exec(&mut client, command(true));
+    let (out, end) = collect(&mut client, stream);
+    assert_eq!((out.len(), end), (150_000, Message::Exited(ExitStatus::Signal(9))));
+    running.ended();
+}
+
+#[test]
+fn commit_back_answers_everyone_who_asked() {
+    let (running, mut client) = Setup { commit_back: "echo 'sandbox/x  new..1'", ..SETUP }.run(|agent| {
+        agent.say(1, &Message::CommitBack);
+        let out = loop {
+            let frame = agent.next().unwrap();
+            if frame.stream == 1 && frame.kind == FrameType::Stdout {
+                break frame.payload;
+            }
+        };
+        assert_eq!(out, b"sandbox/x  new..1\n");
+        assert_eq!(agent.wait(|stream, message| (stream == 1).then_some(message)), Some(Message::Done));
+        agent.came_far();
+    });
+    let (answer, told) = client.ask(&Message::CommitBack, 1 << 20).unwrap();
+    assert_eq!((answer, told), (Message::Done, b"sandbox/x  new..1\n".to_vec()));
+    std::thread::sleep(Duration::from_millis(1500));
+    let stream = exec(&mut client, command(true));
+    assert_eq!(collect(&mut client, stream).1, exited(42));
+    running.stop(&mut client);
+}
+
+#[test]
+fn a_failed_commit_back_says_why_and_is_not_home() {
+    let commit_back = r"printf 'error: no \033]0;room\n' >&2; exit 1";
+    let (running, mut client) = Setup { commit_back, ..SETUP }.run(Agent::until_shutdown);
+    match client.ask(&Message::CommitBack, 1 << 20) {
+        Err(ConnectionError::Refused(failure)) => assert_eq!(failure.message, "no ?]0;room"),
+        other => panic!("{other:?}"),
+    }
+    assert!(!running.stop(&mut client).home);
+}
+
+#[test]
+fn a_ref_that_moved_comes_home_before_the_end() {
+    let (running, mut client) = Setup { commit_back: r#"echo run >> "$1/runs""#, ..SETUP }.run(|agent| {
+        let stream = agent.exec().unwrap();
+        agent.say(0, &Message::RefsMoved { gitdir: "/w/.git".into() });
+        agent.exited(stream, 0);
+        agent.until_shutdown();
+    });
+    let runs = running.root.path().join("runs");
+    let stream = exec(&mut client, command(true));
+    collect(&mut client, stream);
+    let (answer, _) = client.ask(&Message::Stop { grace_ms: 10 }, 1 << 20).unwrap();
+    assert_eq!(answer, Message::Done);
+    assert!(std::fs::read_to_string(runs).unwrap().starts_with("run"));
+    assert!(running.ended().home);
+}
+
+#[test]
+fn a_flood_of_ref_moves_is_not_a_flood_of_processes() {
+    let (running, mut client) = Setup { commit_back: r#"echo run >> "$1/runs""#, ..SETUP }.run(|agent| {
+        let until = Instant::now() + Duration::from_millis(2500);
+        let mut asked = 1;
+        while Instant::now() < until {
+            agent.say(0, &Message::RefsMoved { gitdir: "/w/.git".into() });
+            if asked < 201 {
+                agent.say(asked, &Message::CommitBack);
+                asked += 2;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        agent.until_shutdown();
+    });
+    std::thread::sleep(Duration::from_millis(2000));
+    let runs = std::fs::read_to_string(running.root.path().join("runs")).unwrap().lines().count();
+    assert!((2..=6).contains(&runs), "{runs} in two seconds");
+    // Whoever is on the host and asks does not wait for a pause.
+    client.ask(&Message::CommitBack, 1 << 20).unwrap();
+    running.stop(&mut client);
+}
+
+#[test]
+fn the_host_is_served_to_the_inside() {
+    let serve_host = r#"read line; echo "served $line to $2 by ${3:-default}""#;
+    let (running, mut client) = Setup { serve_host, ..SETUP }.run(|agent| {
+        agent.say(1, &Message::ServeHost { repo: 4, protocol: Some("version=2\nx".into()) });
+        agent.data(FrameType::Stdin, 1, b"want\n");
+        let mut out = Vec::new();
+        let end = loop {
+            let frame = agent.next().unwrap();
+            match (frame.stream, frame.kind) {
+                (1, FrameType::Stdout) => out.extend_from_slice(&frame.payload),
+                (1, FrameType::Control) => match frame.message().unwrap() {
+                    Message::Started { .. } | Message::Credit { .. } => {}
+                    end => break end,
+                },
+                _ => {}
+            }
+        };
+        assert_eq!(String::from_utf8(out).unwrap(), "served want to 4 by default\n");
+        assert_eq!(end, exited(0));
+        agent.came_far();
+    });
+    std::thread::sleep(Duration::from_millis(200));
+    let stream = exec(&mut client, command(true));
+    assert_eq!(collect(&mut client, stream).1, exited(42));
+    running.stop(&mut client);
+}
+
+#[test]
+fn fetches_of_the_host_are_few_at_once() {
+    let (running, mut client) = Setup { serve_host: "exec sleep 30", ..SETUP }.run(|agent| {
+        for n in 0..40u32 {
+            agent.say(2 * n + 1, &Message::ServeHost { repo: 0, protocol: None });
+        }
+        for _ in 0..24 {
+            let kind = agent.wait(|_, message| match message {
+                Message::Error(failure) => Some(failure.kind),
+                _ => None,
+            });
+            assert_eq!(kind, Some(FailureKind::Limit));
+        }
+        agent.came_far();
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    let stream = exec(&mut client, command(true));
+    assert_eq!(collect(&mut client, stream).1, exited(42));
+    running.stop(&mut client);
+}
