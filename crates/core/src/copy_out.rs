@@ -13,7 +13,7 @@ use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// Deeper than this nothing is copied.
 const MAX_DEPTH: usize = 256;
@@ -148,7 +148,13 @@ pub fn copy_out(store: &Store, sandbox: &Sandbox, request: &CopyOut<'_>) -> Resu
     let missing = || CopyOutError::Missing { path: request.path.to_owned() };
     let mut at = Merged::roots(store, sandbox)?;
     let mut copy = Copy { request, copied: Copied::default() };
-    let parts: Vec<&OsStr> = request.path.iter().collect();
+    // A `..` would be looked up beside the layers.
+    let plain = |part: &Component<'_>| matches!(part, Component::Normal(_));
+    let parts: Vec<Component<'_>> = request.path.components().filter(|part| *part != Component::CurDir).collect();
+    if !parts.iter().all(plain) {
+        return Err(missing());
+    }
+    let parts: Vec<&OsStr> = parts.iter().map(|part| part.as_os_str()).collect();
     for (n, part) in parts.iter().enumerate() {
         match at.look(part).map_err(fail)? {
             Found::Nothing => return Err(missing()),
@@ -159,6 +165,10 @@ pub fn copy_out(store: &Store, sandbox: &Sandbox, request: &CopyOut<'_>) -> Resu
             }
             Found::Leaf(..) => return Err(missing()),
         }
+    }
+    if parts.iter().any(|part| part.eq_ignore_ascii_case(".git")) {
+        copy.skip(request.target, "a git directory");
+        return Ok(copy.copied);
     }
     copy.directory(at, request.target)?;
     Ok(copy.copied)
@@ -180,28 +190,40 @@ impl Copy<'_> {
         self.copied.skipped.push((shown.to_string_lossy().into_owned(), why));
     }
 
-    /// Copies directories with a list of our own: depth is the sandbox's choice.
+    /// Copies directories with a stack of our own, as deep as the tree is: depth is the sandbox's
+    /// choice, and open descriptors are few however wide it is.
     fn directory(&mut self, top: Merged, target: &Path) -> Result<(), CopyOutError> {
-        let mut waiting = vec![(top, target.to_owned(), 0usize)];
-        while let Some((dir, target, depth)) = waiting.pop() {
-            match std::fs::create_dir(&target) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && target.is_dir() => {}
-                other => other.map_err(Self::fail(&target))?,
-            }
-            for name in dir.names().map_err(Self::fail(&target))? {
-                let name = OsStr::from_bytes(name.to_bytes());
-                let below = target.join(name);
-                match dir.look(name).map_err(Self::fail(&below))? {
-                    Found::Nothing => {}
-                    // A copied `.git` would be a repository whose configuration came from inside.
-                    _ if name.eq_ignore_ascii_case(".git") => self.skip(&below, "a git directory"),
-                    Found::Directory(_) if depth >= MAX_DEPTH => self.skip(&below, "too deep"),
-                    Found::Directory(sub) => waiting.push((sub, below, depth + 1)),
-                    Found::Leaf(layer, kind) => self.leaf(&layer, name, kind, &below)?,
+        let mut stack = vec![self.enter(top, target.to_owned())?];
+        while let Some((dir, names, target)) = stack.last_mut() {
+            let Some(name) = names.pop_first() else {
+                stack.pop();
+                continue;
+            };
+            let name = OsStr::from_bytes(name.to_bytes());
+            let below = target.join(name);
+            match dir.look(name).map_err(Self::fail(&below))? {
+                Found::Nothing => {}
+                // A copied `.git` would be a repository whose configuration came from inside.
+                _ if name.eq_ignore_ascii_case(".git") => self.skip(&below, "a git directory"),
+                Found::Directory(_) if stack.len() > MAX_DEPTH => self.skip(&below, "too deep"),
+                Found::Directory(_) if below.is_symlink() => self.skip(&below, "a symbolic link is in its place"),
+                Found::Directory(sub) => {
+                    let entered = self.enter(sub, below)?;
+                    stack.push(entered);
                 }
+                Found::Leaf(layer, kind) => self.leaf(&layer, name, kind, &below)?,
             }
         }
         Ok(())
+    }
+
+    fn enter(&self, dir: Merged, target: PathBuf) -> Result<(Merged, BTreeSet<CString>, PathBuf), CopyOutError> {
+        match std::fs::create_dir(&target) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && target.is_dir() => {}
+            other => other.map_err(Self::fail(&target))?,
+        }
+        let names = dir.names().map_err(Self::fail(&target))?;
+        Ok((dir, names, target))
     }
 
     fn leaf(&mut self, layer: &OwnedFd, name: &OsStr, kind: FileType, target: &Path) -> Result<(), CopyOutError> {
@@ -257,16 +279,7 @@ impl Copy<'_> {
         let to = readlinkat(layer, name, Vec::new()).map_err(|e| Self::fail(target)(e.into()))?;
         let to = Path::new(OsStr::from_bytes(to.to_bytes()));
         let below = target.strip_prefix(self.request.target).unwrap_or(Path::new(""));
-        let mut depth = below.components().count() as i64 - 1;
-        let stays = to.components().all(|part| {
-            match part {
-                std::path::Component::Normal(_) => depth += 1,
-                std::path::Component::ParentDir => depth -= 1,
-                std::path::Component::CurDir => {}
-                _ => return false,
-            }
-            depth >= 0
-        });
+        let stays = stays(to, below.components().count());
         if !stays {
             self.skip(target, "a symbolic link that leads out");
             return Ok(());
@@ -277,8 +290,64 @@ impl Copy<'_> {
     }
 }
 
+/// Does a link of depth `depth` (1 = directly in what is copied, 0 = itself what is copied) stay
+/// inside? A `..` after a name counts as leaving: the name may be a link to somewhere higher.
+fn stays(to: &Path, depth: usize) -> bool {
+    let mut above = 0;
+    let mut named = false;
+    for part in to.components() {
+        match part {
+            Component::Normal(_) => named = true,
+            Component::ParentDir if named => return false,
+            Component::ParentDir => above += 1,
+            Component::CurDir => {}
+            _ => return false,
+        }
+    }
+    above < depth
+}
+
 fn umask() -> Mode {
     let mask = rustix::process::umask(Mode::empty());
     rustix::process::umask(mask);
     mask
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_stay_inside_whatever_they_go_through() {
+        assert!(stays(Path::new("b/c"), 1));
+        assert!(stays(Path::new("../b"), 2));
+        assert!(!stays(Path::new("../b"), 1));
+        assert!(!stays(Path::new("/etc/passwd"), 5));
+        // `a/b/up` may be a link to the top: what is above it is outside.
+        assert!(!stays(Path::new("a/b/up/../x"), 1));
+        // One link alone has nothing to stay inside of.
+        assert!(!stays(Path::new("x"), 0));
+    }
+
+    #[test]
+    fn a_wide_tree_needs_few_descriptors_and_a_link_in_the_way_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to, outside) = (dir.path().join("from"), dir.path().join("to"), dir.path().join("outside"));
+        for path in [&to, &outside] {
+            std::fs::create_dir(path).unwrap();
+        }
+        for n in 0..2000 {
+            std::fs::create_dir_all(from.join(format!("d{n}"))).unwrap();
+        }
+        std::fs::write(from.join("d7/x"), "x").unwrap();
+        std::fs::write(from.join("d8/x"), "x").unwrap();
+        std::os::unix::fs::symlink(&outside, to.join("d7")).unwrap();
+        let request = CopyOut { path: Path::new(""), target: &to, links: true, limit: 100 };
+        let mut copy = Copy { request: &request, copied: Copied::default() };
+        let top = Merged(vec![rustix::fs::open(&from, DIRECTORY, Mode::empty()).unwrap()]);
+        copy.directory(top, &to).unwrap();
+        assert_eq!(copy.copied.skipped, [("d7".to_owned(), "a symbolic link is in its place")]);
+        assert_eq!((copy.copied.files, std::fs::read_dir(&outside).unwrap().count()), (1, 0));
+        assert!(to.join("d1999").is_dir() && to.join("d8/x").is_file());
+    }
 }
