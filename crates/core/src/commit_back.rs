@@ -111,8 +111,15 @@ pub enum CommitBackError {
 
 type Result<T> = std::result::Result<T, CommitBackError>;
 
+/// Serialises commit-backs of one sandbox. Held while it is spoken with, and so nobody else's:
+/// a sandbox that never answers holds up only itself.
+fn bring_lock(sandbox: &Sandbox) -> Result<FileLock> {
+    let path = sandbox.dir.path().join("bring.lock");
+    FileLock::exclusive(&path).map_err(|source| CommitBackError::Lock { path, source })
+}
+
 /// Serialises ref moves of one repository: the order of locks stays store < repository < sandbox,
-/// because this one is only ever taken last and never while waiting for another.
+/// because this one is only ever taken last and never while waiting for another, or for a sandbox.
 fn ref_lock(store: &Store, sandbox: &Sandbox) -> Result<FileLock> {
     let path = store.repo(&sandbox.record.repos[0].repo).path().join("refs.lock");
     FileLock::exclusive(&path).map_err(|source| CommitBackError::Lock { path, source })
@@ -121,7 +128,7 @@ fn ref_lock(store: &Store, sandbox: &Sandbox) -> Result<FileLock> {
 /// Brings everything home that the sandbox committed.
 pub fn commit_back(connection: &mut Connection, git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Brought> {
     let snapshot = sandbox.snapshot(store, 0)?;
-    let _lock = ref_lock(store, sandbox)?;
+    let _lock = bring_lock(sandbox)?;
     let mut brought = Brought::default();
     // Inner repositories first: a commit of the outer one that names theirs is never without them.
     let mut views: Vec<(usize, &ViewRecord)> = snapshot.git.views.iter().enumerate().collect();
@@ -238,6 +245,7 @@ impl Job<'_> {
             let blob = landing.blob(&owner)?;
             updates.push(Update { name: owner_ref, old: None, new: Some(blob) });
         }
+        let _lock = ref_lock(self.store, self.sandbox)?;
         landing.move_to_host(self.host, name.as_str(), &updates)?;
         for planned in plan.updates.iter().filter(|planned| !refused.contains_key(&planned.name)) {
             brought.lines.push(self.line(planned));
@@ -296,7 +304,7 @@ impl Job<'_> {
         if self.view.path.as_os_str().is_empty() {
             inner.to_owned()
         } else {
-            format!("{}: {inner}", self.view.path.display())
+            format!("{}: {inner}", sandbox_git::printable(self.view.path.as_os_str().as_bytes()))
         }
     }
 
@@ -361,8 +369,8 @@ pub fn refused(sandbox: &Sandbox) -> Option<Vec<String>> {
 /// for it stays.
 pub fn remove_refs(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<()> {
     let snapshot = sandbox.snapshot(store, 0)?;
+    let _bring = bring_lock(sandbox)?;
     let _lock = ref_lock(store, sandbox)?;
-    let repo = store.repo(&sandbox.record.repos[0].repo);
     for (number, view) in snapshot.git.views.iter().enumerate() {
         let host = if view.path == Path::new("") { work::host(store, sandbox)? } else { nested_host(view)? };
         let all = RefStore::read(git, host.git_dir(), host.common_dir())?;
@@ -375,6 +383,5 @@ pub fn remove_refs(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<()> {
         let refs: Vec<(RefName, Oid)> = own.into_iter().collect();
         delete_refs(git, &host, &refs)?;
     }
-    let _ = repo;
     Ok(())
 }
