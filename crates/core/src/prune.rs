@@ -158,6 +158,11 @@ pub fn apply(store: &Store, planned: &PrunePlan) -> Result<usize, StoreError> {
         {
             continue;
         }
+        if item.repo.is_none() {
+            // Out of the trash by one rename: it is deleted or restored, never both.
+            removed += usize::from(trash::delete_dir(store, &item.path)?);
+            continue;
+        }
         sandbox_capture::remove_tree(&item.path).map_err(StoreError::io("delete", &item.path))?;
         removed += 1;
     }
@@ -166,7 +171,8 @@ pub fn apply(store: &Store, planned: &PrunePlan) -> Result<usize, StoreError> {
 
 fn used_snapshots(store: &Store, except: &BTreeSet<SandboxId>) -> Result<BTreeSet<SnapshotId>, StoreError> {
     let mut used = BTreeSet::new();
-    for dir in ["sandboxes", "trash"] {
+    // Twice: one that is restored while we look is in neither place when that is looked at.
+    for dir in ["sandboxes", "trash", "sandboxes"] {
         for path in entries(&store.root().join(dir))? {
             let Some(record) = read_json::<SandboxRecord>(&path.join("sandbox.json"))? else { continue };
             if dir == "sandboxes" || !except.contains(&record.id) {
@@ -205,7 +211,11 @@ fn walk_has_file(dir: &Path) -> bool {
 
 fn entries(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     match fs::read_dir(dir) {
-        Ok(entries) => Ok(entries.flatten().map(|entry| entry.path()).collect()),
+        // An entry that cannot be read may be the one that keeps something.
+        Ok(entries) => entries
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<Result<_, _>>()
+            .map_err(StoreError::io("list", dir)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(source) => Err(StoreError::Io { action: "list", path: dir.to_owned(), source }),
     }

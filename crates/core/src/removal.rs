@@ -26,6 +26,8 @@ pub fn sweep(store: &Store) -> Result<usize, StoreError> {
         let dir = store.sandbox(&id);
         if read_json::<crate::record::SandboxRecord>(&dir.record()).is_ok_and(|record| record.is_none())
             && let Ok(Some(_lock)) = FileLock::try_exclusive(&dir.lock_file())
+            // Its maker may have come to the end between the first look and the lock.
+            && read_json::<crate::record::SandboxRecord>(&dir.record()).is_ok_and(|record| record.is_none())
         {
             sandbox_capture::remove_tree(dir.path()).map_err(StoreError::io("delete", dir.path()))?;
             swept += 1;

@@ -79,6 +79,12 @@ pub fn discard(store: &Store, sandbox: &Sandbox, lock: FileLock) -> Result<(), S
 /// returns the name.
 pub fn restore(store: &Store, item: &Trashed) -> Result<Name, SandboxError> {
     let mut record = item.record.clone();
+    // Names are given under the lock of the repository, and only one of two that restore goes on.
+    let mut locks = Vec::new();
+    for mount in &record.repos {
+        let path = store.repo(&mount.repo).lock_file();
+        locks.push(FileLock::exclusive(&path).map_err(StoreError::io("lock", path))?);
+    }
     let taken = |name: &Name| {
         record.repos.iter().any(|mount| {
             Names::of(&store.repo(&mount.repo))
@@ -105,7 +111,43 @@ pub fn restore(store: &Store, item: &Trashed) -> Result<Name, SandboxError> {
     Ok(name)
 }
 
-/// Deletes one for good.
-pub fn delete(_store: &Store, item: &Trashed) -> Result<(), StoreError> {
-    sandbox_capture::remove_tree(item.dir.path()).map_err(StoreError::io("delete", item.dir.path()))
+/// Deletes one for good. One rename takes it from the trash first: what is being deleted cannot
+/// be restored by halves. One that was restored meanwhile is left alone.
+pub fn delete(store: &Store, item: &Trashed) -> Result<(), StoreError> {
+    delete_dir(store, item.dir.path()).map(drop)
+}
+
+/// As [`delete`], by path; false when it is not there any more.
+pub(crate) fn delete_dir(store: &Store, path: &Path) -> Result<bool, StoreError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let gone = store.tmp().join(format!("dropped-{name}"));
+    match fs::rename(path, &gone) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
+        Err(source) => return Err(StoreError::Io { action: "move away", path: path.to_owned(), source }),
+    }
+    sandbox_capture::remove_tree(&gone).map_err(StoreError::io("delete", &gone))?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::SandboxId;
+
+    #[test]
+    fn what_is_not_in_the_trash_any_more_is_not_deleted() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(&root.path().join("s")).unwrap();
+        let id = SandboxId::random();
+        let dir = store.trash(&id);
+        crate::store::make_dir(&dir.path().join("home")).unwrap();
+        fs::rename(dir.path(), store.sandbox(&id).path()).unwrap();
+        assert!(!delete_dir(&store, dir.path()).unwrap());
+        assert!(store.sandbox(&id).home().exists());
+        fs::rename(store.sandbox(&id).path(), dir.path()).unwrap();
+        assert!(delete_dir(&store, dir.path()).unwrap());
+        assert!(!dir.path().exists());
+        assert_eq!(fs::read_dir(store.tmp()).unwrap().count(), 0);
+    }
 }
