@@ -163,6 +163,7 @@ impl From<ConnectionError> for CliError {
                 FailureKind::CannotExecute => failure.status(126),
                 _ => failure,
             },
+            ConnectionError::TooLong => failure.hint("the command line of a session has a limit: put it into a script"),
             ConnectionError::TooMuch(_) | ConnectionError::Io(_) => failure,
         }
     }

@@ -17,7 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Starts the supervisor of a sandbox whose lock is held, and returns a connection to it.
 /// Whether the launch worked is the connection's first news. `once`: it ends with its last session.
@@ -53,18 +53,24 @@ pub fn start(
     Ok(Connection::new(ours)?)
 }
 
-/// Connects to a sandbox, starting it first when it does not run.
+/// Connects to a sandbox, starting it first when it does not run. Another command may start,
+/// stop or read it at this moment: whoever comes second waits, and then does what is left to do.
 pub fn connect_or_start(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Connection, CliError> {
-    if sandbox.state()? == State::Running {
-        match sandbox.connect() {
-            // It is just stopping: what follows waits for its end.
-            Err(SandboxError::NotRunning { .. }) => {}
-            other => return Ok(other?),
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        if sandbox.state()? == State::Running {
+            match sandbox.connect() {
+                Err(SandboxError::NotRunning { .. }) => {}
+                other => return Ok(other?),
+            }
+        }
+        store.writable()?;
+        match sandbox.take(Duration::from_millis(100)) {
+            Ok(lock) => return start(context, store, sandbox, lock, true),
+            Err(SandboxError::Running { .. } | SandboxError::Busy { .. }) if Instant::now() < until => {}
+            Err(error) => return Err(error.into()),
         }
     }
-    store.writable()?;
-    let lock = sandbox.take(Duration::from_secs(10))?;
-    start(context, store, sandbox, lock, true)
 }
 
 /// Waits until a session was started; the launch's and the command's failures are told apart.
@@ -91,6 +97,7 @@ fn answer(frame: &Frame) -> Result<Option<Message>, CliError> {
 
 /// Turns a refusal into an error; a supervisor that could not launch sends a whole one.
 pub fn refused(failure: &Failure) -> CliError {
+    // The supervisor lets nothing from inside pass that reads as one.
     if let Ok(error) = serde_json::from_str::<CliError>(&failure.message) {
         return error;
     }

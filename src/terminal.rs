@@ -191,7 +191,9 @@ fn relay_until_end(
                     Message::Exited(status) => return Ok(Ended::Exited(status)),
                     Message::Error(failure) => return Ok(Ended::Refused(failure)),
                     Message::Done => return Ok(Ended::Detached),
-                    Message::Credit { channel: Channel::Stdin, bytes } => window += bytes as usize,
+                    Message::Credit { channel: Channel::Stdin, bytes } => {
+                        window = window.saturating_add(bytes as usize);
+                    }
                     _ => {}
                 },
                 FrameType::Stdin => return Err(ConnectionError::Protocol(FrameError::Type(1))),
@@ -250,7 +252,11 @@ fn relay_until_end(
         if want_input && fired.last() == Some(&true) {
             let mut bytes = [0u8; 16 * 1024];
             let room = window.min(bytes.len()).min(MAX_PAYLOAD);
-            let n = rustix::io::read(&stdin, &mut bytes[..room]).unwrap_or(0);
+            let n = match rustix::io::read(&stdin, &mut bytes[..room]) {
+                Ok(n) => n,
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => continue,
+                Err(_) => 0,
+            };
             if n == 0 {
                 open = false;
                 connection.send(stream, &Message::CloseStdin)?;

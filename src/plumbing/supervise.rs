@@ -5,7 +5,7 @@ use crate::error::CliError;
 use sandbox_core::launch::LaunchSpec;
 use sandbox_core::record::SandboxRecord;
 use sandbox_core::store::{Store, read_json};
-use sandbox_protocol::{Failure, FailureKind, Message, encode_control};
+use sandbox_protocol::{Failure, FailureKind, Message, encode_control, try_encode_control};
 use sandbox_supervisor::{Config, supervise};
 use sandbox_sys::lock::FileLock;
 use std::ffi::OsString;
@@ -98,7 +98,11 @@ fn terminate() -> Result<std::os::fd::OwnedFd, CliError> {
 fn tell(mut client: &UnixStream, error: &CliError) {
     let message = serde_json::to_string(error).unwrap_or_else(|_| error.message.clone());
     let mut out = Vec::new();
-    encode_control(&mut out, 0, &Message::Error(Failure { kind: FailureKind::Other, message }));
+    let whole = Message::Error(Failure { kind: FailureKind::Other, message });
+    if !try_encode_control(&mut out, 0, &whole) {
+        let message = error.message.chars().take(4000).collect();
+        encode_control(&mut out, 0, &Message::Error(Failure { kind: FailureKind::Other, message }));
+    }
     let _ = client.set_nonblocking(false);
     let _ = client.write_all(&out);
 }

@@ -4,7 +4,7 @@
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sandbox_protocol::{
     Channel, Decoder, Exec, ExitStatus, Failure, Frame, FrameError, FrameType, Hello, MAX_PAYLOAD, Message, VERSIONS,
-    WINDOW, encode, encode_control,
+    WINDOW, encode, try_encode_control,
 };
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -46,6 +46,9 @@ pub enum ConnectionError {
     /// More output than the caller wanted.
     #[error("more than {0} bytes of output")]
     TooMuch(usize),
+    /// The request does not fit into a message.
+    #[error("a command line and its environment of more than {} KiB cannot be passed on", MAX_PAYLOAD / 1024)]
+    TooLong,
     /// The socket failed.
     #[error("cannot speak with the sandbox's supervisor")]
     Io(#[from] io::Error),
@@ -72,7 +75,9 @@ impl Connection {
     /// Sends one control message.
     pub fn send(&mut self, stream: u32, message: &Message) -> Result<()> {
         let mut out = Vec::new();
-        encode_control(&mut out, stream, message);
+        if !try_encode_control(&mut out, stream, message) {
+            return Err(ConnectionError::TooLong);
+        }
         self.write(&out)
     }
 
@@ -181,18 +186,18 @@ impl Connection {
     pub fn run(&mut self, exec: Exec, input: &[u8], limit: usize) -> Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
         let stream = self.open();
         self.send(stream, &Message::Exec(exec))?;
-        let (mut sent, mut window) = (0, WINDOW as usize);
+        let (mut sent, mut window, mut closed) = (0, WINDOW as usize, false);
         let (mut out, mut err) = (Vec::new(), Vec::new());
         loop {
-            if sent < input.len() && window > 0 {
+            while sent < input.len() && window > 0 {
                 let n = window.min(input.len() - sent).min(MAX_PAYLOAD);
                 self.send_data(FrameType::Stdin, stream, &input[sent..sent + n])?;
                 sent += n;
                 window -= n;
             }
-            if sent == input.len() && window != usize::MAX {
+            if sent == input.len() && !closed {
                 self.send(stream, &Message::CloseStdin)?;
-                window = usize::MAX;
+                closed = true;
             }
             let frame = self.recv()?;
             if frame.stream != stream {
@@ -202,8 +207,8 @@ impl Connection {
                 FrameType::Control => match frame.message().map_err(ConnectionError::Protocol)? {
                     Message::Error(failure) => return Err(ConnectionError::Refused(failure)),
                     Message::Exited(status) => return Ok((status, out, err)),
-                    Message::Credit { channel: Channel::Stdin, bytes } if window != usize::MAX => {
-                        window += bytes as usize;
+                    Message::Credit { channel: Channel::Stdin, bytes } => {
+                        window = window.saturating_add(bytes as usize);
                     }
                     _ => {}
                 },
@@ -254,7 +259,9 @@ impl Connection {
                     FrameType::Control => match frame.message().map_err(ConnectionError::Protocol)? {
                         Message::Error(failure) => return Err(ConnectionError::Refused(failure)),
                         Message::Exited(status) => return Ok((status, stderr)),
-                        Message::Credit { channel: Channel::Stdin, bytes } => window += bytes as usize,
+                        Message::Credit { channel: Channel::Stdin, bytes } => {
+                            window = window.saturating_add(bytes as usize);
+                        }
                         _ => {}
                     },
                     FrameType::Stdin => {}
@@ -329,5 +336,27 @@ impl Connection {
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sandbox_protocol::encode_control;
+
+    #[test]
+    fn a_long_command_line_is_an_error_and_huge_credit_is_none() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut connection = Connection::new(ours).unwrap();
+        let long = Exec { argv: vec!["x".repeat(MAX_PAYLOAD)], ..Exec::default() };
+        assert!(matches!(connection.run(long, b"", 10), Err(ConnectionError::TooLong)));
+        let mut out = Vec::new();
+        for _ in 0..3 {
+            encode_control(&mut out, 4, &Message::Credit { channel: Channel::Stdin, bytes: u64::MAX });
+        }
+        encode_control(&mut out, 4, &Message::Exited(ExitStatus::Code(3)));
+        theirs.write_all(&out).unwrap();
+        let (status, ..) = connection.run(Exec::default(), b"input", 10).unwrap();
+        assert_eq!(status, ExitStatus::Code(3));
     }
 }
