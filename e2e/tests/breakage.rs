@@ -143,7 +143,7 @@ fn many_at_once() {
 fn drop_right_after_the_end_of_a_command() {
     let env = TestEnv::new();
     let repo = State::Plain.build(&env, "repo");
-    for _ in 0..10 {
+    for _ in 0..5 {
         repo.sandbox(&["spawn", "s", "--", "true"]).ok();
         repo.sandbox(&["exec", "s", "--", "true"]).ok();
         repo.sandbox(&["drop", "s"]).ok();

@@ -271,6 +271,21 @@ fn trash_that_is_not_there() {
         restored 'x': `git sandbox start x` goes on
         ---- status 0
         "#);
+    for _ in 0..2 {
+        spawn(&repo, &["twice"], "echo 1 >1").ok();
+        repo.sandbox(&["drop", "--force", "twice"]).ok();
+    }
+    assert_snapshot!(repo.sandbox(&["trash", "restore", "twice"]), @r#"
+        ---- stderr
+        error: there is more than one 'twice' in the trash
+        hint: by its id: `git sandbox trash restore [ID]`
+        ---- status 128
+        "#);
+    assert_snapshot!(repo.sandbox(&["trash", "empty", "--yes"]), @r#"
+        ---- stderr
+        deleted 2 dropped sandboxes
+        ---- status 0
+        "#);
     assert_snapshot!(repo.sandbox(&["trash", "empty", "--yes"]), @r#"
         ---- stderr
         the trash is empty

@@ -111,6 +111,19 @@ fn a_state_directory_that_is_a_file() {
 }
 
 #[test]
+fn setup_into_a_place_that_is_none() {
+    let env = TestEnv::new();
+    let repo = plain(&env);
+    let prefix = repo.dir().join("README.md");
+    assert_snapshot!(repo.sandbox(&["setup", "--prefix", &prefix.to_string_lossy()]), @r#"
+        ---- stderr
+        error: cannot create '[REPO]/README.md/share/man/man1'
+        caused by: Not a directory (os error 20)
+        ---- status 128
+        "#);
+}
+
+#[test]
 fn git_does_not_know_the_user() {
     let env = TestEnv::new();
     let repo = plain(&env);
