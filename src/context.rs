@@ -190,7 +190,11 @@ impl Context {
     /// The id of the repository that the current directory is in, if it has sandboxes.
     pub fn repo_id(&self, store: &Store) -> Result<Option<RepoId>, CliError> {
         match self.maybe_repo() {
-            Some(repo) => Ok(repo.known_id(store)?),
+            Some(repo) => match repo.known_id(store)? {
+                // Also notes where the repository is now, if it was moved.
+                Some(_) if store.writable().is_ok() => Ok(Some(repo.repo_id(store)?)),
+                known => Ok(known),
+            },
             None => Ok(None),
         }
     }

@@ -14,6 +14,7 @@ use sandbox_sys::lock::FileLock;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -28,6 +29,7 @@ pub fn start(
     lock: FileLock,
     once: bool,
 ) -> Result<Connection, CliError> {
+    empty_tmp(sandbox)?;
     let spec = launch_spec(store, sandbox, Mode::Work, &context.program)?;
     write_json(&sandbox.dir.launch(), &spec, false)?;
     let log_dir = sandbox.dir.path().join("log");
@@ -51,6 +53,24 @@ pub fn start(
         .spawn()
         .map_err(CliError::io("start the sandbox's supervisor"))?;
     Ok(Connection::new(ours)?)
+}
+
+/// The private `/tmp` begins empty, as after a boot.
+fn empty_tmp(sandbox: &Sandbox) -> Result<(), CliError> {
+    let tmp = sandbox.dir.tmp();
+    if std::fs::read_dir(&tmp).is_ok_and(|mut entries| entries.next().is_none()) {
+        return Ok(());
+    }
+    let owner = std::fs::symlink_metadata(&tmp).ok().map(|meta| (meta.uid(), meta.gid()));
+    if tmp.symlink_metadata().is_ok() {
+        sandbox_capture::remove_tree(&tmp).map_err(CliError::io(format!("empty '{}'", tmp.display())))?;
+    }
+    make_dir(&tmp)?;
+    if let Some((uid, gid)) = owner.filter(|_| rustix::process::geteuid().is_root()) {
+        std::os::unix::fs::lchown(&tmp, Some(uid), Some(gid))
+            .map_err(CliError::io(format!("change the owner of '{}'", tmp.display())))?;
+    }
+    Ok(())
 }
 
 /// Connects to a sandbox, starting it first when it does not run. Another command may start,

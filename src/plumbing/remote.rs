@@ -162,6 +162,12 @@ fn relay_standard(connection: &mut sandbox_core::connection::Connection, request
     }
 }
 
+/// The branch that `HEAD` is on, by its full name.
+fn current_branch() -> Option<String> {
+    let out = Command::new("git").args(["symbolic-ref", "--quiet", "HEAD"]).output().ok()?;
+    String::from_utf8(out.stdout).ok().map(|name| name.trim().to_owned()).filter(|name| !name.is_empty())
+}
+
 /// Copies until the end of `from`, or until nobody reads `to`.
 fn pump(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
     let mut bytes = [0u8; 32 * 1024];
@@ -186,6 +192,7 @@ fn pump(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
 /// One batch of `push SRC:DST` lines: one commit-back, one status per ref.
 fn push_host(first: String) -> Result<(), CliError> {
     let mut targets = Vec::new();
+    let current = current_branch();
     let mut command = Some(first);
     while let Some(text) = command.filter(|text| !text.is_empty()) {
         if let Some((source, target)) = text.trim_start_matches("push ").trim_start_matches('+').split_once(':') {
@@ -208,6 +215,12 @@ fn push_host(first: String) -> Result<(), CliError> {
         match &failure {
             _ if source.is_empty() => {
                 reply(&format!("error {target} the host's refs cannot be deleted from inside\n"))?
+            }
+            // Commits land below refs/sandbox: no other target exists, and none is pretended.
+            _ if source != target && !(source == "HEAD" && current.as_ref() == Some(&target)) => {
+                reply(&format!(
+                    "error {target} commits come home under the sandbox's own name: push the branch itself\n"
+                ))?;
             }
             None => reply(&format!("ok {target}\n"))?,
             Some(why) => reply(&format!("error {target} {}\n", crate::text::escape(why)))?,

@@ -90,10 +90,16 @@ pub fn told(brought: &Brought) -> Result<String, CliError> {
         return Ok(text);
     }
     eprint!("{text}");
-    let mut error = CliError::new(format!("{} not brought home", crate::text::count(brought.refused.len(), "ref was")));
-    for (name, why) in &brought.refused {
-        error = error.cause(format!("'{}': {}", crate::text::escape(name), crate::text::escape(why)));
-    }
+    // One line: it is also what `git push host` shows inside.
+    let each: Vec<String> = brought
+        .refused
+        .iter()
+        .take(10)
+        .map(|(name, why)| format!("'{}' ({})", crate::text::escape(name), crate::text::escape(why)))
+        .collect();
+    let more =
+        if brought.refused.len() > 10 { format!(" and {} more", brought.refused.len() - 10) } else { String::new() };
+    let error = CliError::new(format!("not brought home: {}{more}", each.join(", ")));
     Err(error.hint("the sandbox is kept; the other refs are here"))
 }
 

@@ -252,7 +252,7 @@ pub fn driver(name: &str) -> Result<&'static dyn Driver, CliError> {
     sandbox_drivers::by_name(name).ok_or_else(|| {
         let known: Vec<&str> = sandbox_drivers::all().iter().map(|driver| driver.name()).collect();
         CliError::usage(format!("there is no driver '{}'", escape(name)))
-            .hint(format!("there is {}; `git sandbox doctor` tells about them", known.join(", ")))
+            .hint(format!("one of: {}; `git sandbox doctor` tells about them", known.join(", ")))
     })
 }
 

@@ -139,7 +139,7 @@ fn repo_config(offline_remotes: Option<&BTreeSet<String>>, root: bool) -> String
     if root {
         text.push_str("\tcheckStat = minimal\n\ttrustctime = false\n");
     }
-    text.push_str("[remote \"host\"]\n\turl = sandbox::host\n\tfetch = +refs/*:refs/remotes/host/*\n");
+    text.push_str("[remote \"host\"]\n\turl = sandbox::host\n\tfetch = +refs/heads/*:refs/remotes/host/*\n");
     for remote in offline_remotes.into_iter().flatten() {
         // Without a network git would fail late and say nothing of `host`: this helper fails at
         // once and says it. The URL that the user sees stays as it is.
@@ -162,7 +162,7 @@ mod tests {
         assert_eq!(
             text,
             "[core]\n\tfsync = committed,reference\n\tfsyncMethod = batch\n\
-             [remote \"host\"]\n\turl = sandbox::host\n\tfetch = +refs/*:refs/remotes/host/*\n\
+             [remote \"host\"]\n\turl = sandbox::host\n\tfetch = +refs/heads/*:refs/remotes/host/*\n\
              [remote \"origin\"]\n\tvcs = sandbox-offline\n[remote \"we\\\"ird\"]\n\tvcs = sandbox-offline\n"
         );
         assert!(!repo_config(None, false).contains("vcs"));

@@ -139,7 +139,11 @@ pub fn commit_back(connection: &mut Connection, git: &Git, store: &Store, sandbo
         if main {
             brought.unknown = unknown_repositories(&state, &snapshot);
         }
-        let host = if main { work::host(store, sandbox)? } else { nested_host(view)? };
+        let host = if main {
+            work::host(store, sandbox)?
+        } else {
+            nested_host(view, &snapshot, &work::host(store, sandbox)?)?
+        };
         let mut job = Job { git, store, sandbox, snapshot: &snapshot, view, host: &host, number: n };
         job.bring(connection, &state, &mut brought)?;
     }
@@ -149,8 +153,16 @@ pub fn commit_back(connection: &mut Connection, git: &Git, store: &Store, sandbo
 }
 
 /// Of a submodule or nested repository: its own git directory on the host.
-fn nested_host(view: &ViewRecord) -> Result<HostRepo> {
-    Ok(HostRepo::from_git_dir(&view.host_gitdir)?)
+fn nested_host(view: &ViewRecord, snapshot: &Snapshot, main: &HostRepo) -> Result<HostRepo> {
+    if view.host_gitdir.exists() {
+        return Ok(HostRepo::from_git_dir(&view.host_gitdir)?);
+    }
+    // The outer repository was moved, and this one with it.
+    let moved = match (view.host_gitdir.strip_prefix(&snapshot.worktree), main.top()) {
+        (Ok(relative), Some(top)) => top.join(relative),
+        _ => view.host_gitdir.clone(),
+    };
+    Ok(HostRepo::from_git_dir(&moved)?)
 }
 
 /// Asks git inside about one repository. Runs as an internal session, without privilege; what it
@@ -372,7 +384,8 @@ pub fn remove_refs(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<()> {
     let _bring = bring_lock(sandbox)?;
     let _lock = ref_lock(store, sandbox)?;
     for (number, view) in snapshot.git.views.iter().enumerate() {
-        let host = if view.path == Path::new("") { work::host(store, sandbox)? } else { nested_host(view)? };
+        let main = work::host(store, sandbox)?;
+        let host = if view.path == Path::new("") { main } else { nested_host(view, &snapshot, &main)? };
         let all = RefStore::read(git, host.git_dir(), host.common_dir())?;
         let own = own_refs(&all, sandbox.name());
         let job = Job { git, store, sandbox, snapshot: &snapshot, view, host: &host, number };

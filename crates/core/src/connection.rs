@@ -91,10 +91,12 @@ impl Connection {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.stream.write_all(bytes).map_err(|error| match error.kind() {
-            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ConnectionError::Closed,
-            _ => ConnectionError::Io(error),
-        })
+        match self.stream.write_all(bytes) {
+            // Gone: but its last words (why it could not launch) may still be there to be read.
+            // Whoever reads after them learns that it is gone.
+            Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(()),
+            other => Ok(other?),
+        }
     }
 
     /// Waits for the next frame. Hellos are consumed and checked.

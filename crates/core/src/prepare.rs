@@ -114,6 +114,7 @@ impl fmt::Display for Told {
         let files = |n: u64| if n == 1 { "1 file".to_owned() } else { format!("{n} files") };
         match &self.revision {
             Some(revision) => write!(f, "{} of {revision}", files(self.files))?,
+            None if self.files == 1 => f.write_str("1 file as it is here")?,
             None => write!(f, "{} as they are here", files(self.files))?,
         }
         if self.copied > 0 {
@@ -328,7 +329,7 @@ impl<'a> Tracked<'a> {
 /// Whether git ignores a directory. One process for each: asked only of large ones.
 fn ignored(request: &Request<'_>, top: &Path, path: &[u8]) -> bool {
     let path = Path::new(std::ffi::OsStr::from_bytes(path));
-    let command = request.git.user(top).config("core.fsmonitor=false");
+    let command = request.git.user(top).config("core.fsmonitor=false").env("GIT_LITERAL_PATHSPECS", "0");
     command.args(["check-ignore", "--quiet"]).arg(path).try_output().is_ok_and(|(status, _)| status.success())
 }
 

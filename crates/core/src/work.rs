@@ -136,7 +136,15 @@ pub fn host(store: &Store, sandbox: &Sandbox) -> Result<HostRepo> {
     {
         return Ok(repo);
     }
-    Ok(HostRepo::from_git_dir(&sandbox.repo(store, 0)?.common_dir)?)
+    // Moved: the record knows the new place as soon as any command was run there.
+    let common_dir = sandbox.repo(store, 0)?.common_dir;
+    if common_dir.file_name().is_some_and(|name| name == ".git")
+        && let Some(top) = common_dir.parent()
+        && let Ok(repo) = HostRepo::nested(top)
+    {
+        return Ok(repo);
+    }
+    Ok(HostRepo::from_git_dir(&common_dir)?)
 }
 
 /// `refs/sandbox/<name>` of the host.
@@ -399,13 +407,23 @@ fn ignored(git: &Git, host: &HostRepo, changes: &[ChangedFile], skip: usize) -> 
         input.extend_from_slice(change.path.get(skip..).unwrap_or_default());
         input.push(0);
     }
-    let (_, out) = git
+    let (status, out) = git
         .user(top)
         .config("core.fsmonitor=false")
         .config("core.hooksPath=/dev/null")
+        // check-ignore refuses to work where pathspecs are literal; its paths come on standard input.
+        .env("GIT_LITERAL_PATHSPECS", "0")
         .args(["check-ignore", "--no-index", "--stdin", "-z"])
         .stdin(input)
         .try_output()?;
+    // 1 is "none of them".
+    if !matches!(status.code(), Some(0 | 1)) {
+        return Err(GitError::Unexpected {
+            command: "git check-ignore".into(),
+            what: sandbox_git::printable(out.stderr.trim_ascii()),
+        }
+        .into());
+    }
     let named: BTreeSet<&[u8]> = out.stdout.split(|b| *b == 0).filter(|path| !path.is_empty()).collect();
     let is = |change: &&ChangedFile| named.contains(change.path.get(skip..).unwrap_or_default());
     Ok(changes.iter().filter(is).map(|change| change.path.clone()).collect())

@@ -267,7 +267,8 @@ pub fn plan(spec: &LaunchSpec, host: &Host, kernel: Kernel) -> Result<MountPlan,
     let tmp = Path::new("/tmp");
     if helper {
         steps.push(memory_at(tmp, memory / 8, 0o1777, Access::OWN));
-        steps.push(Step::Symlink { at: "/var/tmp".into(), target: tmp.into() });
+        // A mount of its own, not a link: the state directory may be below it.
+        steps.push(memory_at(Path::new("/var/tmp"), memory / 8, 0o1777, Access::OWN));
         steps.push(memory_at(&spec.home.at, memory / 8, 0o755, Access::OWN));
     } else {
         // The home may itself be below /tmp.
