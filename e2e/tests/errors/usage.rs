@@ -222,7 +222,7 @@ fn a_setting_that_is_not_valid() {
     assert_snapshot!(set("sandbox.driver", "teleport"), @r#"
         ---- stderr
         error: there is no driver 'teleport'
-        hint: there is namespace; `git sandbox doctor` tells about them
+        hint: one of: namespace; `git sandbox doctor` tells about them
         ---- status 129
         "#);
     nothing_half_made(&repo);
