@@ -349,8 +349,7 @@ pub struct Diff {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  git sandbox fetch --all")]
 pub struct Many {
-    /// Which sandboxes
-    #[arg(required_unless_present = "all")]
+    /// Which sandboxes (inside one: none, it is the host that is asked)
     pub names: Vec<String>,
     /// All of this repository
     #[arg(long)]

@@ -18,6 +18,9 @@ use sandbox_protocol::Message;
 use std::time::Duration;
 
 pub fn run(context: &Context, args: &cli::Many) -> Outcome {
+    if args.names.is_empty() && !args.all {
+        return Err(CliError::usage("which sandbox?").hint("`git sandbox fetch NAME…`, or `--all` of this repository"));
+    }
     let store = context.store()?;
     for sandbox in chosen(context, &store, &args.names, args.all)? {
         let told = bring(context, &store, &sandbox)?;

@@ -80,7 +80,7 @@ fn diverged_and_only_a_fast_forward_asked() {
     world.git(&["commit", "-qam", "c"]);
     assert_eq!(
         world.refused_as(How::FastForwardOnly),
-        "cannot fast-forward to 'fix': 'main' has 1 commits that it has not"
+        "cannot fast-forward to 'fix': 'main' has 1 commit that it has not"
     );
 }
 
