@@ -61,6 +61,17 @@ fn stopped(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<String
     })
 }
 
+/// Waits until this thread is the only one: a launch forks, and the threads that carried an earlier
+/// conversation may still be ending.
+fn alone() {
+    for _ in 0..400 {
+        if std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count) <= 1 {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// Launches a helper sandbox for as long as `act` needs it.
 pub fn with_helper<T>(
     context: &Context,
@@ -70,6 +81,7 @@ pub fn with_helper<T>(
 ) -> Result<T, CliError> {
     let spec = launch_spec(store, sandbox, Mode::Helper, &context.program)?;
     let driver = super::spawn::driver(&sandbox.record.driver)?;
+    alone();
     let mut machine = driver.launch(&spec)?;
     let control = machine.control().try_clone().map_err(CliError::io("use the control channel"))?;
     let result = Connection::new(control).map_err(CliError::from).and_then(|mut connection| act(&mut connection));
