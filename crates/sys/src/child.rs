@@ -70,7 +70,8 @@ mod tests {
     fn a_descriptor_is_inherited_by_one_child() {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         ours.write_all(b"x\n").unwrap();
-        let mut command = Command::new("/bin/sh");
+        // Not sh: dash knows no descriptors of two digits.
+        let mut command = Command::new("/bin/bash");
         let fd = inherit(&mut command, theirs.into());
         command.args(["-c", &format!("head -c2 <&{fd} >&{fd}")]);
         assert!(command.status().unwrap().success());
