@@ -482,7 +482,7 @@ impl Supervisor {
                 }
             }
         }
-        let written = write_json(&self.dir.status(), &self.status, true);
+        let written = write_json(&self.dir.status(), &self.status, false);
         let _ = std::fs::remove_file(self.dir.ctl());
         for waiter in std::mem::take(&mut self.stop_waiters) {
             self.answer(waiter, &Message::Done);
