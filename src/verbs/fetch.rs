@@ -54,7 +54,6 @@ fn stopped(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<String
         return Ok(String::new());
     }
     store.writable()?;
-    let _lock = sandbox.take(Duration::from_secs(10))?;
     with_helper(context, store, sandbox, |connection| {
         let brought = commit_back::commit_back(connection, context.git()?, store, sandbox)?;
         told(&brought)
@@ -72,13 +71,15 @@ fn alone() {
     }
 }
 
-/// Launches a helper sandbox for as long as `act` needs it.
+/// Launches a helper over a sandbox that does not run, for as long as `act` needs it; nobody starts
+/// the sandbox meanwhile.
 pub fn with_helper<T>(
     context: &Context,
     store: &Store,
     sandbox: &Sandbox,
     act: impl FnOnce(&mut Connection) -> Result<T, CliError>,
 ) -> Result<T, CliError> {
+    let _lock = sandbox.take(Duration::from_secs(10))?;
     let spec = launch_spec(store, sandbox, Mode::Helper, &context.program)?;
     let driver = super::spawn::driver(&sandbox.record.driver)?;
     alone();

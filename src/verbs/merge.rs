@@ -181,8 +181,7 @@ fn left_inside(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Op
     if status.shell() != 0 {
         return Ok(None);
     }
-    let paths = out.split(|b| *b == 0).filter(|entry| entry.len() > 3).map(|entry| RepoPath::parse(&entry[3..]));
-    Ok(paths.collect())
+    Ok(sandbox_integrate::status_paths(&out))
 }
 
 /// Who makes a merge commit: as git resolves it in the host repository.
