@@ -15,12 +15,13 @@ use crate::text::escape_lines;
 use crate::verbs::fetch;
 use sandbox_core::connection::ConnectionError;
 use sandbox_core::served;
+use sandbox_core::view::serve_command;
 use sandbox_protocol::{ExitStatus, Message};
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, ExitCode};
 
 pub fn run(args: &[OsString]) -> ExitCode {
     let url = args.get(1).or(args.first()).map(|url| url.to_string_lossy().into_owned()).unwrap_or_default();
@@ -96,16 +97,7 @@ fn serve_brought(name: &str) -> Result<(), CliError> {
     fetch::bring(&context, &store, &sandbox)?;
     let served = served::for_host(context.git()?, &store, &sandbox)?;
     reply("\n")?;
-    let mut command = Command::new(context.git()?.program());
-    command.env_remove("GIT_DIR").env_remove("GIT_INDEX_FILE").env_remove("GIT_WORK_TREE");
-    let status = command
-        .args(["-c", "safe.bareRepository=all", "upload-pack", "--strict"])
-        .arg(served.path())
-        .stdin(Stdio::inherit())
-        .stdout(Stdio::inherit())
-        .status()
-        .map_err(CliError::io("run `git upload-pack`"))?;
-    if status.success() { Ok(()) } else { Err(CliError::new(format!("`git upload-pack` ended with {status}"))) }
+    Ok(serve_command(context.git()?, served.path()).pass_through()?)
 }
 
 fn inside_helper(target: &str) -> Result<(), CliError> {

@@ -7,10 +7,10 @@ use crate::error::CliError;
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::served;
 use sandbox_core::store::read_json;
+use sandbox_core::view::serve_command;
 use sandbox_git::{Git, HostEnv};
 use std::ffi::OsString;
 use std::path::Path;
-use std::process::Command;
 
 pub fn run(args: &[OsString]) -> Result<(), CliError> {
     let (store, dir) = open(Path::new(argument(args, 0, "the sandbox's directory")?))?;
@@ -18,16 +18,9 @@ pub fn run(args: &[OsString]) -> Result<(), CliError> {
     let sandbox = Sandbox { dir, record };
     let git = Git::new(HostEnv::from_vars(std::env::vars_os()))?;
     let served = served::for_inside(&git, &store, &sandbox)?;
-    let mut command = Command::new(git.program());
-    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    command.env("GIT_CONFIG_NOSYSTEM", "1").env("GIT_CONFIG_GLOBAL", "/dev/null");
+    let mut command = serve_command(&git, served.path());
     if let Some(protocol) = args.get(2) {
-        command.env("GIT_PROTOCOL", protocol);
+        command = command.env("GIT_PROTOCOL", protocol);
     }
-    let status = command
-        .args(["-c", "safe.directory=*", "-c", "core.hooksPath=/dev/null", "upload-pack", "--strict"])
-        .arg(served.path())
-        .status()
-        .map_err(CliError::io("run `git upload-pack`"))?;
-    if status.success() { Ok(()) } else { Err(CliError::new(format!("`git upload-pack` ended with {status}"))) }
+    Ok(command.pass_through()?)
 }

@@ -426,6 +426,36 @@ impl GitCommand {
         check(&name, status, &stderr)
     }
 
+    /// Runs it on this process's own standard input and output: it speaks with whoever started us.
+    /// Any status but 0 is an error.
+    pub fn pass_through(self) -> Result<()> {
+        let name = self.name();
+        let failed = |source| GitError::Start { command: name.clone(), source };
+        let output = self
+            .prepared()
+            .stdin(Stdio::inherit())
+            .stdout(Stdio::inherit())
+            .stderr(Stdio::piped())
+            .spawn()
+            .and_then(Child::wait_with_output)
+            .map_err(failed)?;
+        check(&name, output.status, &output.stderr)
+    }
+
+    /// The process as it will be started, without its standard streams.
+    fn prepared(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.args).env_clear().envs(self.env.iter().map(|(name, value)| (name, value)));
+        command.current_dir(self.cwd.as_deref().unwrap_or(Path::new("/")));
+        if let Some((uid, gid)) = self.user {
+            command.uid(uid).gid(gid);
+        }
+        if let Some(limits) = self.limits {
+            child::limit(&mut command, limits);
+        }
+        command
+    }
+
     /// Starts it with piped input and output, for a conversation.
     pub fn converse(mut self) -> Result<Running> {
         self.stdin = Input::Piped;
@@ -436,17 +466,9 @@ impl GitCommand {
     pub fn spawn(self) -> Result<Running> {
         let name = self.name();
         let failed = |source| GitError::Start { command: name.clone(), source };
-        let mut command = Command::new(&self.program);
-        command.args(&self.args).env_clear().envs(self.env.iter().map(|(name, value)| (name, value)));
+        let mut command = self.prepared();
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command.stdin(if matches!(self.stdin, Input::Null) { Stdio::null() } else { Stdio::piped() });
-        command.current_dir(self.cwd.as_deref().unwrap_or(Path::new("/")));
-        if let Some((uid, gid)) = self.user {
-            command.uid(uid).gid(gid);
-        }
-        if let Some(limits) = self.limits {
-            child::limit(&mut command, limits);
-        }
         for fd in self.inherit {
             child::inherit(&mut command, fd);
         }
