@@ -19,11 +19,13 @@
 #![forbid(unsafe_code)]
 
 mod agent_config;
+pub mod event;
 mod frame;
 mod inside;
 mod message;
 
 pub use agent_config::*;
+pub use event::Event;
 pub use frame::{
     Decoder, Frame, FrameError, FrameType, HEADER, MAX_PAYLOAD, encode, encode_control, try_encode_control,
 };

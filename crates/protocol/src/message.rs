@@ -85,6 +85,8 @@ pub enum Message {
         /// `GIT_PROTOCOL` of the asking client, if it set one.
         protocol: Option<String>,
     },
+    /// Supervisor → client whose hello has the feature `events`, on stream 0: this has just happened.
+    Event(crate::Event),
     /// Client → supervisor: what is true now; answered by `Status`.
     AskStatus,
     /// Supervisor → client.
