@@ -6,6 +6,7 @@
 #[macro_use]
 mod print;
 
+mod agent_help;
 mod cli;
 mod context;
 mod error;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     match called {
         sandbox_protocol::ARGV0 => return sandbox_agent::run(),
         "git-remote-sandbox" => return plumbing::remote::run(&args[1..]),
+        "git-sandbox-no-ssh" => return plumbing::remote::no_ssh(&args[1..]),
         "git-remote-sandbox-offline" => return plumbing::remote::offline(&args[1..]),
         _ => {}
     }

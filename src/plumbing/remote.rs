@@ -51,6 +51,34 @@ pub fn offline(args: &[OsString]) -> ExitCode {
     ExitCode::from(128)
 }
 
+/// What stands for ssh where only the proxy leads out of the sandbox: it passes on TLS and plain
+/// HTTP to hosts that are allowed, and nothing else.
+pub fn no_ssh(args: &[OsString]) -> ExitCode {
+    // `ssh [-o …] [-p PORT] [user@]host command`: the host is the first word that is no option's.
+    let mut words = args.iter().map(|word| word.to_string_lossy());
+    let mut host = String::new();
+    while let Some(word) = words.next() {
+        match word.as_ref() {
+            "-o" | "-p" | "-l" | "-i" | "-F" | "-J" => drop(words.next()),
+            option if option.starts_with('-') => {}
+            other => {
+                host = other.to_owned();
+                break;
+            }
+        }
+    }
+    let name = inside::name().unwrap_or_default();
+    CliError::new(format!(
+        "no ssh in sandbox '{}': cannot reach '{}'",
+        crate::text::escape(&name),
+        crate::text::escape(&host)
+    ))
+    .hint("an https URL works when its host is allowed: on the host, `git sandbox allow NAME HOST`")
+    .hint("git push host brings your commits to the host")
+    .print();
+    ExitCode::from(255)
+}
+
 fn reply(text: &str) -> Result<(), CliError> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(CliError::io("answer git"))

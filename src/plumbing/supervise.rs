@@ -47,7 +47,8 @@ fn run_in(dir: &Path, once: bool, client: UnixStream, lock: FileLock) -> Result<
         timeout: record.timeout.map(Duration::from_secs),
         lock,
         commit_back: vec![program.clone(), "__commit-back".into(), own.clone()],
-        serve_host: vec![program, "__serve-host".into(), own],
+        serve_host: vec![program.clone(), "__serve-host".into(), own],
+        proxy: vec![program, "__proxy".into(), dir.network().to_string_lossy().into_owned()],
         terminate: Some(terminate()?),
         dir,
     };

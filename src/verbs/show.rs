@@ -90,7 +90,14 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
             format!("{} at refs/sandbox/{}", row.commits_ahead, row.name)
         }
     );
-    println!("network     {}", if shown.network == Network::Host { "the host's" } else { "none" });
+    println!(
+        "network     {}",
+        match shown.network {
+            Network::None => "none",
+            Network::Allow => "what its policy allows",
+            Network::Host => "the host's",
+        }
+    );
     println!("disk        {} of its own, on {}", size(row.disk_bytes), count(shown.layers, "shared layer"));
     if row.memory_bytes > 0 {
         println!("memory      {}", size(row.memory_bytes));

@@ -1,6 +1,6 @@
 //! From a sandbox's record and its snapshots to a [`LaunchSpec`]: the value that a driver gets.
 
-use crate::launch::{GeneratedFile, INSIDE, LaunchSpec, Mode, Mount, Network, Tree, View};
+use crate::launch::{GeneratedFile, INSIDE, LaunchSpec, Mode, Mount, Network, PROXY_PORT, Tree, View};
 use crate::record::{GitFacts, Snapshot};
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::Store;
@@ -69,6 +69,19 @@ pub fn launch_spec(store: &Store, sandbox: &Sandbox, mode: Mode, program: &Path)
     if offline {
         links.push((format!("{INSIDE}/bin/git-remote-sandbox-offline").into(), "git-sandbox".into()));
     }
+    set(&mut env, "GIT_SANDBOX_NET", record.network.as_str());
+    let mut files =
+        files(record.name.as_str(), &user_config, &repo_config(offline.then_some(&remotes), record.user.root));
+    if record.network == Network::Allow {
+        for (name, value) in proxy_variables() {
+            set(&mut env, name, &value);
+        }
+        links.push((NO_SSH.into(), "git-sandbox".into()));
+        files.push(apt_proxy());
+        for file in files.iter_mut().filter(|file| file.path == Path::new("/etc/gitconfig")) {
+            file.contents.push_str(&format!("[http]\n\tproxy = {}\n", proxy_url()));
+        }
+    }
     Ok(LaunchSpec {
         id: record.id.to_string(),
         name: record.name.to_string(),
@@ -84,7 +97,7 @@ pub fn launch_spec(store: &Store, sandbox: &Sandbox, mode: Mode, program: &Path)
             .map(|(source, at)| Mount { source: source.clone(), at: at.clone() })
             .collect(),
         links,
-        files: files(record.name.as_str(), &user_config, &repo_config(offline.then_some(&remotes), record.user.root)),
+        files,
         user: record.user.clone(),
         hostname: record.name.as_str().replace(['.', '_'], "-"),
         env,
@@ -107,6 +120,48 @@ fn set(env: &mut Vec<(String, String)>, name: &str, value: &str) {
 
 fn remote_names(git: &GitFacts) -> Vec<String> {
     git.remotes.clone()
+}
+
+/// What stands for ssh inside where only the proxy leads out: it says so.
+const NO_SSH: &str = "/run/git-sandbox/bin/git-sandbox-no-ssh";
+
+/// The proxy as tools inside see it.
+fn proxy_url() -> String {
+    format!("http://127.0.0.1:{PROXY_PORT}")
+}
+
+/// Variables that lead tools to the proxy: the general ones in both cases (curl reads `http_proxy` only in
+/// lower case, others the upper), and those of tools that would not read them.
+fn proxy_variables() -> Vec<(&'static str, String)> {
+    let url = proxy_url();
+    let mut variables: Vec<(&str, String)> = [
+        "http_proxy",
+        "https_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "CARGO_HTTP_PROXY",
+        "PIP_PROXY",
+        "npm_config_proxy",
+        "npm_config_https_proxy",
+        "YARN_HTTP_PROXY",
+        "YARN_HTTPS_PROXY",
+    ]
+    .map(|name| (name, url.clone()))
+    .into();
+    for name in ["no_proxy", "NO_PROXY"] {
+        variables.push((name, "localhost,127.0.0.1,::1".into()));
+    }
+    // Node's own `fetch` looks at the variables only when told to (22.21, 24.0).
+    variables.push(("NODE_USE_ENV_PROXY", "1".into()));
+    variables.push(("GIT_SSH_COMMAND", NO_SSH.into()));
+    variables
+}
+
+/// apt reads no variable of the upper case and, under sudo, none at all.
+fn apt_proxy() -> GeneratedFile {
+    let url = proxy_url();
+    let contents = format!("Acquire::http::Proxy \"{url}\";\nAcquire::https::Proxy \"{url}\";\n");
+    GeneratedFile { path: "/etc/apt/apt.conf".into(), mode: 0o644, contents }
 }
 
 /// What is generated inside besides what every driver makes.
@@ -154,6 +209,18 @@ fn repo_config(offline_remotes: Option<&BTreeSet<String>>, root: bool) -> String
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_tool_is_led_to_the_proxy() {
+        let variables = proxy_variables();
+        let value = |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str());
+        for name in ["http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "CARGO_HTTP_PROXY", "PIP_PROXY"] {
+            assert_eq!(value(name), Some("http://127.0.0.1:3128"), "{name}");
+        }
+        assert_eq!(value("no_proxy"), value("NO_PROXY"));
+        assert!(NO_SSH.starts_with(INSIDE));
+        assert!(apt_proxy().contents.contains("Acquire::http::Proxy \"http://127.0.0.1:3128\";"));
+    }
 
     #[test]
     fn offline_remotes_fail_at_once_and_host_is_there() {

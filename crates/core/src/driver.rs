@@ -10,7 +10,7 @@
 use crate::launch::LaunchSpec;
 use serde::{Deserialize, Serialize};
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
@@ -58,6 +58,12 @@ pub trait Machine {
 
     /// What is enforced and what is missing, for the first line and for `show`.
     fn notes(&self) -> &[String];
+
+    /// With [`crate::launch::Network::Allow`], once: a listening stream socket at which connections of
+    /// the sandbox's processes, and of nobody else, arrive for the proxy.
+    fn take_egress(&mut self) -> Option<OwnedFd> {
+        None
+    }
 
     /// Ends everything inside at once, without its cooperation.
     fn kill(&mut self) -> io::Result<()>;

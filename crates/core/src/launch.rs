@@ -138,9 +138,26 @@ pub struct User {
 pub enum Network {
     /// A namespace with only a loopback device.
     None,
+    /// The same, and on its loopback device, at [`PROXY_PORT`], the proxy outside: it lets out what the
+    /// sandbox's policy file allows.
+    Allow,
     /// The host's.
     Host,
 }
+
+impl Network {
+    /// Its name on the command line and in `GIT_SANDBOX_NET`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Allow => "allow",
+            Self::Host => "host",
+        }
+    }
+}
+
+/// The port of 127.0.0.1 inside where the proxy takes connections (the usual one of HTTP proxies).
+pub const PROXY_PORT: u16 = 3128;
 
 /// Resource limits; `None` is no limit.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]

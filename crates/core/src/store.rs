@@ -275,6 +275,14 @@ impl SandboxDir {
     pub fn log(&self) -> PathBuf {
         self.0.join("log").join("main.log")
     }
+    /// What happened, one JSON object a line ([`sandbox_protocol::Event`]).
+    pub fn events(&self) -> PathBuf {
+        self.0.join("log").join("events.jsonl")
+    }
+    /// What the network may reach: the proxy's policy file.
+    pub fn network(&self) -> PathBuf {
+        self.0.join("network.json")
+    }
     /// The private home.
     pub fn home(&self) -> PathBuf {
         self.0.join("home")

@@ -93,6 +93,9 @@ pub enum Message {
     Status(Status),
 }
 
+/// The feature of a client that wants to be told of [`Message::Event`].
+pub const EVENTS: &str = "events";
+
 /// Versions and features of one side.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Hello {

@@ -3,6 +3,7 @@
 use crate::bring::Waiter;
 use crate::supervise::{ClientStream, Route, SLOW_AGENT, Session, Supervisor, now, our_hello};
 use sandbox_core::store::write_json;
+use sandbox_protocol::event::Happened;
 use sandbox_protocol::{Channel, ExitStatus, Failure, FailureKind, Frame, FrameType, Hello, Message, WINDOW};
 use std::time::Instant;
 
@@ -146,6 +147,7 @@ impl Supervisor {
                     }
                     self.status.exited = Some((exit, now()));
                     let _ = write_json(&self.dir.status(), &self.status, false);
+                    self.happened(Happened::Exited { status: exit.shell() });
                 }
             }
             Route::Session(Session { owner: Some(owner), .. }) | Route::Question(owner) => {

@@ -1,11 +1,11 @@
-//! Child processes of the supervisor: commit-back and the service of the remote `host`.
+//! Child processes of the supervisor: commit-back, the service of the remote `host`, the proxy.
 //! Each has one socket pair with us on its descriptor 0 (and 1), and a pidfd.
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 /// A running child of ours.
 #[derive(Debug)]
@@ -35,6 +35,11 @@ impl Helper {
                 Err(error.into())
             }
         }
+    }
+
+    /// Reaps it and returns how it ended. Blocks until it has ended.
+    pub fn status(&mut self) -> io::Result<ExitStatus> {
+        self.child.wait()
     }
 
     /// Reaps it; true when it ended with status 0. Blocks until it has ended.

@@ -6,6 +6,7 @@ use crate::peer::Peer;
 use crate::supervise::{
     ClientId, ClientStream, MAX_CLIENTS, MOST_FOR_CLIENT, Phase, Route, Session, Supervisor, after, failure, our_hello,
 };
+use sandbox_protocol::event::Happened;
 use sandbox_protocol::{Channel, Exec, FailureKind, FrameType, MAX_PAYLOAD, Message, SessionStatus, Status, WINDOW};
 use std::collections::VecDeque;
 use std::os::unix::net::UnixStream;
@@ -96,7 +97,7 @@ impl Supervisor {
             self.fresh.remove(&from.0);
         }
         match message {
-            Message::Hello(_) => {}
+            Message::Hello(hello) => self.greet(from.0, &hello.features),
             Message::Exec(exec) => self.client_exec(from, exec),
             Message::AskRepoState { .. } => {
                 let stream = self.new_stream();
@@ -156,6 +157,7 @@ impl Supervisor {
         self.streams.insert(from, stream);
         self.had_session |= !exec.internal;
         if exec.main {
+            self.happened(Happened::Started { argv: argv.clone() });
             self.main = Some(Main {
                 stream,
                 argv,
@@ -200,6 +202,7 @@ impl Supervisor {
             self.orphan(|owner| owner.0 == id, true);
             self.streams.retain(|client, _| client.0 != id);
             self.fresh.remove(&id);
+            self.told.remove(&id);
         }
         self.pay_main();
     }

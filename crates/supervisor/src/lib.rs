@@ -6,7 +6,7 @@
 //!  client ──ctl──┐                               ┌── session (pty or pipes)
 //!  client ──ctl──┤ supervisor ──control channel──┤── session
 //!  commit-back ──┘   │  │                        └── tool inside (`git push host`)
-//!                    │  └ log/main.log (ring)
+//!  proxy ──events──┘ │  └ log/main.log, log/events.jsonl (rings)
 //!                    └ status.json
 //!
 //!  launching ─► running ─► bringing home ─► shutting down ─► gone
@@ -23,6 +23,7 @@ mod agent;
 mod bring;
 mod children;
 mod clients;
+mod events;
 mod log;
 mod main_session;
 mod peer;

@@ -1,15 +1,17 @@
 //! The poll loop. Each pass: wait, read from who is readable, act on frames, write.
 
 use crate::bring::{Bring, Waiter};
+use crate::events::Egress;
 use crate::log::RingLog;
 use crate::main_session::Main;
 use crate::peer::Peer;
 use crate::serve::Serve;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sandbox_core::driver::{Driver, DriverError, Machine, ProcessIdentity};
-use sandbox_core::launch::LaunchSpec;
+use sandbox_core::launch::{LaunchSpec, Network};
 use sandbox_core::record::StatusRecord;
 use sandbox_core::store::{SandboxDir, StoreError, read_json, write_json};
+use sandbox_protocol::event::Happened;
 use sandbox_protocol::{ExitStatus, Failure, FailureKind, Hello, Message, VERSIONS};
 use sandbox_sys::lock::FileLock;
 use sandbox_sys::process;
@@ -58,6 +60,10 @@ pub struct Config {
     pub commit_back: Vec<String>,
     /// The command that serves the remote `host`; repository number and `GIT_PROTOCOL` are appended.
     pub serve_host: Vec<String>,
+    /// The command that is the proxy of a sandbox whose network is `allow`; `--init` and the pid of the
+    /// sandbox's first process are appended, the listening socket is its standard input, and it writes one
+    /// event a line to its standard output.
+    pub proxy: Vec<String>,
     /// Signals that ask for a stop, as a descriptor that becomes readable.
     pub terminate: Option<OwnedFd>,
 }
@@ -157,12 +163,19 @@ pub(crate) struct Supervisor {
     pub(crate) commit_back: Vec<String>,
     pub(crate) serve_host: Vec<String>,
     pub(crate) terminate: Option<OwnedFd>,
+    /// The events' log, once there was one.
+    pub(crate) events: Option<RingLog>,
+    /// The proxy, while it runs.
+    pub(crate) egress: Option<Egress>,
+    /// Clients that want to be told of events.
+    pub(crate) told: HashSet<ClientId>,
 }
 
 /// Launches the sandbox and runs until it is gone. Must be called by the main thread of a
 /// process without other threads.
 pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseError> {
-    let machine = driver.launch(&config.spec)?;
+    let mut machine = driver.launch(&config.spec)?;
+    let egress = start_proxy(&config, driver, machine.as_mut())?;
     let control = machine.control().try_clone().map_err(step("use the control channel"))?;
     let agent = Peer::new(control, MOST_FOR_AGENT).map_err(step("use the control channel"))?;
     let listener = listen(&config.dir).map_err(step("listen on the control socket"))?;
@@ -210,6 +223,9 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
         commit_back: config.commit_back,
         serve_host: config.serve_host,
         terminate: config.terminate,
+        events: None,
+        egress,
+        told: HashSet::new(),
     };
     supervisor.agent.control(0, &Message::Hello(our_hello(Vec::new())));
     if let Some(stream) = config.first_client {
@@ -219,6 +235,24 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
     // Held until here: nobody starts a second life of this sandbox before the first one is gone.
     drop(config.lock);
     result
+}
+
+/// The proxy of a sandbox that has one. Without it nothing is let out, so the start fails.
+fn start_proxy(
+    config: &Config,
+    driver: &dyn Driver,
+    machine: &mut dyn Machine,
+) -> Result<Option<Egress>, SuperviseError> {
+    if config.spec.network != Network::Allow {
+        return Ok(None);
+    }
+    let listener = machine.take_egress().ok_or_else(|| DriverError::Unsupported {
+        driver: driver.name(),
+        what: "have a network with a policy".to_owned(),
+    })?;
+    let mut argv = config.proxy.clone();
+    argv.extend(["--init".to_owned(), machine.process().pid.to_string()]);
+    Egress::start(&argv, listener).map(Some).map_err(step("start the proxy"))
 }
 
 pub(crate) fn our_hello(enforced: Vec<String>) -> Hello {
@@ -262,6 +296,8 @@ pub(crate) enum Ready {
     BringEnd,
     ServeSocket(u32),
     ServeEnd(u32),
+    EgressLines,
+    EgressEnd,
 }
 
 impl Supervisor {
@@ -292,6 +328,8 @@ impl Supervisor {
                     Ready::BringEnd => self.bring_ended(),
                     Ready::ServeSocket(stream) => self.serve_readable(stream),
                     Ready::ServeEnd(stream) => self.serve_ended(stream),
+                    Ready::EgressLines => self.egress_readable(),
+                    Ready::EgressEnd => self.egress_ended(),
                 }
             }
             self.timers();
@@ -321,6 +359,14 @@ impl Supervisor {
             fds.push(PollFd::new(&run.socket, PollFlags::IN));
             whos.push(Ready::BringEnd);
             fds.push(PollFd::new(&run.helper.pidfd, PollFlags::IN));
+        }
+        if let Some(egress) = &self.egress {
+            if !egress.closed {
+                whos.push(Ready::EgressLines);
+                fds.push(PollFd::new(&egress.lines, PollFlags::IN));
+            }
+            whos.push(Ready::EgressEnd);
+            fds.push(PollFd::new(&egress.helper.pidfd, PollFlags::IN));
         }
         // A window is a promise of whoever is inside; that they also read is not.
         let agent_reads = self.agent.backlog() <= SLOW_AGENT;
@@ -466,22 +512,29 @@ impl Supervisor {
         for (_, mut serve) in self.serves.drain() {
             serve.helper.kill();
         }
+        self.egress_stop();
         self.status.supervisor = None;
         self.status.init = None;
         self.status.stopped = asked;
         let watched =
             self.agent_hello.as_ref().is_some_and(|hello| hello.enforced.iter().any(|e| e == "rename-notify"));
         self.status.home = asked && watched && !self.bring.moved;
+        let mut ended = None;
         if let Some(main) = self.main.as_mut().filter(|main| main.exit.is_none()) {
             // The main session ended with the sandbox: KILL is what happened to it.
             main.exit = Some(ExitStatus::Signal(9));
             self.status.exited = Some((ExitStatus::Signal(9), now()));
+            ended = Some(ExitStatus::Signal(9));
             for (id, stream) in &main.attached {
                 if let Some(client) = self.clients.get_mut(id) {
                     client.control(*stream, &Message::Exited(ExitStatus::Signal(9)));
                 }
             }
         }
+        if let Some(exit) = ended {
+            self.happened(Happened::Exited { status: exit.shell() });
+        }
+        self.happened(Happened::Stopped);
         let written = write_json(&self.dir.status(), &self.status, false);
         let _ = std::fs::remove_file(self.dir.ctl());
         for waiter in std::mem::take(&mut self.stop_waiters) {
@@ -508,6 +561,9 @@ impl Supervisor {
 impl Drop for Supervisor {
     fn drop(&mut self) {
         let _ = self.machine.kill();
+        if let Some(egress) = &mut self.egress {
+            egress.helper.kill();
+        }
         let _ = self.machine.pidfd().as_fd();
     }
 }

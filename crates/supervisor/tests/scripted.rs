@@ -6,9 +6,10 @@ use sandbox_core::id::SandboxId;
 use sandbox_core::launch::{LaunchSpec, Limits, Mode, Mount, Network, User};
 use sandbox_core::record::StatusRecord;
 use sandbox_core::store::{SandboxDir, Store, make_dir, read_json};
+use sandbox_protocol::event::Happened;
 use sandbox_protocol::{
-    Channel, Decoder, Exec, ExitStatus, Failure, FailureKind, Frame, FrameType, Hello, Message, WINDOW, encode,
-    encode_control,
+    Channel, Decoder, EVENTS, Exec, ExitStatus, Failure, FailureKind, Frame, FrameType, Hello, Message, VERSIONS,
+    WINDOW, encode, encode_control,
 };
 use sandbox_supervisor::{Config, supervise};
 use sandbox_sys::lock::FileLock;
@@ -157,6 +158,9 @@ impl Machine for Fake {
         let _ = self.child.kill();
         self.child.wait().map(drop)
     }
+    fn take_egress(&mut self) -> Option<OwnedFd> {
+        Some(std::fs::File::open("/dev/null").unwrap().into())
+    }
     fn freeze(&mut self) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
@@ -194,9 +198,11 @@ struct Setup {
     timeout: Option<Duration>,
     commit_back: &'static str,
     serve_host: &'static str,
+    /// The network is `allow`, and this is the proxy; its lines end where a line of input does.
+    proxy: Option<&'static str>,
 }
 
-const SETUP: Setup = Setup { once: false, timeout: None, commit_back: "true", serve_host: "true" };
+const SETUP: Setup = Setup { once: false, timeout: None, commit_back: "true", serve_host: "true", proxy: None };
 
 struct Running {
     root: tempfile::TempDir,
@@ -217,13 +223,14 @@ impl Setup {
         let shell = |script: &str| ["/bin/sh", "-c", script, "sh", &own].map(str::to_owned).to_vec();
         let config = Config {
             dir: dir.clone(),
-            spec: spec(),
+            spec: LaunchSpec { network: self.proxy.map_or(Network::None, |_| Network::Allow), ..spec() },
             first_client: Some(theirs),
             once: self.once,
             timeout: self.timeout,
             lock,
             commit_back: shell(self.commit_back),
             serve_host: shell(self.serve_host),
+            proxy: shell(self.proxy.unwrap_or("false")),
             terminate: None,
         };
         let driver = Scripted(Mutex::new(Some(Box::new(script))));
@@ -646,6 +653,89 @@ fn a_flood_of_ref_moves_is_not_a_flood_of_processes() {
     assert!((2..=6).contains(&runs), "{runs} in two seconds");
     // Whoever is on the host and asks does not wait for a pause.
     client.ask(&Message::CommitBack, 1 << 20).unwrap();
+    running.stop(&mut client);
+}
+
+/// The lines of the events' log, as soon as one of them has `word`.
+fn events(running: &Running, word: &str) -> String {
+    let until = Instant::now() + Duration::from_secs(10);
+    loop {
+        let text = std::fs::read_to_string(running.dir.events()).unwrap_or_default();
+        if text.contains(word) {
+            return text;
+        }
+        assert!(Instant::now() < until, "no '{word}' in {text}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits for the next event that a client is told of.
+fn told(client: &mut Connection) -> Happened {
+    loop {
+        let frame = client.recv().unwrap();
+        if frame.kind == FrameType::Control
+            && frame.stream == 0
+            && let Message::Event(event) = frame.message().unwrap()
+        {
+            return event.what;
+        }
+    }
+}
+
+fn wants_events(client: &mut Connection) {
+    let hello = Hello { min: VERSIONS.0, max: VERSIONS.1, features: vec![EVENTS.into()], enforced: vec![] };
+    client.send(0, &Message::Hello(hello)).unwrap();
+}
+
+#[test]
+fn a_refusal_is_told_at_once_and_every_decision_is_written_down() {
+    let proxy = r#"
+        until [ -e "$1/go" ]; do sleep 0.01; done
+        echo '{"at":1,"event":"network","verdict":"allowed","host":"good.test","port":443}'
+        echo 'not an event'
+        printf '{"at":2,"event":"network","verdict":"refused","host":"bad.test",'
+        sleep 0.05
+        echo '"port":443,"process":"curl"}'
+        echo "$2 $3" > "$1/args"
+        exec sleep 30"#;
+    let (running, mut client) = Setup { proxy: Some(proxy), ..SETUP }.run(Agent::came_far);
+    let mut silent = running.connect();
+    wants_events(&mut client);
+    client.ask(&Message::AskStatus, 1 << 20).unwrap();
+    std::fs::write(running.root.path().join("go"), "").unwrap();
+    let Happened::Network(network) = told(&mut client) else { panic!("another event") };
+    assert_eq!((network.host.as_str(), network.process.as_deref()), ("bad.test", Some("curl")));
+    let text = events(&running, "bad.test");
+    assert_eq!(text.lines().count(), 2, "{text}");
+    assert!(text.lines().next().unwrap().contains(r#""verdict":"allowed","method":"","host":"good.test""#), "{text}");
+    // Who did not ask is not told: the next word is the answer to its own question.
+    silent.ask(&Message::AskStatus, 1 << 20).unwrap();
+    let stream = exec(&mut client, command(true));
+    assert_eq!(collect(&mut client, stream).1, exited(42));
+    let text = events(&running, r#""event":"exited","status":42"#);
+    assert!(text.contains(r#""event":"started","argv":["work"]"#), "{text}");
+    let args = std::fs::read_to_string(running.root.path().join("args")).unwrap();
+    assert!(args.starts_with("--init ") && args.trim_end().len() > "--init ".len(), "{args}");
+    running.stop(&mut client);
+}
+
+#[test]
+fn the_end_of_the_proxy_is_told() {
+    let proxy = r#"
+        until [ -e "$1/go" ]; do sleep 0.01; done
+        printf '{"at":3,"event":"network","verdict":"closed","host":"last.test","port":443}\n'
+        kill -9 $$"#;
+    let (running, mut client) = Setup { proxy: Some(proxy), ..SETUP }.run(Agent::came_far);
+    wants_events(&mut client);
+    client.ask(&Message::AskStatus, 1 << 20).unwrap();
+    std::fs::write(running.root.path().join("go"), "").unwrap();
+    let Happened::NetworkEnded { reason } = told(&mut client) else { panic!("another event") };
+    assert_eq!(reason, "its proxy ended (signal: 9 (SIGKILL))");
+    let text = events(&running, "network-ended");
+    assert!(text.contains("last.test"), "{text}");
+    // The sandbox goes on without a network.
+    let stream = exec(&mut client, command(true));
+    assert_eq!(collect(&mut client, stream).1, exited(42));
     running.stop(&mut client);
 }
 

@@ -15,16 +15,18 @@ use super::plan::{MountPlan, Step};
 use super::tree::{Sources, Tree, open_sources, write_file};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
-use sandbox_core::launch::{LaunchSpec, Mode as LaunchMode, Network};
+use sandbox_core::launch::{LaunchSpec, Mode as LaunchMode, Network, PROXY_PORT};
 use sandbox_protocol::{ARGV0, CONFIG_FD, CONTROL_FD};
 use sandbox_sys::caps;
 use sandbox_sys::landlock::{Rights, Ruleset};
 use sandbox_sys::mount;
 use sandbox_sys::namespace::{self, Namespaces, resource};
+use sandbox_sys::socket;
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::io;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -88,6 +90,8 @@ pub struct Child<'a> {
     pub control: OwnedFd,
     /// The agent's parameters.
     pub config: OwnedFd,
+    /// Where the listening socket for the proxy goes, if there is to be one.
+    pub egress: Option<OwnedFd>,
     /// Lower the priority, since no cgroup does it.
     pub nice: bool,
     /// The Landlock ABI to use, if the kernel has a usable one.
@@ -153,8 +157,13 @@ impl Child<'_> {
             }
         }
         rustix::system::sethostname(self.spec.hostname.as_bytes()).during(|| "set the host name".to_owned())?;
-        if self.spec.network == Network::None {
+        if self.spec.network != Network::Host {
             namespace::loopback_up().during(|| "switch the loopback device on".to_owned())?;
+        }
+        if let Some(egress) = &self.egress {
+            let step = || format!("listen on port {PROXY_PORT} inside");
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PROXY_PORT)).during(step)?;
+            socket::send(egress, b"p", &[listener.as_fd()]).during(|| "hand out the socket of the proxy".to_owned())?;
         }
         for note in tree.finish()? {
             self.tell(&Line::Note(note));

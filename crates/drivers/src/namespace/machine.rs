@@ -42,12 +42,13 @@ impl Starting {
         control: UnixStream,
         identity: ProcessIdentity,
         notes: Vec<String>,
+        egress: Option<OwnedFd>,
     ) -> Result<NamespaceMachine, DriverError> {
         let Some(pidfd) = self.child.take() else {
             return Err(DriverError::NotReady { source: io::ErrorKind::NotFound.into() });
         };
         let cgroup = std::mem::take(&mut self.cgroup);
-        Ok(NamespaceMachine { control, identity, pidfd, notes, cgroup })
+        Ok(NamespaceMachine { control, identity, pidfd, notes, cgroup, egress })
     }
 }
 
@@ -87,6 +88,7 @@ pub struct NamespaceMachine {
     pidfd: OwnedFd,
     notes: Vec<String>,
     cgroup: Cgroup,
+    egress: Option<OwnedFd>,
 }
 
 impl Machine for NamespaceMachine {
@@ -105,6 +107,10 @@ impl Machine for NamespaceMachine {
 
     fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    fn take_egress(&mut self) -> Option<OwnedFd> {
+        self.egress.take()
     }
 
     fn kill(&mut self) -> io::Result<()> {

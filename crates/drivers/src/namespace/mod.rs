@@ -44,6 +44,7 @@ use sandbox_core::driver::{Check, Driver, DriverError, Isolation, Machine, Proce
 use sandbox_core::launch::{LaunchSpec, Mode, Network};
 use sandbox_protocol::{AgentConfig, AgentTree, AgentUser, Decoder, FilterBytes, Message};
 use sandbox_sys::namespace::{self, Forked, Namespaces};
+use sandbox_sys::socket::{message_pair, receive};
 use sandbox_sys::{landlock, process};
 use std::fs;
 use std::io::{self, Read};
@@ -135,9 +136,14 @@ fn launch(spec: &LaunchSpec) -> Result<NamespaceMachine, DriverError> {
 
     let mut namespaces = Namespaces::USER.and(Namespaces::MOUNT).and(Namespaces::PID);
     namespaces = namespaces.and(Namespaces::IPC).and(Namespaces::UTS);
-    if spec.network == Network::None {
+    if spec.network != Network::Host {
         namespaces = namespaces.and(Namespaces::NET);
     }
+    let egress = match spec.network {
+        Network::Allow => Some(message_pair().map_err(during("create a socket pair"))?),
+        Network::None | Network::Host => None,
+    };
+    let (egress_ours, egress_theirs) = egress.unzip();
     // Supplementary groups are inherited and cannot be dropped inside, where setgroups is denied.
     let groups = if switch_user { Some(namespace::groups().map_err(during("read the groups"))?) } else { None };
     if groups.is_some() {
@@ -145,14 +151,15 @@ fn launch(spec: &LaunchSpec) -> Result<NamespaceMachine, DriverError> {
     }
     let forked = namespace::fork_into(namespaces, machine.cgroup.for_clone());
     if let Ok(Forked::Child) = forked {
-        drop((ours, go_write, report_read));
+        drop((ours, go_write, report_read, egress_ours));
         let (go, report) = (go_read, report_write);
-        Child { spec, plan: &plan, switch_user, go, report, control: theirs, config, nice, landlock }.run();
+        let (control, egress) = (theirs, egress_theirs);
+        Child { spec, plan: &plan, switch_user, go, report, control, config, egress, nice, landlock }.run();
     }
     if let Some(groups) = &groups {
         namespace::set_groups(groups).map_err(during("restore the supplementary groups"))?;
     }
-    drop((theirs, config, go_read, report_write));
+    drop((theirs, config, go_read, report_write, egress_theirs));
     let pid = match forked {
         Ok(Forked::Parent { pid, pidfd }) => {
             machine.child = Some(pidfd);
@@ -180,7 +187,14 @@ fn launch(spec: &LaunchSpec) -> Result<NamespaceMachine, DriverError> {
         boot_id: process::boot_id().map_err(during("read the boot id"))?,
     };
     wait_until_ready(&ours, &mut machine)?;
-    machine.finish(UnixStream::from(ours), identity, notes)
+    let egress = egress_ours.map(listening).transpose().map_err(during("take over the socket of the proxy"))?;
+    machine.finish(UnixStream::from(ours), identity, notes, egress)
+}
+
+/// The listening socket that the child has made inside its network namespace.
+fn listening(egress: OwnedFd) -> io::Result<OwnedFd> {
+    let (_, fds) = receive(&egress, &mut [0u8; 1], false)?;
+    fds.into_iter().next().ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// What the agent is told, and what is weak.
@@ -202,7 +216,7 @@ fn agent_config(
     let (base, session) = wall::programs(rename_notify).map_err(during("compile the system call filter"))?;
     let mut enforced: Vec<String> = ["user-namespace", "mount-namespace", "pid-namespace", "ipc-namespace"]
         .into_iter()
-        .chain((spec.network == Network::None).then_some("net-namespace"))
+        .chain((spec.network != Network::Host).then_some("net-namespace"))
         .chain(["no-new-privs", "read-only-proc-sys"])
         .map(str::to_owned)
         .collect();
