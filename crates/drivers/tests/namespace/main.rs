@@ -8,6 +8,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod egress;
 mod inside;
 mod kit;
 mod life;
@@ -35,6 +36,8 @@ const ALL: &[(&str, Scenario)] = &[
     ("the_home_is_kept_and_not_trusted", view::the_home_is_kept_and_not_trusted),
     ("trees_anywhere", view::trees_anywhere),
     ("the_hosts_network", view::the_hosts_network),
+    ("connections_arrive_outside", egress::connections_arrive_outside),
+    ("without_a_policy_nothing_listens", egress::without_a_policy_nothing_listens),
     ("root_inside", view::root_inside),
     ("killed_at_once", life::killed_at_once),
     ("dies_with_its_supervisor", life::dies_with_its_supervisor),
