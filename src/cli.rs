@@ -140,6 +140,9 @@ pub struct Spawn {
     /// What to do with commits when the command ends
     #[arg(long, value_name = "WHAT")]
     pub on_exit: Option<OnExit>,
+    /// Commit inside what the command leaves uncommitted when it ends (sandbox.autoCommit)
+    #[arg(long)]
+    pub auto_commit: bool,
     /// Give a terminal to the command even if this is not one
     #[arg(short, long)]
     pub tty: bool,

@@ -51,7 +51,7 @@ pub fn leave(context: &Context, store: &Store, sandbox: &Sandbox, wish: OnExit, 
         fetch::bring(context, store, sandbox)?;
     }
     let mut left = work::uncommitted_now(context.git()?, store, sandbox)?;
-    if !left.files.is_empty() && context.setting("sandbox.autoCommit").as_deref() == Some("true") {
+    if !left.files.is_empty() && sandbox.record.auto_commit {
         commit::all(context, store, sandbox, &commit::automatic_message(sandbox))?;
         fetch::bring(context, store, sandbox)?;
         left = work::uncommitted_now(context.git()?, store, sandbox)?;

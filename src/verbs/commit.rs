@@ -53,6 +53,17 @@ pub fn all(context: &Context, store: &Store, sandbox: &Sandbox, message: &str) -
     Err(failure.hint(format!("`git sandbox shell {}` opens a shell to look at it", sandbox.name())))
 }
 
+/// `sandbox.autoCommit`, git's words for yes and no.
+pub fn automatic(context: &Context) -> Result<bool, CliError> {
+    let Some(text) = context.setting("sandbox.autoCommit") else { return Ok(false) };
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "1" => Ok(true),
+        "false" | "no" | "off" | "0" | "" => Ok(false),
+        _ => Err(CliError::new(format!("'{}' is not a value of sandbox.autoCommit", escape(&text)))
+            .hint("it is true or false")),
+    }
+}
+
 /// The message of `sandbox.autoCommit`: what ran, and the last lines of what it said.
 pub fn automatic_message(sandbox: &Sandbox) -> String {
     let command = sandbox.record.argv.join(" ");

@@ -98,6 +98,8 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
         links: links(context, &top),
         timeout,
         allow_weak: args.allow_weak.clone(),
+        auto_commit: args.auto_commit || super::commit::automatic(context)?,
+        forked: None,
     };
     if args.dry_run {
         let sandbox = Sandbox { dir: store.sandbox(&record.id), record };

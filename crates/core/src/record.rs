@@ -141,6 +141,24 @@ pub struct SandboxRecord {
     /// Layers of the wall that may be missing.
     #[serde(default)]
     pub allow_weak: Vec<String>,
+    /// What its command left uncommitted is committed when the command has ended.
+    #[serde(default)]
+    pub auto_commit: bool,
+    /// What it was forked from.
+    #[serde(default)]
+    pub forked: Option<Forked>,
+}
+
+/// Where a forked sandbox comes from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Forked {
+    /// The name that the other sandbox had then.
+    pub name: Name,
+    /// Its id.
+    pub id: SandboxId,
+    /// The commit of it that the host had then: what is committed up to there is no news of the fork.
+    #[serde(default)]
+    pub tip: Option<String>,
 }
 
 /// One repository of a sandbox.
