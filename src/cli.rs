@@ -152,6 +152,9 @@ pub struct Spawn {
     /// Go on without this layer of the wall
     #[arg(long, value_name = "LAYER")]
     pub allow_weak: Vec<String>,
+    /// Let programs inside make sandboxes of their own (bubblewrap, browsers); more of the kernel is in reach
+    #[arg(long)]
+    pub nested: bool,
     /// Carry files that look like secrets, or leave them out, without asking
     #[arg(long, value_name = "YES|NO")]
     pub carry_secrets: Option<YesNo>,

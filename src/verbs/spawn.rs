@@ -98,6 +98,7 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
         links: links(context, &top),
         timeout,
         allow_weak: args.allow_weak.clone(),
+        nested: args.nested,
         auto_commit: args.auto_commit || super::commit::automatic(context)?,
         forked: None,
     };

@@ -55,6 +55,9 @@ pub struct LaunchSpec {
     /// Layers of the wall that may be missing (`--allow-weak`).
     #[serde(default)]
     pub allow_weak: Vec<String>,
+    /// Programs inside may make namespaces and mounts of their own (`--nested`).
+    #[serde(default)]
+    pub nested: bool,
     /// Absolute path of our own binary on the host.
     pub program: PathBuf,
 }

@@ -141,6 +141,9 @@ pub struct SandboxRecord {
     /// Layers of the wall that may be missing.
     #[serde(default)]
     pub allow_weak: Vec<String>,
+    /// Programs inside may make namespaces and mounts of their own.
+    #[serde(default)]
+    pub nested: bool,
     /// What its command left uncommitted is committed when the command has ended.
     #[serde(default)]
     pub auto_commit: bool,

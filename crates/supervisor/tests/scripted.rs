@@ -189,6 +189,7 @@ fn spec() -> LaunchSpec {
         network: Network::None,
         limits: Limits::default(),
         allow_weak: vec![],
+        nested: false,
         program: "/bin/false".into(),
     }
 }

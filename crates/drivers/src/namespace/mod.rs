@@ -57,6 +57,10 @@ use view::Host;
 /// The driver's name.
 pub const NAME: &str = "namespace";
 
+/// What `--nested` costs.
+const NESTED_COST: &str = "nested: programs inside may make namespaces and mounts of their own, so that more of the \
+                           kernel is in their reach; no Landlock; a /proc that they mount is not masked";
+
 /// How long the agent may take to say its first word. It needs a few milliseconds; a machine that swaps, more.
 const READY: Duration = Duration::from_secs(20);
 
@@ -86,11 +90,12 @@ impl Driver for Namespace {
     }
 }
 
-/// The spec as it is carried out: a helper never has a network.
+/// The spec as it is carried out: a helper never has a network, and nests nothing.
 fn effective(spec: &LaunchSpec) -> LaunchSpec {
     let mut spec = spec.clone();
     if spec.mode == Mode::Helper {
         spec.network = Network::None;
+        spec.nested = false;
     }
     spec
 }
@@ -121,8 +126,11 @@ fn launch(spec: &LaunchSpec) -> Result<NamespaceMachine, DriverError> {
     // Without a cgroup, the limit of processes is the pid namespace's and the user namespace's own.
     notes.extend(created.notes.into_iter().filter(|note| !note.starts_with("process ")));
 
-    let landlock = Some(landlock::abi()).filter(|abi| *abi >= landlock::FIRST_USABLE);
-    if landlock.is_none() {
+    // A process in a Landlock domain cannot mount anything.
+    let landlock = Some(landlock::abi()).filter(|abi| !spec.nested && *abi >= landlock::FIRST_USABLE);
+    if spec.nested {
+        notes.push(NESTED_COST.to_owned());
+    } else if landlock.is_none() {
         notes.push("Landlock not enforced: this kernel has none that allows renames".to_owned());
     }
     let (config, weak) = agent_config(spec, &created.enforced, landlock)?;
@@ -213,11 +221,14 @@ fn agent_config(
         notes.push("directories of the snapshot cannot be renamed: kernel.yama.ptrace_scope is 3".to_owned());
     }
     let rename_notify = writable && !yama;
-    let (base, session) = wall::programs(rename_notify).map_err(during("compile the system call filter"))?;
+    let (base, session) =
+        wall::programs(rename_notify, spec.nested).map_err(during("compile the system call filter"))?;
     let mut enforced: Vec<String> = ["user-namespace", "mount-namespace", "pid-namespace", "ipc-namespace"]
         .into_iter()
         .chain((spec.network != Network::Host).then_some("net-namespace"))
-        .chain(["no-new-privs", "read-only-proc-sys"])
+        .chain(["no-new-privs"])
+        // Where namespaces may be made, so may another view of it.
+        .chain((!spec.nested).then_some("read-only-proc-sys"))
         .map(str::to_owned)
         .collect();
     enforced.extend(landlock.map(|abi| format!("landlock-abi-{abi}")));

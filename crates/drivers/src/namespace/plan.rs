@@ -110,6 +110,9 @@ pub enum Step {
     Proc {
         /// Limits of this user and pid namespace, written before `/proc/sys` becomes read-only.
         sysctls: Vec<(&'static str, u64)>,
+        /// A second one without masks at [`WHOLE_PROC`], where no path leads to once `/run` is mounted. The
+        /// kernel lets a namespace inside mount its own only if a whole one is somewhere in its mounts.
+        whole: bool,
     },
     /// A copy-on-write tree.
     Overlay {
@@ -156,7 +159,7 @@ impl fmt::Display for Step {
             }
             Self::Device { name, number } => write!(f, "device    /dev/{name}  {}:{}", number.0, number.1),
             Self::Terminals { max } => write!(f, "devpts    /dev/pts  ptmxmode=0666,max={max}"),
-            Self::Proc { sysctls } => {
+            Self::Proc { sysctls, whole } => {
                 write!(f, "proc      /proc  nosuid,nodev,noexec")?;
                 for (name, value) in sysctls {
                     write!(f, "\n  limit     {name} = {value}")?;
@@ -164,7 +167,8 @@ impl fmt::Display for Step {
                 for (path, kind) in MASKS {
                     write!(f, "\n  mask      {path}  {kind}")?;
                 }
-                write!(f, "\n  ro        /proc/sys")
+                write!(f, "\n  ro        /proc/sys")?;
+                if *whole { write!(f, "\n  whole     {WHOLE_PROC}, under /run") } else { Ok(()) }
             }
             Self::Overlay { at, lowers, writable } => {
                 write!(f, "overlay   {}  nosuid,nodev,userxattr", at.display())?;
@@ -205,6 +209,12 @@ pub const MASKS: &[(&str, &str)] = &[
 
 /// A directory that is always empty.
 pub const EMPTY: &str = "/sys";
+
+/// Where the whole `/proc` of a nested sandbox is: in a directory that `/run` covers.
+pub const WHOLE_PROC: &str = "/run/proc";
+
+/// How many namespaces of each kind may be inside with `--nested`: a browser has some for each tab.
+const NESTED_NAMESPACES: u64 = 1024;
 
 /// Limits of the new user namespace: no namespace inside, no fanotify, inotify within bounds so that one
 /// sandbox cannot use up what the user's desktop shares with it.
@@ -262,7 +272,8 @@ pub fn plan(spec: &LaunchSpec, host: &Host, kernel: Kernel) -> Result<MountPlan,
     steps.extend(dev(memory));
     // Empty, and what covers the directories of /proc that are masked.
     steps.push(Step::Directory { at: EMPTY.into() });
-    steps.push(Step::Proc { sysctls: sysctls(spec, kernel) });
+    // Before `/run`, which covers the second one.
+    steps.push(Step::Proc { sysctls: sysctls(spec, kernel), whole: spec.nested });
     steps.push(memory_at("/run", memory / 16, 0o755, Access::MEMORY));
     let tmp = Path::new("/tmp");
     if helper {
@@ -382,6 +393,11 @@ fn own(source: &Path, at: &Path) -> Step {
 
 fn sysctls(spec: &LaunchSpec, kernel: Kernel) -> Vec<(&'static str, u64)> {
     let mut limits = USER_LIMITS.to_vec();
+    if spec.nested {
+        for (_, value) in limits.iter_mut().filter(|(name, _)| name.ends_with("_namespaces")) {
+            *value = NESTED_NAMESPACES;
+        }
+    }
     if let (Some(pids), true) = (spec.limits.pids, kernel.own_pid_max) {
         // Once the numbers have wrapped around, those below 300 are not given out again.
         limits.push((PID_MAX, u64::from(pids) + 301));
@@ -432,6 +448,7 @@ pub(crate) mod tests {
             network: Network::None,
             limits: Limits { memory: Some(1 << 30), pids: Some(1024), ..Limits::default() },
             allow_weak: vec![],
+            nested: false,
             program: "/usr/local/bin/git-sandbox".into(),
         }
     }
@@ -543,6 +560,22 @@ symlink   /workspace -> /home/dev/project
         ));
         assert!(text.contains("  lowerdir+ /state/layers/base\n  read-only\n"));
         assert!(!text.contains("workdir"));
+    }
+
+    #[test]
+    fn nested_differs_in_limits_and_a_second_proc() {
+        let mut nested = spec();
+        nested.nested = true;
+        let (strict, nested) = (text(&spec()), text(&nested));
+        let strict: Vec<&str> = strict.lines().collect();
+        let (more, same): (Vec<&str>, Vec<&str>) = nested.lines().partition(|line| !strict.contains(line));
+        assert_eq!(more.len(), 9, "{more:?}");
+        assert!(more[..8].iter().all(|line| line.ends_with("_namespaces = 1024")), "{more:?}");
+        assert_eq!(more[8], "  whole     /run/proc, under /run");
+        assert_eq!(same.len(), strict.len() - 8);
+        // What covers it comes later.
+        let at = |start: &str| nested.lines().position(|line| line.starts_with(start)).unwrap();
+        assert!(at("proc ") < at("tmpfs     /run "));
     }
 
     #[test]

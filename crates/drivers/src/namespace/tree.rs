@@ -4,7 +4,7 @@
 //! into the tree comes after the change of the user ([`Tree::step`]), found without following any symlink.
 
 use super::apply::{During, Report};
-use super::plan::{Access, EMPTY, MASKS, PID_MAX, Step};
+use super::plan::{Access, EMPTY, MASKS, PID_MAX, Step, WHOLE_PROC};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, major, minor, mkdirat, openat, symlinkat};
 use rustix::io::Errno;
 use sandbox_sys::mount::{self, Attributes, Filesystem, Overlay};
@@ -153,7 +153,7 @@ impl Tree {
                 let mount = terminals(*max).during(|| "create '/dev/pts'".to_owned())?;
                 self.attach(&mount, Path::new("/dev/pts"), true)?;
             }
-            Step::Proc { sysctls } => self.proc(sysctls)?,
+            Step::Proc { sysctls, whole } => self.proc(sysctls, *whole)?,
             Step::Overlay { at, .. } => {
                 let target = self.mount_point(at, true)?;
                 self.last.borrow_mut().take_if(|(path, _)| path.starts_with(at));
@@ -243,11 +243,15 @@ impl Tree {
     }
 
     /// Mounts `/proc` and covers what shows the whole machine.
-    fn proc(&mut self, sysctls: &[(&'static str, u64)]) -> Result<(), Report> {
+    fn proc(&mut self, sysctls: &[(&'static str, u64)], whole: bool) -> Result<(), Report> {
         let hidden = Attributes { no_suid: true, no_dev: true, no_exec: true, read_only: false };
         let mount =
             Filesystem::new("proc").and_then(|proc| proc.mount(hidden)).during(|| "mount '/proc'".to_owned())?;
         self.attach(&mount, Path::new("/proc"), true)?;
+        if whole {
+            let whole = Filesystem::new("proc").and_then(|proc| proc.mount(hidden));
+            self.attach(&whole.during(|| "mount a whole '/proc'".to_owned())?, Path::new(WHOLE_PROC), true)?;
+        }
         let read_only = Attributes { read_only: true, ..hidden };
         for (path, kind) in MASKS {
             let step = || format!("mask '{path}'");

@@ -73,7 +73,8 @@ const KERNEL: &[Call] = &[
     both("lsm_set_self_attr", 460),
 ];
 
-/// Namespaces and mounts, by the old interface and the new one (CVE-2021-41133).
+/// Namespaces and mounts, by the old interface and the new one (CVE-2021-41133). With `--nested` they are
+/// permitted: the kernel still asks for a capability, which only a namespace made inside gives, and over itself.
 const NAMESPACES: &[Call] = &[
     call("unshare", 272, 97),
     call("setns", 308, 268),
@@ -88,12 +89,12 @@ const NAMESPACES: &[Call] = &[
     both("fsmount", 432),
     both("fspick", 433),
     both("mount_setattr", 442),
-    both("statmount", 457),
-    both("listmount", 458),
     both("open_tree_attr", 467),
     call("sethostname", 170, 161),
-    call("setdomainname", 171, 162),
 ];
+
+/// What no inner sandbox was seen to need.
+const MOUNT_TABLE: &[Call] = &[both("statmount", 457), both("listmount", 458), call("setdomainname", 171, 162)];
 
 /// Reaching into other processes. `ptrace` stays for debuggers: the only process of the namespace
 /// that is not user code is not dumpable.
@@ -122,7 +123,7 @@ const HANDLES: &[Call] = &[
     both("set_mempolicy_home_node", 450),
 ];
 
-/// The C library falls back to `clone`, whose flags are in a register.
+/// The C library, Go's runtime and container runtimes fall back to `clone`, whose flags are in a register.
 const CLONE3: Call = both("clone3", 435);
 
 const CLONE: Call = call("clone", 56, 220);
@@ -158,8 +159,9 @@ fn masked(mask: u32, test: Test) -> Test {
     Test { mask, ..test }
 }
 
-/// Returns the policy of PID 1 and of all that it starts, for one architecture.
-pub fn base(arch: u32) -> Policy {
+/// Returns the policy of PID 1 and of all that it starts, for one architecture. `nested` permits what a
+/// sandbox inside this one needs, and nothing else.
+pub fn base(arch: u32, nested: bool) -> Policy {
     let number = |call: &Call| match arch {
         ARCH_X86_64 => call.1,
         ARCH_AARCH64 => call.2,
@@ -171,13 +173,18 @@ pub fn base(arch: u32) -> Policy {
             rules.push(Rule { nr, tests, answer });
         }
     };
-    for group in [KERNEL, NAMESPACES, PROCESSES, HANDLES] {
+    for group in [KERNEL, MOUNT_TABLE, PROCESSES, HANDLES] {
         for call in group {
             add(call, vec![], EPERM);
         }
     }
+    if !nested {
+        for call in NAMESPACES {
+            add(call, vec![], EPERM);
+        }
+        add(&CLONE, vec![masked(CLONE_NEW, not_among(0, &[0]))], EPERM);
+    }
     add(&CLONE3, vec![], ENOSYS);
-    add(&CLONE, vec![masked(CLONE_NEW, not_among(0, &[0]))], EPERM);
     add(&IOCTL, vec![among(1, &TERMINAL_INJECTION)], EPERM);
     add(&SOCKET, vec![not_among(0, &[AF_UNIX, AF_INET, AF_INET6, AF_NETLINK])], EAFNOSUPPORT);
     // NETLINK_ROUTE (0) only: to list interfaces, not to reach XFRM, netfilter or audit.
@@ -194,8 +201,8 @@ pub fn base(arch: u32) -> Policy {
 }
 
 /// Returns the policy of the sessions: the base, and with `rename_notify` the agent is asked about renames.
-pub fn session(arch: u32, rename_notify: bool) -> Policy {
-    let mut policy = base(arch);
+pub fn session(arch: u32, rename_notify: bool, nested: bool) -> Policy {
+    let mut policy = base(arch, nested);
     if rename_notify {
         for call in RENAMES {
             let nr = if arch == ARCH_X86_64 { call.1 } else { call.2 };
@@ -206,9 +213,9 @@ pub fn session(arch: u32, rename_notify: bool) -> Policy {
 }
 
 /// Returns the bytes of both programs for this machine: (base, session).
-pub fn programs(rename_notify: bool) -> std::io::Result<(Vec<u8>, Vec<u8>)> {
-    let base = base(NATIVE_ARCH).compile()?.to_bytes();
-    let session = session(NATIVE_ARCH, rename_notify).compile()?.to_bytes();
+pub fn programs(rename_notify: bool, nested: bool) -> std::io::Result<(Vec<u8>, Vec<u8>)> {
+    let base = base(NATIVE_ARCH, nested).compile()?.to_bytes();
+    let session = session(NATIVE_ARCH, rename_notify, nested).compile()?.to_bytes();
     Ok((base, session))
 }
 
@@ -234,7 +241,7 @@ mod tests {
     fn the_programs_answer_as_the_table() {
         let values = interesting();
         for arch in ARCHES {
-            for policy in [base(arch), session(arch, true)] {
+            for policy in [base(arch, false), session(arch, true, false), base(arch, true), session(arch, true, true)] {
                 let program = policy.compile().unwrap();
                 let mut numbers: Vec<u32> = (0..=MAX_REVIEWED + 40).collect();
                 numbers.extend([600, X32_BIT - 1, X32_BIT, X32_BIT + 59, u32::MAX]);
@@ -263,7 +270,7 @@ mod tests {
         let says = |arch: u32, nr: u32, args: &[u64]| {
             let mut six = [0u64; 6];
             six[..args.len()].copy_from_slice(args);
-            base(arch).decide(arch, nr, &six)
+            base(arch, false).decide(arch, nr, &six)
         };
         let x = |nr, args: &[u64]| says(ARCH_X86_64, nr, args);
         let a = |nr, args: &[u64]| says(ARCH_AARCH64, nr, args);
@@ -305,9 +312,38 @@ mod tests {
     fn only_sessions_notify() {
         for (arch, numbers) in [(ARCH_X86_64, &[82, 264, 316][..]), (ARCH_AARCH64, &[38, 276][..])] {
             for nr in numbers {
-                assert_eq!(base(arch).decide(arch, *nr, &[0; 6]), Answer::Allow);
-                assert_eq!(session(arch, true).decide(arch, *nr, &[0; 6]), Answer::Notify);
-                assert_eq!(session(arch, false).decide(arch, *nr, &[0; 6]), Answer::Allow);
+                assert_eq!(base(arch, false).decide(arch, *nr, &[0; 6]), Answer::Allow);
+                for nested in [false, true] {
+                    assert_eq!(session(arch, true, nested).decide(arch, *nr, &[0; 6]), Answer::Notify);
+                    assert_eq!(session(arch, false, nested).decide(arch, *nr, &[0; 6]), Answer::Allow);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nested_permits_namespaces_and_mounts_and_nothing_else() {
+        for arch in ARCHES {
+            let number = |call: &Call| if arch == ARCH_X86_64 { call.1 } else { call.2 };
+            let (strict, nested) = (base(arch, false), base(arch, true));
+            let permitted: Vec<u32> = NAMESPACES.iter().chain([&CLONE]).filter_map(number).collect();
+            for nr in 0..=MAX_REVIEWED + 1 {
+                let with = |policy: &Policy| policy.decide(arch, nr, &[0x7E02_0000, 1, 0, 0, 0, 0]);
+                if permitted.contains(&nr) {
+                    assert_eq!((with(&strict), with(&nested)), (EPERM, Answer::Allow), "{nr}");
+                } else {
+                    assert_eq!(with(&strict), with(&nested), "{nr}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_program_may_shut_itself_in() {
+        // Landlock (444–446), seccomp, prctl: what needs no privilege is how tools confine their own children.
+        for (arch, numbers) in [(ARCH_X86_64, [444, 445, 446, 317, 157]), (ARCH_AARCH64, [444, 445, 446, 277, 167])] {
+            for nr in numbers {
+                assert_eq!(session(arch, true, false).decide(arch, nr, &[0; 6]), Answer::Allow, "{nr}");
             }
         }
     }
@@ -315,7 +351,7 @@ mod tests {
     #[test]
     fn no_number_is_told_twice() {
         for arch in ARCHES {
-            let policy = base(arch);
+            let policy = base(arch, false);
             let plain: Vec<u32> = policy.rules.iter().filter(|r| r.tests.is_empty()).map(|r| r.nr).collect();
             for nr in &plain {
                 assert_eq!(policy.rules.iter().filter(|rule| rule.nr == *nr).count(), 1, "{nr}");

@@ -93,6 +93,7 @@ impl Kit {
             network: Network::None,
             limits: Limits::default(),
             allow_weak: vec![],
+            nested: false,
             program: std::env::current_exe().unwrap(),
         };
         Self { dir, spec }
