@@ -1,5 +1,5 @@
 //! What tests stand on: a hermetic environment, repositories in every state that git knows,
-//! a digest of a tree, a terminal.
+//! a digest of a tree, a terminal, a web server under made-up names, the stand-in agent.
 //!
 //! ```text
 //! TestEnv                      a temporary directory, removed with everything that runs in it
@@ -17,6 +17,7 @@
 //! these lines. A test that ends a process ends it by its id, never by a name.
 #![forbid(unsafe_code)]
 
+mod agent;
 mod digest;
 mod env;
 mod filter;
@@ -26,7 +27,9 @@ mod process;
 mod pty;
 mod repo;
 mod states;
+mod tls;
 
+pub use agent::StandIn;
 pub use digest::{DIGEST_SCRIPT, tree_digest};
 pub use env::TestEnv;
 pub use filter::Filters;
@@ -36,6 +39,7 @@ pub use process::{Child, wait_until};
 pub use pty::Pty;
 pub use repo::{Repo, set_mtimes};
 pub use states::State;
+pub use tls::Origin;
 
 /// Ends the test as skipped: prints `SKIP: ` and the reason, and returns from the function.
 #[macro_export]
