@@ -20,6 +20,7 @@
 //! | `layer` | copies, whiteouts, hard links; rounds; folding |
 //! | `manifest` | the format, reading, building |
 //! | `changes` | reading an upper directory, which may be hostile |
+//! | `twin` | copying trees that may be hostile or written to, exactly |
 //! | `remove` | deleting trees that may be hostile |
 
 #![forbid(unsafe_code)]
@@ -39,6 +40,7 @@ mod rules;
 mod scan;
 mod secrets;
 mod stat;
+mod twin;
 
 pub use capture::{capture, sync};
 pub use changes::{Change, ChangeKind, ChangesError, changes};
@@ -50,3 +52,4 @@ pub use request::{
     Rebased, Secrets, Stats,
 };
 pub use stat::{Kind, Stat, Time};
+pub use twin::{Twin, TwinError, Twinned};
