@@ -94,7 +94,10 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
         env,
         network,
         limits,
-        toolchains: host_view::toolchains(&context.home, &path, &extra).into_iter().map(|m| (m.source, m.at)).collect(),
+        toolchains: host_view::toolchains(&context.home, &path, &extra, std::slice::from_ref(&top))
+            .into_iter()
+            .map(|m| (m.source, m.at))
+            .collect(),
         links: links(context, &top),
         timeout,
         allow_weak: args.allow_weak.clone(),
@@ -139,7 +142,7 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     };
     let stream = connection.open();
     connection.send(stream, &Message::Exec(exec_request(&command, &cwd, tty, true)))?;
-    let ended = relay(&mut connection, stream, input, true)?;
+    let ended = relay(&mut connection, stream, input, true, sandbox.name())?;
     match ended {
         Ended::Detached => status(&sandbox, ended),
         Ended::Refused(_) if !started(&sandbox) => {

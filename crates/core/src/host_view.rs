@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 
 /// Top directories that are shown when the host has them.
@@ -25,7 +26,8 @@ pub const SYSTEM: &[&str] = &[
 ];
 
 /// Leaf directories below the home that hold programs or sources, never credentials.
-/// (`.cargo` itself has `credentials.toml`, `.npm` has tokens in its logs: never those.)
+/// (`.cargo` itself has `credentials.toml`, `.npm` has tokens in its logs, `.gem` has `credentials`,
+/// `.local/share/uv` has `credentials/`, `.opam` has tokens of plugins: never those.)
 pub const TOOLCHAINS: &[&str] = &[
     ".cargo/bin",
     ".cargo/registry/cache",
@@ -45,7 +47,8 @@ pub const TOOLCHAINS: &[&str] = &[
     ".local/bin",
     ".local/lib",
     ".local/pipx",
-    ".local/share/uv",
+    ".local/share/uv/tools",
+    ".local/share/uv/python",
     ".local/share/pipx",
     ".local/share/mise",
     ".local/share/rtx",
@@ -54,7 +57,6 @@ pub const TOOLCHAINS: &[&str] = &[
     ".bun",
     ".deno",
     ".ghcup",
-    ".opam",
     ".juliaup",
     ".linuxbrew",
     "go/bin",
@@ -64,30 +66,39 @@ pub const TOOLCHAINS: &[&str] = &[
     "miniconda3",
     "anaconda3",
     "mambaforge",
-    ".gem",
+    ".gem/ruby",
 ];
 
-/// Directories below the home that are never bound because a link leads there.
-const CREDENTIALS: &[&str] = &[
-    ".ssh",
-    ".gnupg",
-    ".aws",
-    ".azure",
-    ".config",
-    ".docker",
-    ".kube",
-    ".password-store",
-    ".mozilla",
-    ".cargo",
-    ".npm",
-    ".local",
-    ".local/share",
-    ".cache",
-    ".gcloud",
-    ".terraform.d",
-    ".claude",
-    ".codex",
-    ".gemini",
+/// Directories below the home whose sub-directories are bound one by one, but for those named here.
+const ALL_BUT: &[(&str, &[&str])] = &[(".opam", &["plugins", "log", "download-cache"])];
+
+/// Directories below the home that hold credentials, with all that is in them.
+const CREDENTIALS: &[&str] =
+    &[".ssh", ".gnupg", ".aws", ".azure", ".docker", ".kube", ".password-store", ".mozilla", ".pki"];
+
+/// Directories below the home that hold settings of one program each: what one has is its own affair,
+/// and may be a login. Neither they nor those directories are bound because a link leads there, but
+/// what lies deeper may be (`~/.local/share/claude/versions`).
+const SETTINGS: &[&str] = &["", ".config", ".local", ".local/share", ".local/state", ".cache"];
+
+/// Names of files that hold a login by their nature, lower case.
+const LOGINS: &[&str] = &[
+    ".credentials.json",
+    ".git-credentials",
+    ".netrc",
+    ".npmrc",
+    ".pypirc",
+    "auth.json",
+    "credentials",
+    "credentials.json",
+    "credentials.toml",
+    "oauth_creds.json",
+    "secrets.json",
+    "secrets.toml",
+    "secrets.yaml",
+    "secrets.yml",
+    "token.json",
+    "tokens.json",
 ];
 
 /// At most this many links of `PATH` directories are followed.
@@ -95,7 +106,8 @@ const MAX_LINKS: usize = 4096;
 
 /// Returns the binds for toolchains below `home`: the fixed list, `extra` (relative to the
 /// home or absolute), each directory of `path` that is below the home, and where links in those lead.
-pub fn toolchains(home: &Path, path: &OsStr, extra: &[PathBuf]) -> Vec<Mount> {
+/// Nothing of the trees at `trees` is bound: they are mounted as copies.
+pub fn toolchains(home: &Path, path: &OsStr, extra: &[PathBuf], trees: &[PathBuf]) -> Vec<Mount> {
     let mut dirs: BTreeSet<PathBuf> = BTreeSet::new();
     let mut files: BTreeSet<PathBuf> = BTreeSet::new();
     let mut programs: Vec<PathBuf> = Vec::new();
@@ -105,9 +117,23 @@ pub fn toolchains(home: &Path, path: &OsStr, extra: &[PathBuf]) -> Vec<Mount> {
             dirs.insert(dir);
         }
     }
+    for (relative, but) in ALL_BUT {
+        for entry in fs::read_dir(home.join(relative)).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) && but.iter().all(|name| entry.file_name() != *name) {
+                dirs.insert(entry.path());
+            }
+        }
+    }
     for part in path.as_bytes().split(|b| *b == b':').filter(|part| !part.is_empty()) {
-        let dir = PathBuf::from(OsStr::from_bytes(part));
-        if dir.starts_with(home) && dir != home && !is_credentials(home, &dir) && dir.is_dir() {
+        let dir = normalise(Path::new(OsStr::from_bytes(part)));
+        if !dir.starts_with(home) || holds_credentials(home, &dir) || !dir.is_dir() {
+            continue;
+        }
+        if is_credentials(home, &dir) || has_login(&dir) {
+            // Programs beside settings, or in the home itself: each alone.
+            let entries = fs::read_dir(&dir).into_iter().flatten().flatten().map(|entry| entry.path());
+            files.extend(entries.filter(|path| is_program(path) && !is_login(home, path)).take(MAX_LINKS));
+        } else {
             programs.push(dir.clone());
             dirs.insert(dir);
         }
@@ -135,26 +161,24 @@ pub fn toolchains(home: &Path, path: &OsStr, extra: &[PathBuf]) -> Vec<Mount> {
             }
         }
     }
-    for link in links {
+    // A virtual environment that comes along has links of its own, to its interpreter.
+    while let Some(link) = links.pop() {
         for step in chain(&link) {
             let below = step.starts_with(home) && step != home;
             if !below || dirs.iter().any(|dir| step.starts_with(dir)) {
                 continue;
             }
-            // A program's neighbours (its libraries, its other versions) come along, unless the
-            // directory is the home or holds credentials.
-            match step.parent() {
-                _ if step.is_dir() && is_credentials(home, &step) => {}
-                _ if step.is_dir() => {
+            if step.is_dir() {
+                if !is_credentials(home, &step) {
                     dirs.insert(step);
                 }
-                Some(parent) if parent != home && !is_credentials(home, parent) => {
-                    dirs.insert(parent.to_owned());
+            } else if let Some(dir) = whole_program(home, &step) {
+                if dir.join("pyvenv.cfg").is_file() {
+                    links.push(dir.join("bin/python"));
                 }
-                _ if step.is_file() && !is_credentials(home, &step) => {
-                    files.insert(step);
-                }
-                _ => {}
+                dirs.insert(dir);
+            } else if step.is_file() && !is_login(home, &step) {
+                files.insert(step);
             }
         }
     }
@@ -167,18 +191,65 @@ pub fn toolchains(home: &Path, path: &OsStr, extra: &[PathBuf]) -> Vec<Mount> {
     }
     files.retain(|file| !binds.iter().any(|bound| file.starts_with(bound)));
     binds.extend(files);
+    binds.retain(|bind| !trees.iter().any(|tree| bind.starts_with(tree)));
     binds.into_iter().map(|path| Mount { source: path.clone(), at: path }).collect()
 }
 
+/// The directory that holds a program with its libraries and other versions: the outermost
+/// `node_modules`, the virtual environment, else the one that the file is in. `None` when that is the
+/// home, or may hold a login: then the file goes inside alone.
+fn whole_program(home: &Path, file: &Path) -> Option<PathBuf> {
+    let parent = file.parent()?;
+    let modules = file.ancestors().filter(|dir| dir.ends_with("node_modules")).last();
+    let environment = parent.parent().filter(|dir| dir.join("pyvenv.cfg").is_file());
+    let dir = modules.or(environment).unwrap_or(parent);
+    let fits = dir.starts_with(home) && !is_credentials(home, dir) && !has_login(dir);
+    fits.then(|| dir.to_owned())
+}
+
+fn is_program(path: &Path) -> bool {
+    path.metadata().is_ok_and(|meta| meta.is_file() && meta.mode() & 0o111 != 0)
+}
+
+/// Whether a file with a login lies directly in a directory.
+fn has_login(dir: &Path) -> bool {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.take(MAX_LINKS).any(|entry| names_a_credential(&entry.file_name().to_string_lossy()))
+}
+
+/// Whether a single file must stay outside.
+fn is_login(home: &Path, file: &Path) -> bool {
+    holds_credentials(home, file) || file.file_name().is_some_and(|name| names_a_credential(&name.to_string_lossy()))
+}
+
+/// Returns whether a path is in (or is) a directory of the home that holds credentials.
+pub fn holds_credentials(home: &Path, path: &Path) -> bool {
+    CREDENTIALS.iter().any(|dir| path.starts_with(home.join(dir)))
+}
+
+/// Returns whether a file of this name holds a login by its nature.
+pub fn names_a_credential(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    LOGINS.contains(&name.as_str())
+        || name.starts_with("id_") && !name.contains('.')
+        || name == ".env"
+        || name.starts_with(".env.") && !name.ends_with(".example")
+        || [".pem", ".p12", ".pfx", ".kdbx"].iter().any(|end| name.ends_with(end))
+}
+
+/// Whether a directory must not be bound whole. A directory of the home itself without a dot is the
+/// user's own work or a program's (`~/google-cloud-sdk`): it may.
 fn is_credentials(home: &Path, dir: &Path) -> bool {
     let Ok(relative) = dir.strip_prefix(home) else { return false };
-    relative.as_os_str().is_empty()
-        || CREDENTIALS.iter().any(|name| relative == Path::new(name))
-        || relative.components().next().is_some_and(|first| {
-            [".ssh", ".gnupg", ".aws", ".azure", ".kube", ".docker", ".password-store"]
-                .iter()
-                .any(|name| first == Component::Normal(OsStr::new(name)))
-        })
+    if SETTINGS.iter().any(|name| relative == Path::new(name)) || holds_credentials(home, dir) {
+        return true;
+    }
+    let hidden = relative.as_os_str().as_bytes().starts_with(b".");
+    relative.parent().is_some_and(|parent| SETTINGS.iter().any(|name| parent == Path::new(name)))
+        && hidden
+        && !TOOLCHAINS.iter().any(|known| relative == Path::new(known))
+        && relative != Path::new(".local/bin")
+        && relative != Path::new(".local/lib")
 }
 
 /// Every path that a link leads over: each target made absolute, at most 16 steps.
@@ -257,7 +328,7 @@ pub fn environment(host: &BTreeMap<String, String>) -> Vec<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     fn home() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
@@ -282,7 +353,7 @@ mod tests {
         symlink("../share/claude/versions/1.2/claude", home.join(".local/bin/claude")).unwrap();
         symlink(home.join("solo"), home.join(".local/bin/solo")).unwrap();
         let path = format!("/usr/bin:{}", home.join("tools/x/bin").display());
-        let binds = toolchains(&home, path.as_ref(), &["mine".into()]);
+        let binds = toolchains(&home, path.as_ref(), &["mine".into()], &[]);
         assert_eq!(
             paths(&binds, &home),
             [".cargo/bin", ".local/bin", ".local/share/claude/versions/1.2", "mine", "tools/x/bin", "solo"]
@@ -297,11 +368,132 @@ mod tests {
         symlink("../../.ssh/id_rsa", home.join(".local/bin/key")).unwrap();
         symlink("../..", home.join(".local/bin/up")).unwrap();
         let path = format!("{}:{}", home.join(".ssh").display(), home.display());
-        for bind in toolchains(&home, path.as_ref(), &[]) {
+        for bind in toolchains(&home, path.as_ref(), &[], &[]) {
             assert!(!home.join(".ssh").starts_with(&bind.at), "{bind:?} shows .ssh");
             assert!(!bind.at.starts_with(home.join(".ssh")) || bind.at.is_file(), "{bind:?}");
             assert!(bind.at != home.join(".ssh/id_rsa"), "{bind:?}");
         }
+    }
+
+    /// Makes files (and their directories) and links below a home, and returns what is bound.
+    fn layout(files: &[&str], links: &[(&str, &str)], path: &[&str]) -> Vec<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().canonicalize().unwrap().join("home/ann");
+        for file in files {
+            fs::create_dir_all(home.join(file).parent().unwrap()).unwrap();
+            fs::write(home.join(file), "#!").unwrap();
+            let program = file.contains("bin/") || !file.contains('.');
+            fs::set_permissions(home.join(file), fs::Permissions::from_mode(if program { 0o755 } else { 0o644 }))
+                .unwrap();
+        }
+        for (link, target) in links {
+            fs::create_dir_all(home.join(link).parent().unwrap()).unwrap();
+            symlink(target, home.join(link)).unwrap();
+        }
+        let path: Vec<String> = path.iter().map(|dir| home.join(dir).display().to_string()).collect();
+        paths(&toolchains(&home, path.join(":").as_ref(), &[], &[home.join("src/tree")]), &home)
+    }
+
+    #[test]
+    fn agents_are_found_as_their_installers_lay_them_out() {
+        // The native installer of Claude Code: a link to a file named as the version.
+        assert_eq!(
+            layout(
+                &[".local/share/claude/versions/2.1.0"],
+                &[(".local/bin/claude", "../share/claude/versions/2.1.0")],
+                &[".local/bin"]
+            ),
+            [".local/bin", ".local/share/claude/versions"]
+        );
+        // Its older place beside the login; a script there runs what is in node_modules.
+        assert_eq!(
+            layout(
+                &[".claude/local/claude", ".claude/local/node_modules/x/cli.js", ".claude/.credentials.json"],
+                &[(".local/bin/claude", "../../.claude/local/claude")],
+                &[]
+            ),
+            [".claude/local", ".local/bin"]
+        );
+        // npm with a prefix of one's own: the package needs its neighbours.
+        assert_eq!(
+            layout(
+                &["n/lib/node_modules/@a/codex/bin/codex.js", "n/lib/node_modules/@a/codex-linux/codex"],
+                &[("n/bin/codex", "../lib/node_modules/@a/codex/bin/codex.js")],
+                &["n/bin"]
+            ),
+            ["n/bin", "n/lib/node_modules"]
+        );
+        // nvm, volta, bun: known directories. OpenCode: a directory of its own on PATH.
+        assert_eq!(
+            layout(
+                &[".nvm/versions/node/v20/bin/node", ".volta/bin/volta-shim", ".bun/bin/bun", ".opencode/bin/opencode"],
+                &[
+                    (".nvm/versions/node/v20/bin/gemini", "../lib/node_modules/g/index.js"),
+                    (".volta/bin/codex", "volta-shim")
+                ],
+                &[".nvm/versions/node/v20/bin", ".volta/bin", ".bun/bin", ".opencode/bin"]
+            ),
+            [".bun", ".nvm", ".opencode/bin", ".volta"]
+        );
+        // uv: tools and interpreters, never its credentials. pipx with a place of its own.
+        assert_eq!(
+            layout(
+                &[
+                    ".local/share/uv/tools/aider-chat/bin/aider",
+                    ".local/share/uv/python/cpython-3.12/bin/python3.12",
+                    ".local/share/uv/credentials/credentials.toml",
+                    "py/venvs/goose/bin/goose",
+                    "py/venvs/goose/pyvenv.cfg",
+                    "py/base/bin/python3",
+                ],
+                &[
+                    (".local/bin/aider", "../share/uv/tools/aider-chat/bin/aider"),
+                    (".local/bin/goose", "../../py/venvs/goose/bin/goose"),
+                    ("py/venvs/goose/bin/python", "../../../base/bin/python3"),
+                ],
+                &[".local/bin"]
+            ),
+            [".local/bin", ".local/share/uv/python", ".local/share/uv/tools", "py/base/bin", "py/venvs/goose"]
+        );
+    }
+
+    #[test]
+    fn a_login_beside_a_program_stays_outside() {
+        // Beside settings, or beside a login: only the program itself.
+        assert_eq!(
+            layout(
+                &[".amp/amp", ".amp/settings", ".config/t/tool", ".local/share/o/o", "tools/t/t", "tools/t/auth.json"],
+                &[
+                    (".local/bin/amp", "../../.amp/amp"),
+                    (".local/bin/tool", "../../.config/t/tool"),
+                    (".local/bin/o", "../share/o/o"),
+                    (".local/bin/t", "../../tools/t/t"),
+                    (".local/bin/login", "../../tools/t/auth.json"),
+                ],
+                &[".local/bin", ".config", ".config/t", ".amp", ".local/share/o"]
+            ),
+            [".local/bin", ".amp/amp", ".config/t/tool", ".local/share/o/o", "tools/t/t"]
+        );
+        assert_eq!(
+            layout(
+                &[".opam/default/bin/ocaml", ".opam/plugins/p/x.token", ".gem/credentials", ".gem/ruby/3/x"],
+                &[],
+                &[]
+            ),
+            [".gem/ruby", ".opam/default"]
+        );
+    }
+
+    #[test]
+    fn nothing_of_the_tree_is_bound_over_its_copy() {
+        assert_eq!(
+            layout(
+                &["src/tree/node_modules/.bin/x", "src/tree/bin/y"],
+                &[(".local/bin/y", "../../src/tree/bin/y")],
+                &["src/tree/node_modules/.bin", "src/tree/bin"]
+            ),
+            [".local/bin"]
+        );
     }
 
     #[test]
