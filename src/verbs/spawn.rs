@@ -102,6 +102,7 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
         timeout,
         allow_weak: args.allow_weak.clone(),
         nested: args.nested,
+        preset: None,
         auto_commit: args.auto_commit || super::commit::automatic(context)?,
         forked: None,
     };

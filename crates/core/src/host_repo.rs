@@ -310,7 +310,14 @@ impl HostRepo {
             store::make_dir(&part)?;
         }
         make_vault(&dir, self.format)?;
-        let record = RepoRecord { id: id.clone(), common_dir: self.common_dir.clone(), dev, ino, carry_secrets: None };
+        let record = RepoRecord {
+            id: id.clone(),
+            common_dir: self.common_dir.clone(),
+            dev,
+            ino,
+            carry_secrets: None,
+            carry_credentials: Default::default(),
+        };
         store::write_json(&dir.record(), &record, true)?;
         Ok(id)
     }

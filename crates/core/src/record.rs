@@ -5,6 +5,7 @@ use crate::id::{LayerId, Name, RepoId, SandboxId, SnapshotId};
 use crate::launch::{Limits, Network, User};
 use sandbox_protocol::ExitStatus;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// `repos/<id>/repo.json`: which host repository this is.
@@ -21,6 +22,9 @@ pub struct RepoRecord {
     /// The user's answer to "carry files that look like secrets?", if asked.
     #[serde(default)]
     pub carry_secrets: Option<bool>,
+    /// The user's answers to "shall sandboxes have the login of this agent?", by the preset's name.
+    #[serde(default)]
+    pub carry_credentials: BTreeMap<String, bool>,
 }
 
 /// `repos/<id>/snapshots/<id>.json`: one immutable capture.
@@ -127,6 +131,9 @@ pub struct SandboxRecord {
     pub env: Vec<(String, String)>,
     /// The network.
     pub network: Network,
+    /// The preset that it was made with.
+    #[serde(default)]
+    pub preset: Option<String>,
     /// Limits.
     pub limits: Limits,
     /// Further toolchain binds, as (source, target).
