@@ -16,6 +16,10 @@ pub struct Need {
 /// What tests use when it is there.
 pub const TESTS: &[Need] = &[
     Need { program: "strace", package: "strace", without: "counting the files that git opens" },
+    Need { program: "python3", package: "python3", without: "the stand-in agent, and probes of the network" },
+    Need { program: "openssl", package: "openssl", without: "the stand-in agent, and probes of the network" },
+    Need { program: "curl", package: "curl", without: "probes of the network with curl" },
+    Need { program: "bwrap", package: "bubblewrap", without: "a sandbox inside a sandbox" },
     Need { program: "mkfs.btrfs", package: "btrfs-progs", without: "reflinks on Btrfs" },
     Need { program: "mkfs.xfs", package: "xfsprogs", without: "reflinks on XFS" },
 ];

@@ -8,6 +8,7 @@
 //! Nothing here fails on a time: two shared cores are not a referee. A goal is *missed* when the
 //! median is above it, and *near* when the lower quartile still is within it.
 
+mod egress;
 mod machine;
 mod measure;
 mod rows;

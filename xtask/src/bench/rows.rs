@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-type Rows = Result<Vec<Row>, String>;
+/// Lines of the table, or why they were not measured.
+pub type Rows = Result<Vec<Row>, String>;
 /// A function that measures some lines of the table.
 pub type Measure = fn(&Bench) -> Rows;
 
@@ -26,6 +27,7 @@ pub const ROWS: &[(&str, Measure)] = &[
     ("exec", exec),
     ("commit-back", commit_back),
     ("compile", compile),
+    ("egress", super::egress::egress),
     ("list", list),
     ("burst", burst),
     ("memory", memory),
@@ -72,7 +74,13 @@ impl Bench {
         Ok(self.env.repo_at(name))
     }
 
-    fn small(&self) -> Result<Repo<'_>, String> {
+    /// The environment.
+    pub fn env(&self) -> &TestEnv {
+        &self.env
+    }
+
+    /// The repository of 500 files.
+    pub fn small(&self) -> Result<Repo<'_>, String> {
         self.repo("small", &self.small, 500, 0)
     }
 
@@ -81,30 +89,31 @@ impl Bench {
     }
 
     /// Times `git sandbox spawn --quiet <args>`.
-    fn spawn(&self, repo: &Repo, args: &[&str]) -> Result<Duration, String> {
+    pub fn spawn(&self, repo: &Repo, args: &[&str]) -> Result<Duration, String> {
         self.run(repo, &[&["spawn", "--quiet"], args].concat())
     }
 
     /// Times the product.
-    fn run(&self, repo: &Repo, args: &[&str]) -> Result<Duration, String> {
+    pub fn run(&self, repo: &Repo, args: &[&str]) -> Result<Duration, String> {
         time(&mut self.env.sandbox_command(repo.dir(), args))
     }
 
     /// Builds one of our C programs.
-    fn c_program(&self, name: &str, source: &str) -> Result<PathBuf, String> {
+    pub fn c_program(&self, name: &str, source: &str) -> Result<PathBuf, String> {
         let (file, program) = (self.root().join(format!("{name}.c")), self.root().join(name));
         fs::write(&file, source).map_err(|error| error.to_string())?;
         time(Command::new("cc").args(["-O2", "-pthread", "-o"]).arg(&program).arg(&file))?;
         Ok(program)
     }
 
-    fn rounds(&self, contenders: &mut [Contender]) -> Result<Vec<Sample>, String> {
+    /// Lets the contenders take turns as often as was asked for.
+    pub fn rounds(&self, contenders: &mut [Contender]) -> Result<Vec<Sample>, String> {
         interleave(self.runs, contenders)
     }
 }
 
 /// Runs a script inside or outside that prints nanoseconds, and returns them as a duration.
-fn printed(command: &mut Command) -> Result<Duration, String> {
+pub fn printed(command: &mut Command) -> Result<Duration, String> {
     let output = command.output().map_err(|error| error.to_string())?;
     let text = String::from_utf8_lossy(&output.stdout);
     let nanos = text.lines().last().and_then(|line| line.trim().parse().ok());
@@ -117,7 +126,8 @@ fn timed(script: &str) -> String {
     format!("a=$(date +%s%N); {{ {script}; }} >&2 || exit 1; b=$(date +%s%N); echo $((b - a))")
 }
 
-fn take<const N: usize>(samples: Vec<Sample>) -> Result<[Sample; N], String> {
+/// Returns the samples, one per contender.
+pub fn take<const N: usize>(samples: Vec<Sample>) -> Result<[Sample; N], String> {
     samples.try_into().map_err(|_| "a contender is missing".to_owned())
 }
 
