@@ -22,6 +22,7 @@ use sandbox_core::record::{RepoMount, SandboxRecord};
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_protocol::{Message, escape_bytes};
+use sandbox_sys::lock::FileLock;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -75,7 +76,6 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     env.extend(variables(context, &args.env)?);
 
     let taken = prepare::take(context, &store, repo, source, &user, &args, &project)?;
-    let (tty, input) = standard(&args);
     let cwd = if context.cwd.starts_with(&top) { context.cwd.clone() } else { top.clone() };
     let path: OsString = context.vars.get("PATH").cloned().unwrap_or_default().into();
     let extra: Vec<PathBuf> = context.settings("sandbox.toolchain").iter().map(PathBuf::from).collect();
@@ -115,46 +115,83 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     if !args.quiet {
         eprintln!("sandbox '{name}': {}", taken.told);
     }
-    let mut connection = match start(context, &store, &sandbox, lock, !(args.detach && args.command.is_empty())) {
+    let launched = Launch {
+        detach: args.detach,
+        json: args.json,
+        quiet: args.quiet,
+        tty: args.tty,
+        branch: args.branch.as_deref(),
+        command: &args.command,
+        cwd: &cwd,
+        wish,
+    };
+    launch(context, &store, &sandbox, lock, &launched)
+}
+
+/// How a sandbox that was just made is started.
+pub struct Launch<'a> {
+    /// In the background.
+    pub detach: bool,
+    /// One JSON object about it, with `detach`.
+    pub json: bool,
+    /// Nothing is told.
+    pub quiet: bool,
+    /// A terminal for the command even if ours is none.
+    pub tty: bool,
+    /// A branch to make and check out first.
+    pub branch: Option<&'a str>,
+    /// The command; a shell (or nothing, in the background) when empty.
+    pub command: &'a [OsString],
+    /// Where it starts inside.
+    pub cwd: &'a Path,
+    /// What happens to commits at its end.
+    pub wish: cli::OnExit,
+}
+
+/// Starts a sandbox that was just made and whose lock is held, and runs its command. A launch that
+/// fails takes the sandbox with it.
+pub fn launch(context: &Context, store: &Store, sandbox: &Sandbox, lock: FileLock, args: &Launch<'_>) -> Outcome {
+    let mut connection = match start(context, store, sandbox, lock, !(args.detach && args.command.is_empty())) {
         Ok(connection) => connection,
         Err(error) => {
-            sandbox_core::prepare::undo(&store, &sandbox);
+            sandbox_core::prepare::undo(store, sandbox);
             return Err(error);
         }
     };
-    crate::plumbing::sync::start(&context.program, &store, &sandbox);
-    if let Some(branch) = &args.branch
-        && let Err(error) = checkout(&mut connection, &sandbox, branch)
+    crate::plumbing::sync::start(&context.program, store, sandbox);
+    if let Some(branch) = args.branch
+        && let Err(error) = checkout(&mut connection, sandbox, branch)
     {
         // No command has run in it: it goes as it came.
         drop(connection);
-        let _ = super::stop::stop(&sandbox, Duration::ZERO);
-        sandbox_core::prepare::undo(&store, &sandbox);
+        let _ = super::stop::stop(sandbox, Duration::ZERO);
+        sandbox_core::prepare::undo(store, sandbox);
         return Err(error);
     }
     if args.detach {
-        return detached(context, &store, &sandbox, &mut connection, &args, &cwd);
+        return detached(context, store, sandbox, &mut connection, args, args.cwd);
     }
+    let (tty, input) = standard(args.tty);
     let shell = &sandbox.record.user.shell;
-    let command = match args.command.as_slice() {
+    let command = match args.command {
         [] if tty => shell_command(shell),
         [] => shell_batch(shell),
         command => command.to_vec(),
     };
     let stream = connection.open();
-    connection.send(stream, &Message::Exec(exec_request(&command, &cwd, tty, true)))?;
+    connection.send(stream, &Message::Exec(exec_request(&command, args.cwd, tty, true)))?;
     let ended = relay(&mut connection, stream, input, true, sandbox.name())?;
     match ended {
-        Ended::Detached => status(&sandbox, ended),
-        Ended::Refused(_) if !started(&sandbox) => {
+        Ended::Detached => status(sandbox, ended),
+        Ended::Refused(_) if !started(sandbox) => {
             // The launch failed: nothing was ever done in it.
-            let failed = status(&sandbox, ended);
-            sandbox_core::prepare::undo(&store, &sandbox);
+            let failed = status(sandbox, ended);
+            sandbox_core::prepare::undo(store, sandbox);
             failed
         }
         ended => {
-            let code = status(&sandbox, ended);
-            finish(connection, &sandbox)?;
+            let code = status(sandbox, ended);
+            finish(connection, sandbox)?;
             let timed_out = sandbox.status()?.timed_out;
             if timed_out {
                 eprintln!(
@@ -162,7 +199,7 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
                     crate::text::age(sandbox.record.timeout.unwrap_or(0))
                 );
             }
-            if let Err(error) = leave::leave(context, &store, &sandbox, wish, args.quiet) {
+            if let Err(error) = leave::leave(context, store, sandbox, args.wish, args.quiet) {
                 // The command's own status is what a script asks for; what went wrong afterwards is told.
                 error.print();
                 return if matches!(code, Ok(0)) { Ok(125) } else { code };
@@ -209,7 +246,7 @@ fn detached(
     store: &Store,
     sandbox: &Sandbox,
     connection: &mut sandbox_core::connection::Connection,
-    args: &cli::Spawn,
+    args: &Launch<'_>,
     cwd: &Path,
 ) -> Outcome {
     let stream = connection.open();
@@ -221,7 +258,7 @@ fn detached(
         }
         answer?;
     } else {
-        let mut request = exec_request(&args.command, cwd, false, true);
+        let mut request = exec_request(args.command, cwd, false, true);
         request.tty = args.tty.then(window);
         connection.send(stream, &Message::Exec(request))?;
         if let Err(error) = wait_started(connection, stream) {
@@ -275,9 +312,9 @@ fn chosen_driver(context: &Context, flag: Option<&str>) -> Result<String, CliErr
 }
 
 /// A terminal for the command when both ends of ours are one.
-fn standard(args: &cli::Spawn) -> (bool, Input) {
+fn standard(asked: bool) -> (bool, Input) {
     let terminal = interactive();
-    let tty = args.tty || terminal;
+    let tty = asked || terminal;
     let input = match (terminal, isatty(io::stdin())) {
         (true, _) => Input::Terminal,
         // A terminal whose output goes elsewhere: keys are for the shell that reads it.
