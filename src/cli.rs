@@ -40,8 +40,10 @@ pub enum Verb {
     Shell(Shell),
     /// Join the main command of a sandbox; leave with Ctrl-P Ctrl-Q
     Attach(One),
-    /// Print the output of the main command
+    /// Print the output of main commands
     Logs(Logs),
+    /// Print what happened: starts, ends, what the network let out or refused
+    Events(Events),
     /// Wait until the main commands have ended; the status is that of the last one
     Wait(Wait),
     /// Stop sandboxes; their files stay
@@ -253,21 +255,51 @@ pub struct Shell {
     pub workdir: Option<PathBuf>,
 }
 
-/// Print the output of the main command.
+/// Print the output of main commands.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  git sandbox logs -f fix-login")]
+#[command(
+    after_help = "Examples:\n  git sandbox logs -f fix-login\n  git sandbox logs -f a b c        whole lines, with the name in front"
+)]
 pub struct Logs {
-    /// Which sandbox
-    pub name: String,
-    /// Go on until the command ends
+    /// Which sandboxes
+    #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "NAME")]
+    pub names: Vec<String>,
+    /// All of this repository
+    #[arg(long)]
+    pub all: bool,
+    /// Go on until all their commands have ended
     #[arg(short, long)]
     pub follow: bool,
-    /// Only the last N lines
+    /// Only the last N lines (of each)
     #[arg(short = 'n', long, value_name = "N")]
     pub lines: Option<usize>,
-    /// Pass control characters on to the terminal instead of escaping them
+    /// Pass control characters on to the terminal instead of escaping them (one sandbox)
     #[arg(long)]
     pub raw: bool,
+}
+
+/// Print what happened in and around sandboxes.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  git sandbox events fix-login           starts, ends, and what the network let out or refused\n  \
+git sandbox events -f --json a b       one JSON object a line, as it happens"
+)]
+pub struct Events {
+    /// Which sandboxes
+    #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "NAME")]
+    pub names: Vec<String>,
+    /// All of this repository
+    #[arg(long)]
+    pub all: bool,
+    /// Go on until all of them have stopped
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only the last N events
+    #[arg(short = 'n', long, value_name = "N")]
+    pub lines: Option<usize>,
+    /// As JSON, one object a line (docs/events.md)
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Wait until main commands have ended.
@@ -553,7 +585,12 @@ pub struct Completions {
 
 /// Tell about a verb.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  git sandbox help merge\n  git sandbox help agent       what an agent inside should know"
+)]
 pub struct Help {
-    /// Which verb
+    /// Which verb; `agent`: what an agent inside is told
     pub verb: Option<String>,
+    /// With `agent`: which sandbox (inside one: this one)
+    pub name: Option<String>,
 }

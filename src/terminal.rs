@@ -1,15 +1,20 @@
 //! A session on the user's terminal (or pipes): raw mode, relay, window size, the keys that
-//! leave, signals. What is relayed never touches a file of the host directly: the process
+//! leave, signals, refusals of the network. What is relayed never touches a file of the host directly: the process
 //! inside has its own pty or pipes.
 
 use crate::error::CliError;
+use crate::notices::Notices;
+use crate::screen::Screen;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 use sandbox_core::connection::{Connection, ConnectionError};
-use sandbox_protocol::{Channel, ExitStatus, Failure, FrameError, FrameType, MAX_PAYLOAD, Message, WINDOW, WindowSize};
+use sandbox_protocol::{
+    Channel, Event, ExitStatus, Failure, FrameError, FrameType, MAX_PAYLOAD, Message, WINDOW, WindowSize,
+};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
 
 /// How a relayed session ended for this client.
 #[derive(Debug)]
@@ -61,59 +66,6 @@ impl Drop for Raw {
     }
 }
 
-/// Modes of the terminal that the session switched on and did not switch off again: alternate
-/// screen, mouse, bracketed paste, hidden cursor. A program that is left or killed cannot.
-#[derive(Debug, Default)]
-struct Modes {
-    on: std::collections::BTreeSet<u16>,
-    hidden: bool,
-    /// The beginning of a sequence that the next bytes complete.
-    partial: Vec<u8>,
-}
-
-impl Modes {
-    /// Reads `ESC [ ? n ; n h` and `l`; everything else passes by.
-    fn watch(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            match (self.partial.as_slice(), byte) {
-                (_, 0x1b) => self.partial = vec![0x1b],
-                ([], _) => {}
-                ([0x1b], b'[') | ([0x1b, b'['], b'?') => self.partial.push(*byte),
-                ([0x1b, b'[', b'?', ..], b'0'..=b'9' | b';') if self.partial.len() < 32 => self.partial.push(*byte),
-                ([0x1b, b'[', b'?', numbers @ ..], b'h' | b'l') => {
-                    let text = String::from_utf8_lossy(numbers).into_owned();
-                    for mode in text.split(';').filter_map(|mode| mode.parse::<u16>().ok()) {
-                        self.set(mode, *byte == b'h');
-                    }
-                    self.partial.clear();
-                }
-                _ => self.partial.clear(),
-            }
-        }
-    }
-
-    fn set(&mut self, mode: u16, on: bool) {
-        match mode {
-            25 => self.hidden = !on,
-            47 | 1000..=1006 | 1015 | 1047 | 1049 | 2004 if on => {
-                self.on.insert(mode);
-            }
-            mode => {
-                self.on.remove(&mode);
-            }
-        }
-    }
-
-    /// What switches everything off that is still on.
-    fn reset(&self) -> String {
-        let mut out: String = self.on.iter().rev().map(|mode| format!("\x1b[?{mode}l")).collect();
-        if self.hidden {
-            out.push_str("\x1b[?25h");
-        }
-        out
-    }
-}
-
 /// What of standard input goes to the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
@@ -139,17 +91,25 @@ fn watch_signals() -> io::Result<Vec<SignalSocket>> {
     Ok(all)
 }
 
-/// Relays until the session ends or is left. `leave` allows Ctrl-P Ctrl-Q.
-pub fn relay(connection: &mut Connection, stream: u32, input: Input, leave: bool) -> Result<Ended, CliError> {
+/// Relays a session of the sandbox `name` until it ends or is left. `leave` allows Ctrl-P Ctrl-Q.
+/// The connection should have asked for events: refusals of the network are told as they come.
+pub fn relay(
+    connection: &mut Connection,
+    stream: u32,
+    input: Input,
+    leave: bool,
+    name: &str,
+) -> Result<Ended, CliError> {
     let signals = watch_signals().map_err(CliError::io("watch for signals"))?;
     let raw = if input == Input::Terminal { Raw::enter() } else { None };
-    let mut modes = Modes::default();
-    let ended = relay_until_end(connection, stream, input, leave, &signals, &mut modes);
+    let mut shown = Shown::new(name, raw.is_some());
+    let ended = relay_until_end(connection, stream, input, leave, &signals, &mut shown);
     if raw.is_some() {
         let mut out = io::stdout();
-        let _ = out.write_all(modes.reset().as_bytes()).and_then(|()| out.flush());
+        let _ = out.write_all(shown.screen.reset().as_bytes()).and_then(|()| out.flush());
     }
     drop(raw);
+    shown.end();
     for (_, _, id) in signals {
         signal_hook::low_level::unregister(id);
     }
@@ -160,13 +120,95 @@ pub fn relay(connection: &mut Connection, stream: u32, input: Input, leave: bool
     }
 }
 
+/// What the user sees: the session's output, and between it lines of ours on standard error.
+struct Shown {
+    screen: Screen,
+    /// Output and our lines meet on one terminal.
+    same: bool,
+    /// Lines end in CR LF.
+    raw: bool,
+    /// The last byte of the session's standard error was no line break.
+    open: bool,
+    notices: Notices,
+    since: Instant,
+}
+
+impl Shown {
+    fn new(name: &str, raw: bool) -> Self {
+        let terminal = isatty(io::stderr());
+        Self {
+            screen: Screen::default(),
+            same: terminal && isatty(io::stdout()),
+            raw: raw && terminal,
+            open: false,
+            notices: Notices::new(name),
+            since: Instant::now(),
+        }
+    }
+
+    fn stdout(&mut self, bytes: &[u8]) {
+        // A reader that has gone away (`| head`) must not end the work inside.
+        let mut out = io::stdout();
+        let _ = out.write_all(bytes).and_then(|()| out.flush());
+        self.screen.watch(bytes);
+        self.tell();
+    }
+
+    fn stderr(&mut self, bytes: &[u8]) {
+        let _ = io::stderr().write_all(bytes);
+        if self.same {
+            self.screen.watch(bytes);
+        }
+        self.open = bytes.last().is_some_and(|byte| *byte != b'\n');
+        self.tell();
+    }
+
+    fn event(&mut self, event: &Event) {
+        self.notices.event(event, self.since.elapsed());
+        self.tell();
+    }
+
+    /// Writes what waits, unless a full-screen program or an unfinished sequence is in the way.
+    fn tell(&mut self) {
+        if self.notices.waiting() && (!self.same || self.screen.may_write()) {
+            let lines = self.notices.take();
+            self.write(&lines);
+        }
+    }
+
+    /// The session is over, and the terminal as it was before.
+    fn end(&mut self) {
+        self.raw = false;
+        let lines = self.notices.last();
+        self.write(&lines);
+    }
+
+    fn write(&mut self, lines: &[String]) {
+        if lines.is_empty() {
+            return;
+        }
+        let end = if self.raw { "\r\n" } else { "\n" };
+        let mut text = String::new();
+        if self.open || (self.same && self.screen.line_is_open()) {
+            text.push_str(end);
+        }
+        for line in lines {
+            text.push_str(line);
+            text.push_str(end);
+        }
+        let _ = io::stderr().write_all(text.as_bytes());
+        self.open = false;
+        self.screen.line_written();
+    }
+}
+
 fn relay_until_end(
     connection: &mut Connection,
     stream: u32,
     input: Input,
     leave: bool,
     signals: &[SignalSocket],
-    modes: &mut Modes,
+    shown: &mut Shown,
 ) -> Result<Ended, ConnectionError> {
     let mut window = if input == Input::None { 0 } else { WINDOW as usize };
     let mut open = input != Input::None;
@@ -179,10 +221,10 @@ fn relay_until_end(
     loop {
         while let Some(frame) = connection.buffered()? {
             if frame.stream != stream {
-                if frame.stream == 0
-                    && let Ok(Message::Error(failure)) = frame.message()
-                {
-                    return Ok(Ended::Refused(failure));
+                match frame.message() {
+                    Ok(Message::Error(failure)) if frame.stream == 0 => return Ok(Ended::Refused(failure)),
+                    Ok(Message::Event(event)) if frame.stream == 0 => shown.event(&event),
+                    _ => {}
                 }
                 continue;
             }
@@ -198,15 +240,12 @@ fn relay_until_end(
                 },
                 FrameType::Stdin => return Err(ConnectionError::Protocol(FrameError::Type(1))),
                 FrameType::Stdout => {
-                    // A reader that has gone away (`| head`) must not end the work inside.
-                    let mut out = io::stdout();
-                    let _ = out.write_all(&frame.payload).and_then(|()| out.flush());
-                    modes.watch(&frame.payload);
+                    shown.stdout(&frame.payload);
                     let bytes = frame.payload.len() as u64;
                     connection.send(stream, &Message::Credit { channel: Channel::Stdout, bytes })?;
                 }
                 FrameType::Stderr => {
-                    let _ = io::stderr().write_all(&frame.payload);
+                    shown.stderr(&frame.payload);
                     let bytes = frame.payload.len() as u64;
                     connection.send(stream, &Message::Credit { channel: Channel::Stderr, bytes })?;
                 }
@@ -315,15 +354,5 @@ mod tests {
         assert_eq!(keys.feed(b"ls\x10"), (b"ls".to_vec(), false));
         assert_eq!(keys.feed(b"x"), (b"\x10x".to_vec(), false));
         assert_eq!(keys.feed(b"\x10\x10\x11"), (b"\x10".to_vec(), true));
-    }
-
-    #[test]
-    fn only_what_was_left_on_is_switched_off() {
-        let mut modes = Modes::default();
-        modes.watch(b"plain \x1b[1mbold\x1b[0m \x1b[?1049h\x1b[?10");
-        modes.watch(b"00;1006h\x1b[?25l\x1b[?2004h\x1b[?2004l");
-        assert_eq!(modes.reset(), "\x1b[?1049l\x1b[?1006l\x1b[?1000l\x1b[?25h");
-        modes.watch(b"\x1b[?1049l\x1b[?1000;1006l\x1b[?25h");
-        assert_eq!(modes.reset(), "");
     }
 }

@@ -8,7 +8,7 @@ use crate::terminal::{Ended, Input, interactive, relay};
 use crate::text::escape;
 use sandbox_core::connection::Connection;
 use sandbox_core::sandbox::Sandbox;
-use sandbox_protocol::{Exec, FailureKind, Message};
+use sandbox_protocol::{EVENTS, Exec, FailureKind, Message};
 use std::path::{Path, PathBuf};
 
 /// Bytes of past output that `attach` shows.
@@ -44,15 +44,15 @@ fn session(
     let mut connection = connect_or_start(context, store, sandbox)?;
     let stream = connection.open();
     connection.send(stream, &Message::Exec(request))?;
-    let ended = relay(&mut connection, stream, input, false)?;
+    let ended = relay(&mut connection, stream, input, false, sandbox.name())?;
     status(sandbox, ended)
 }
 
 pub fn attach(context: &Context, args: &cli::One) -> Outcome {
     let store = context.store()?;
     let sandbox = context.sandbox(&store, &args.name)?;
-    let mut connection = sandbox.connect()?;
-    match attach_to(&mut connection)? {
+    let mut connection = sandbox.connect_with(&[EVENTS])?;
+    match attach_to(&mut connection, sandbox.name())? {
         Ended::Refused(failure) if failure.kind == FailureKind::NotFound => {
             Err(CliError::new(format!("no command was started in '{}'", sandbox.name()))
                 .hint(format!("`git sandbox shell {}` opens a shell in it", sandbox.name())))
@@ -62,7 +62,7 @@ pub fn attach(context: &Context, args: &cli::One) -> Outcome {
 }
 
 /// Joins the main session; a new window size makes full-screen programs redraw.
-fn attach_to(connection: &mut Connection) -> Result<Ended, CliError> {
+fn attach_to(connection: &mut Connection, name: &str) -> Result<Ended, CliError> {
     let stream = connection.open();
     connection.send(stream, &Message::Attach { session: 0, replay: REPLAY })?;
     let tty = interactive();
@@ -73,7 +73,7 @@ fn attach_to(connection: &mut Connection) -> Result<Ended, CliError> {
         connection.send(stream, &Message::Resize(size))?;
         eprintln!("attached: Ctrl-P Ctrl-Q leaves it running");
     }
-    relay(connection, stream, if tty { Input::Terminal } else { Input::None }, true)
+    relay(connection, stream, if tty { Input::Terminal } else { Input::None }, true, name)
 }
 
 /// What the end of a relayed session means for our own status.

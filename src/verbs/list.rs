@@ -4,9 +4,11 @@ use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::text::{age, escape, size, table, tilde};
+use sandbox_core::launch::Network;
 use sandbox_core::sandbox::{Sandbox, State};
 use sandbox_core::store::Store;
 use sandbox_core::work;
+use sandbox_protocol::ExitStatus;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
@@ -32,6 +34,8 @@ pub struct Row {
     /// Unix seconds at which it ended.
     pub exited: Option<u64>,
     pub timed_out: bool,
+    /// The signal that ended it, without `SIG`.
+    pub signal: Option<String>,
     /// The branch that was checked out at the spawn.
     pub branch: Option<String>,
     /// Commits that it made and that this repository has.
@@ -44,8 +48,10 @@ pub struct Row {
     pub disk_bytes: u64,
     /// Bytes of memory of its processes.
     pub memory_bytes: u64,
-    /// Seconds since the last output of the main command.
+    /// Seconds since the last output of the main command (or its start).
     pub silent_seconds: Option<u64>,
+    /// Different hosts and ports that the network refused since the last start.
+    pub blocked: usize,
 }
 
 #[derive(Serialize)]
@@ -82,6 +88,11 @@ pub fn run(context: &Context, args: &cli::List) -> Outcome {
             .map(str::to_owned)
             .to_vec(),
     ];
+    // A column that says the same in each line is none.
+    let drivers = rows.iter().any(|row| row.driver != rows[0].driver);
+    if drivers {
+        lines[0].insert(2, "DRIVER".into());
+    }
     if everywhere {
         lines[0].insert(1, "REPOSITORY".into());
     }
@@ -101,6 +112,9 @@ pub fn run(context: &Context, args: &cli::List) -> Outcome {
             if row.memory_bytes == 0 { "-".into() } else { size(row.memory_bytes) },
             command_words(row),
         ];
+        if drivers {
+            cells.insert(2, escape(&row.driver));
+        }
         if everywhere {
             cells.insert(1, tilde(&row.worktree, &context.home));
         }
@@ -118,18 +132,41 @@ pub fn print_json<T: Serialize>(value: &T) -> Result<(), CliError> {
     Ok(())
 }
 
-/// `running, silent 4m`, `exited 1 3m ago`, `stopped`, …
+/// `running, silent 4m`, `exited 1 3m ago`, `killed (TERM) 2m ago`, `timed out 5m ago`, `stopped`, …;
+/// behind it `, blocked 3` when the network refused something.
 pub fn state_words(row: &Row) -> String {
-    let now = now();
-    match (row.state, row.exit_status, row.exited) {
-        ("running", None, _) => match row.silent_seconds {
+    words_at(row, now())
+}
+
+fn words_at(row: &Row, now: u64) -> String {
+    let ended = row.exited.map(|at| {
+        let how = match (row.timed_out, &row.signal, row.exit_status) {
+            (true, ..) => "timed out".to_owned(),
+            (false, Some(signal), _) => format!("killed ({signal})"),
+            (false, None, status) => format!("exited {}", status.unwrap_or_default()),
+        };
+        format!("{how} {} ago", age(now.saturating_sub(at)))
+    });
+    let mut words = match (row.state, ended) {
+        ("running", None) => match row.silent_seconds {
             Some(silent) if silent >= 60 => format!("running, silent {}", age(silent)),
             _ => "running".into(),
         },
-        ("running", Some(_), _) => "running".into(),
-        ("stopped", Some(_), Some(at)) if row.timed_out => format!("timed out {} ago", age(now.saturating_sub(at))),
-        ("stopped", Some(status), Some(at)) => format!("exited {status} {} ago", age(now.saturating_sub(at))),
-        (state, ..) => state.to_owned(),
+        ("running", Some(ended)) => format!("running, {ended}"),
+        ("stopped", Some(ended)) => ended,
+        (state, _) => state.to_owned(),
+    };
+    if row.blocked > 0 {
+        words.push_str(&format!(", blocked {}", row.blocked));
+    }
+    words
+}
+
+/// A signal as people write it.
+fn signal_words(signal: i32) -> String {
+    match signal_hook::low_level::signal_name(signal) {
+        Some(name) => name.trim_start_matches("SIG").to_owned(),
+        None => signal.to_string(),
     }
 }
 
@@ -150,10 +187,11 @@ pub fn row(context: &Context, store: &Store, sandbox: &Sandbox, memory: &HashMap
     let snapshot = sandbox.snapshot(store, 0).ok();
     let commits = work::commits_on_host(context.git()?, store, sandbox).unwrap_or_default();
     let uncommitted = work::uncommitted_now(context.git()?, store, sandbox).map(|left| left.files.len()).unwrap_or(0);
-    let silent = (state == State::Running && status.exited.is_none() && !record.argv.is_empty())
-        .then(|| std::fs::metadata(sandbox.dir.log()).ok())
-        .flatten()
-        .map(|meta| now().saturating_sub(meta.mtime() as u64));
+    let silent = (state == State::Running && status.exited.is_none() && !record.argv.is_empty()).then(|| {
+        // The log may be of an earlier run, or there is none yet.
+        let wrote = std::fs::metadata(sandbox.dir.log()).map_or(0, |meta| meta.mtime().max(0) as u64);
+        now().saturating_sub(wrote.max(status.started.unwrap_or(record.created)))
+    });
     Ok(Row {
         name: sandbox.name().to_owned(),
         id: record.id.to_string(),
@@ -166,6 +204,10 @@ pub fn row(context: &Context, store: &Store, sandbox: &Sandbox, memory: &HashMap
         exit_status: status.exited.map(|(exit, _)| if status.timed_out { 124 } else { exit.shell() }),
         exited: status.exited.map(|(_, at)| at),
         timed_out: status.timed_out,
+        signal: match status.exited {
+            Some((ExitStatus::Signal(signal), _)) => Some(signal_words(signal)),
+            _ => None,
+        },
         branch: snapshot
             .as_ref()
             .and_then(|snapshot| snapshot.git.branch.as_ref())
@@ -183,6 +225,10 @@ pub fn row(context: &Context, store: &Store, sandbox: &Sandbox, memory: &HashMap
             .copied()
             .unwrap_or(0),
         silent_seconds: silent,
+        blocked: match record.network {
+            Network::Allow => super::events::blocked(&sandbox.dir),
+            Network::None | Network::Host => 0,
+        },
     })
 }
 
@@ -205,4 +251,53 @@ pub fn memory_by_namespace() -> HashMap<u64, u64> {
 /// dumpable, so not readable for an ordinary user) that of its parent's view.
 fn namespace_of(pid: u32) -> Option<u64> {
     std::fs::metadata(format!("/proc/{pid}/ns/pid")).ok().map(|meta| meta.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_silent_and_who_ended_how() {
+        let row = |state: &'static str| Row {
+            name: "a".into(),
+            id: String::new(),
+            state,
+            driver: "namespace".into(),
+            worktree: PathBuf::new(),
+            created: 0,
+            age_seconds: 0,
+            command: Vec::new(),
+            exit_status: None,
+            exited: None,
+            timed_out: false,
+            signal: None,
+            branch: None,
+            commits_ahead: 0,
+            rewritten: false,
+            uncommitted: 0,
+            disk_bytes: 0,
+            memory_bytes: 0,
+            silent_seconds: None,
+            blocked: 0,
+        };
+        let says = |row: Row| words_at(&row, 1000);
+        let ended = |state, status, signal: Option<&str>, timed_out| Row {
+            exit_status: Some(status),
+            exited: Some(880),
+            signal: signal.map(str::to_owned),
+            timed_out,
+            ..row(state)
+        };
+        assert_eq!(says(row("running")), "running");
+        assert_eq!(says(Row { silent_seconds: Some(59), ..row("running") }), "running");
+        assert_eq!(says(Row { silent_seconds: Some(250), ..row("running") }), "running, silent 4m");
+        assert_eq!(says(ended("running", 1, None, false)), "running, exited 1 2m ago");
+        assert_eq!(says(ended("stopped", 0, None, false)), "exited 0 2m ago");
+        assert_eq!(says(ended("stopped", 143, Some("TERM"), false)), "killed (TERM) 2m ago");
+        assert_eq!(says(ended("stopped", 124, Some("KILL"), true)), "timed out 2m ago");
+        assert_eq!(says(ended("stopped (crashed)", 0, None, false)), "stopped (crashed)");
+        assert_eq!(says(Row { blocked: 3, ..row("running") }), "running, blocked 3");
+        assert_eq!([signal_words(15), signal_words(9), signal_words(64)], ["TERM", "KILL", "64"]);
+    }
 }

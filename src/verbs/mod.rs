@@ -7,9 +7,10 @@ mod cp;
 mod diff;
 mod doctor;
 pub mod drop;
+mod events;
 mod exec;
 pub mod fetch;
-mod gc;
+pub mod gc;
 mod help;
 pub mod list;
 mod logs;
@@ -30,7 +31,7 @@ use crate::inside;
 pub fn run(context: &Context, verb: Verb) -> Outcome {
     match verb {
         Verb::Push(args) => return fetch::push(context, &args),
-        Verb::Help(args) => return help::run(&args),
+        Verb::Help(args) => return help::run(context, &args),
         Verb::Completions(args) => return completions::run(&args),
         Verb::Fetch(args) if inside::name().is_some() => return fetch::inside(&args),
         _ => {}
@@ -42,6 +43,7 @@ pub fn run(context: &Context, verb: Verb) -> Outcome {
         Verb::Shell(args) => exec::shell(context, &args),
         Verb::Attach(args) => exec::attach(context, &args),
         Verb::Logs(args) => logs::run(context, &args),
+        Verb::Events(args) => events::run(context, &args),
         Verb::Wait(args) => wait::run(context, &args),
         Verb::Stop(args) => stop::run(context, &args),
         Verb::Start(args) => stop::start(context, &args),
@@ -71,6 +73,7 @@ fn word(verb: &Verb) -> &'static str {
         Verb::Shell(_) => "shell",
         Verb::Attach(_) => "attach",
         Verb::Logs(_) => "logs",
+        Verb::Events(_) => "events",
         Verb::Wait(_) => "wait",
         Verb::Stop(_) => "stop",
         Verb::Start(_) => "start",

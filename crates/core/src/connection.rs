@@ -59,8 +59,14 @@ type Result<T> = std::result::Result<T, ConnectionError>;
 impl Connection {
     /// Starts to speak over a connected socket: sends our hello, does not wait for theirs.
     pub fn new(stream: UnixStream) -> Result<Self> {
+        Self::with_features(stream, &[])
+    }
+
+    /// As [`Connection::new`], with features that our hello names ([`sandbox_protocol::EVENTS`]).
+    pub fn with_features(stream: UnixStream, features: &[&str]) -> Result<Self> {
         let mut connection = Self { stream, decoder: Decoder::new(), next: 2, peer: None };
-        let hello = Hello { min: VERSIONS.0, max: VERSIONS.1, features: Vec::new(), enforced: Vec::new() };
+        let features = features.iter().map(|feature| (*feature).to_owned()).collect();
+        let hello = Hello { min: VERSIONS.0, max: VERSIONS.1, features, enforced: Vec::new() };
         connection.send(0, &Message::Hello(hello))?;
         Ok(connection)
     }

@@ -189,11 +189,16 @@ impl Sandbox {
 
     /// Connects to its supervisor.
     pub fn connect(&self) -> Result<Connection, SandboxError> {
+        self.connect_with(&[])
+    }
+
+    /// As [`Sandbox::connect`], with features that our hello names.
+    pub fn connect_with(&self, features: &[&str]) -> Result<Connection, SandboxError> {
         let not_running = || SandboxError::NotRunning { name: self.name().to_owned() };
         let until = Instant::now() + Duration::from_secs(5);
         loop {
             match connect(&self.dir) {
-                Ok(stream) => return Ok(Connection::new(stream)?),
+                Ok(stream) => return Ok(Connection::with_features(stream, features)?),
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
                     // A supervisor that is still launching has the lock and no socket yet; one that
                     // has its name in the status and no socket is stopping.
