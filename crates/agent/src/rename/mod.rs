@@ -18,8 +18,9 @@
 //! been done meanwhile: what nobody heard of is remembered for a moment and answered then.
 //!
 //! Paths are resolved as the caller would: from its working directory or descriptor, below its
-//! root (which is ours: `chroot` is denied). Magic links of `/proc` would lead PID 1 elsewhere than
-//! the caller and are left to the kernel.
+//! root. A caller whose root is not ours (in an inner sandbox, with `--nested`) gets the kernel's own
+//! answer: the same path is another file there, and what the inner sandbox shut must stay shut. Magic
+//! links of `/proc` would lead PID 1 elsewhere than the caller and are left to the kernel.
 
 mod job;
 pub mod work;
@@ -321,7 +322,7 @@ fn directory(
     let Some(tree) = tree.filter(|_| mount_of(&to.parent, c"").is_ok_and(|other| other == mount)) else {
         return Ok(Some(Answer::Continue));
     };
-    if !same_ids(call.pid)? || !listener.is_valid(call.id) {
+    if !same_root(call.pid)? || !same_ids(call.pid)? || !listener.is_valid(call.id) {
         return Ok(Some(Answer::Continue));
     }
     let flags = RenameFlags::from_bits_retain(rename.flags);
@@ -333,6 +334,15 @@ fn directory(
         }
         Err(error) => Ok(Some(Answer::Error(error.raw_os_error()))),
     }
+}
+
+/// True when a thread sees the files that we see: its root directory is ours, in the same mount.
+fn same_root(pid: u32) -> rustix::io::Result<bool> {
+    let root = |path: &str| {
+        let facts = rustix::fs::statx(rustix::fs::CWD, path, AtFlags::empty(), StatxFlags::MNT_ID | StatxFlags::INO)?;
+        Ok((facts.stx_mnt_id, facts.stx_ino))
+    };
+    Ok(root(&format!("/proc/{pid}/root"))? == root("/")?)
 }
 
 /// True when a thread has our ids: then what we may rename, it may.

@@ -331,6 +331,10 @@ fn refuse_impossible(spec: &LaunchSpec) -> Result<(), DriverError> {
     if spec.user.uid == 0 || spec.user.gid == 0 {
         return Err(unsupported("run anything as the host's user or group 0".to_owned()));
     }
+    // The kernel maps the 0 of a namespace into one made inside only for who had CAP_SETFCAP (Linux 5.12).
+    if spec.nested && spec.user.root {
+        return Err(unsupported("nest sandboxes of a user that is root inside".to_owned()));
+    }
     for tree in &spec.trees {
         let own = ["/", "/etc", "/usr", "/dev", "/proc", "/sys", "/run"];
         if own.iter().any(|path| tree.at == Path::new(path)) || tree.at.starts_with(INSIDE) {
@@ -608,6 +612,7 @@ symlink   /workspace -> /home/dev/project
             assert_eq!(text, format!("the driver 'namespace' cannot mount a tree at '{at}'"));
         }
         assert!(refused(&|spec| spec.trees[0].at = "/state".into()).contains("keep the changes of '/state' inside it"));
+        assert!(refused(&|spec| (spec.nested, spec.user.root) = (true, true)).contains("root inside"));
         assert!(refused(&|spec| spec.user.uid = 0).contains("user or group 0"));
         assert!(refused(&|spec| spec.links[0].0 = "/a/../etc/x".into()).contains("not a plain absolute path"));
     }

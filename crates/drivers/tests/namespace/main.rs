@@ -29,6 +29,8 @@ const ALL: &[(&str, Scenario)] = &[
     ("the_kernel_is_out_of_reach", wall::the_kernel_is_out_of_reach),
     ("system_calls_are_refused", wall::system_calls_are_refused),
     ("tools_work", view::tools_work),
+    ("an_inner_sandbox_starts_when_nested", wall::an_inner_sandbox_starts_when_nested),
+    ("a_namespace_inside_gains_nothing_outside", wall::a_namespace_inside_gains_nothing_outside),
     ("nothing_of_the_hosts_is_seen", wall::nothing_of_the_hosts_is_seen),
     ("processes_are_limited", wall::processes_are_limited),
     ("twenty_layers", view::twenty_layers),

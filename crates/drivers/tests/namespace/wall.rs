@@ -71,7 +71,15 @@ pub fn the_first_process_has_one_capability() -> Result<(), String> {
 }
 
 pub fn the_kernel_is_out_of_reach() -> Result<(), String> {
-    let kit = Kit::new();
+    for nested in [false, true] {
+        kernel_is_out_of_reach(nested);
+    }
+    Ok(())
+}
+
+fn kernel_is_out_of_reach(nested: bool) {
+    let mut kit = Kit::new();
+    kit.spec.nested = nested;
     let mut sandbox = kit.launch();
     for (name, script) in [
         ("A04", "! unshare -Ur true"),
@@ -110,9 +118,11 @@ pub fn the_kernel_is_out_of_reach() -> Result<(), String> {
         ),
         ("meminfo", "grep -q MemTotal /proc/meminfo && grep -q . /proc/cpuinfo /proc/stat"),
     ] {
-        sandbox.contained(name, script);
+        // What `--nested` permits.
+        if !nested || !matches!(name, "A04" | "limits") {
+            sandbox.contained(name, script);
+        }
     }
-    Ok(())
 }
 
 /// The harness of the probes: raw system calls by number, of x86-64.
@@ -137,7 +147,15 @@ pub fn system_calls_are_refused() -> Result<(), String> {
     if !Path::new("/usr/bin/python3").exists() || cfg!(not(target_arch = "x86_64")) {
         return Err("needs /usr/bin/python3 on x86-64".into());
     }
-    let kit = Kit::new();
+    for nested in [false, true] {
+        calls_are_refused(nested);
+    }
+    Ok(())
+}
+
+fn calls_are_refused(nested: bool) {
+    let mut kit = Kit::new();
+    kit.spec.nested = nested;
     fs::write(kit.path("tmp/h.py"), PROBES).unwrap();
     let mut sandbox = kit.launch();
     for (name, script) in [
@@ -159,7 +177,10 @@ pub fn system_calls_are_refused() -> Result<(), String> {
             "E03",
             "end(no(248,b'user',b'g',b'x',1,-3),no(249,b'user',b'g',0,0),no(250,0,-3,0),no(246,0,0,0,0),no(175,0,0,0),no(313,0,0,0),no(169,1,2,3,0),no(167,b'/x',0),no(179,0,0,0,0))",
         ),
-        ("E05", "end(no(430,b'tmpfs',0),no(428,-100,b'/',1),no(429,-100,b'/',-100,b'/tmp',0),no(442,-100,b'/',0,0,0))"),
+        (
+            "E05",
+            "end(no(430,b'tmpfs',0),no(428,-100,b'/',1),no(429,-100,b'/',-100,b'/tmp',0),no(442,-100,b'/',0,bytes(32),32))",
+        ),
         ("E06", "end(no(310,1,0,0,0,0,0),no(438,0,0,0))"),
         ("E07", "end(nosock(38,5),*[nosock(f,t) for f in (15,17,29,30,31,33,40,42,43,44) for t in (1,2,3,5)])"),
         ("E08", "[socket.if_nameindex()]; end(*[nosock(16,3,p) for p in (4,6,9,12,15,16)])"),
@@ -175,12 +196,107 @@ pub fn system_calls_are_refused() -> Result<(), String> {
         ("pty", "import pty; m,s=pty.openpty(); print(os.ttyname(s)); end(os.ttyname(s).startswith('/dev/pts/'))"),
     ] {
         let line = format!("cd /tmp && timeout 20 /usr/bin/python3 -c \"from h import *\n{script}\"");
-        sandbox.contained(name, &line);
+        match name {
+            // What `--nested` permits.
+            "A05" if nested => continue,
+            _ => sandbox.contained(name, &line),
+        }
+        // Root of a namespace made inside is as powerless, but for what a namespace of its own gives.
+        if nested && !matches!(name, "A07" | "B03" | "E05" | "loopback") {
+            sandbox.contained(name, &format!("unshare -Urmnpf --mount-proc sh -c '{}'", line.replace('\'', "'\\''")));
+        }
     }
     // B09: what is set as an attribute of the overlay inside is stored under another name, if at all.
     sandbox.run("/usr/bin/python3 -c 'import os; os.setxattr(\".\", \"user.overlay.redirect\", b\"/etc\")'");
     let own = rustix::fs::getxattr(kit.path("upper"), "user.overlay.redirect", &mut [0u8; 16][..]);
     assert_eq!(own.err(), Some(rustix::io::Errno::NODATA));
+}
+
+/// What an inner sandbox does at its start.
+const INNER: &[(&str, &str)] = &[
+    ("user namespace", "unshare -Ur true"),
+    ("namespaces and a /proc", "unshare -Urmnipuf --mount-proc sh -c 'test $$ = 1 && grep -qx sh /proc/1/comm'"),
+    (
+        "bubblewrap",
+        "bwrap --unshare-all --ro-bind / / --dev /dev --proc /proc --tmpfs /tmp sh -c 'test -w /tmp && ! touch /home/x'",
+    ),
+    (
+        "bubblewrap with the tree",
+        "bwrap --unshare-user --unshare-pid --ro-bind / / --bind \"$PWD\" \"$PWD\" --dev /dev touch made",
+    ),
+];
+
+pub fn an_inner_sandbox_starts_when_nested() -> Result<(), String> {
+    if !Path::new("/usr/bin/bwrap").exists() {
+        return Err("needs /usr/bin/bwrap (Debian's package `bubblewrap`)".into());
+    }
+    let mut kit = Kit::new();
+    let mut strict = kit.launch();
+    for (name, script) in INNER {
+        let outcome = strict.run(script);
+        assert_ne!(outcome.status, 0, "{name}: {outcome:?}");
+        let told = ["Operation not permitted", "No permissions to create new namespace"];
+        assert!(told.iter().any(|told| outcome.stderr.contains(told)), "{name}: {outcome:?}");
+    }
+    assert!(!strict.machine.notes().iter().any(|note| note.starts_with("nested")));
+    drop(strict);
+    kit.spec.nested = true;
+    let mut nested = kit.launch();
+    for (name, script) in INNER {
+        nested.contained(name, script);
+    }
+    assert!(nested.machine.notes().iter().any(|note| note.starts_with("nested: ")));
+    Ok(())
+}
+
+/// Each as root of namespaces made inside, with a `/proc` that was mounted there.
+const FROM_A_NAMESPACE: &[(&str, &str)] = &[
+    ("system directories", "mount -o remount,bind,rw /usr || umount -l /usr; test $? != 0 && ! touch /usr/x"),
+    ("the host's files", "! grep -q . /etc/shadow && ! ls /root/.ssh && ! ls /run/proc"),
+    ("what covers", "! umount -l /run && ! umount -l /dev/null && ! umount -l / && ! mount --move /run /mnt"),
+    ("core_pattern", "! echo x >/proc/sys/kernel/core_pattern && ! echo b >/proc/sysrq-trigger"),
+    ("kernel memory", "! head -c1 /proc/kcore | grep -q . && ! awk '$1!~/^0+$/{print;exit}' /proc/kallsyms | grep ."),
+    ("kernel log", "! dmesg | grep -q . && ! timeout 1 head -c1 /proc/kmsg | grep -q ."),
+    (
+        "sysctls",
+        // Its own network, ipc and limits; nothing of the machine's.
+        "find /proc/sys -type f -writable | while read f; do (: >>$f) && echo $f; done | grep -vE '^/proc/sys/(net|user)/|^/proc/sys/kernel/(msg|sem|shm|auto_msgmni|ns_last_pid|pid_max)|^/proc/sys/fs/mqueue/'; test $? = 1",
+    ),
+    (
+        "devices",
+        "! mknod /tmp/d c 1 1 && ! mount -t devtmpfs d /mnt && ! mount -t sysfs s /mnt && ! mount -t cgroup2 c /mnt",
+    ),
+    ("disks", "for t in ext4 xfs btrfs vfat iso9660; do mount -t $t /tmp/x /mnt && exit 1; done; true"),
+    ("other users", "! chown 1:1 /tmp && test $(wc -l </proc/self/uid_map) = 1"),
+];
+
+pub fn a_namespace_inside_gains_nothing_outside() -> Result<(), String> {
+    let mut kit = Kit::new();
+    kit.spec.nested = true;
+    let mut sandbox = kit.launch();
+    for (name, script) in FROM_A_NAMESPACE {
+        // /mnt is not there; /tmp has a directory to mount on.
+        let script = script.replace("/mnt", "/tmp/mnt");
+        let script = format!("exec 2>/dev/null; {script}").replace('\'', "'\\''");
+        sandbox.contained(name, &format!("mkdir -p /tmp/mnt; unshare -Urmnipuf --mount-proc sh -c '{script}'"));
+    }
+    // Without a namespace of its own a session is what it always is.
+    for (name, script) in [
+        ("capabilities", "! grep -E '^Cap(Inh|Prm|Eff|Bnd|Amb)' /proc/self/status | grep -v 0000000000000000"),
+        (
+            "no_new_privs",
+            "grep -qE '^NoNewPrivs:\\s+1' /proc/self/status && grep -qE '^Seccomp:\\s+2' /proc/self/status",
+        ),
+        (
+            "the agent",
+            "! unshare -Urm sh -c 'nsenter -t 1 -m true || ls /proc/1/root/ || cat /proc/1/environ' 2>/dev/null",
+        ),
+        ("/run/proc", "! ls /run/proc 2>/dev/null"),
+        ("hostname", "! hostname other 2>/dev/null"),
+        ("bounded", "grep -qx 1024 /proc/sys/user/max_user_namespaces"),
+    ] {
+        sandbox.contained(name, script);
+    }
     Ok(())
 }
 
