@@ -268,6 +268,10 @@ fn account(uid: u32) -> Option<Account> {
         })
     };
     std::fs::read_to_string("/etc/passwd").ok().and_then(|text| line(&text)).or_else(|| {
+        // Chosen because nobody has it: not worth a process at each spawn.
+        if uid == ROOT_UID {
+            return None;
+        }
         // Accounts of LDAP or systemd-homed: ask the program that may load NSS.
         let out = std::process::Command::new("getent").args(["passwd", &uid.to_string()]).output().ok()?;
         line(&String::from_utf8_lossy(&out.stdout))

@@ -1,7 +1,7 @@
 //! The child's side of a launch: from the fork to the exec of the agent.
 //!
 //! ```text
-//!   wait for the id map ─► private mounts ─► open all that is the host's     (as who launched it)
+//!   cgroups ─► wait for the id map ─► private mounts ─► open all that is the host's     (as who launched it)
 //!     ─► become the user ─► new root: tmpfs, steps of the plan ─► limits ─► pivot
 //!     ─► rlimits, capabilities, no_new_privs ─► descriptors ─► exec          (as the user)
 //! ```
@@ -11,6 +11,7 @@
 //! Whatever is mounted *into* may be a directory that an earlier run of the sandbox could write to, so mount
 //! points are found without following any symlink.
 
+use super::cgroup;
 use super::plan::{MountPlan, Step};
 use super::tree::{Sources, Tree, open_sources, write_file};
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -92,6 +93,8 @@ pub struct Child<'a> {
     pub config: OwnedFd,
     /// Where the listening socket for the proxy goes, if there is to be one.
     pub egress: Option<OwnedFd>,
+    /// The cgroups that it must enter by itself.
+    pub entrances: Vec<OwnedFd>,
     /// Lower the priority, since no cgroup does it.
     pub nice: bool,
     /// The Landlock ABI to use, if the kernel has a usable one.
@@ -118,6 +121,9 @@ impl Child<'_> {
     }
 
     fn start(&self) -> Result<Infallible, Report> {
+        for entrance in &self.entrances {
+            rustix::io::write(entrance, cgroup::ENTER).during(|| "enter the sandbox's cgroup".to_owned())?;
+        }
         let mut go = [0u8; 1];
         if rustix::io::retry_on_intr(|| rustix::io::read(&self.go, &mut go)).unwrap_or(0) == 0 {
             namespace::exit_now(1);

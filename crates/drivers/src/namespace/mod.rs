@@ -157,17 +157,18 @@ fn launch(spec: &LaunchSpec) -> Result<NamespaceMachine, DriverError> {
     if groups.is_some() {
         namespace::set_groups(&[]).map_err(during("drop the supplementary groups"))?;
     }
+    let entrances = machine.cgroup.entrances().map_err(during("open the sandbox's cgroup"))?;
     let forked = namespace::fork_into(namespaces, machine.cgroup.for_clone());
     if let Ok(Forked::Child) = forked {
         drop((ours, go_write, report_read, egress_ours));
         let (go, report) = (go_read, report_write);
         let (control, egress) = (theirs, egress_theirs);
-        Child { spec, plan: &plan, switch_user, go, report, control, config, egress, nice, landlock }.run();
+        Child { spec, plan: &plan, switch_user, go, report, control, config, egress, entrances, nice, landlock }.run();
     }
     if let Some(groups) = &groups {
         namespace::set_groups(groups).map_err(during("restore the supplementary groups"))?;
     }
-    drop((theirs, config, go_read, report_write, egress_theirs));
+    drop((theirs, config, go_read, report_write, egress_theirs, entrances));
     let pid = match forked {
         Ok(Forked::Parent { pid, pidfd }) => {
             machine.child = Some(pidfd);
@@ -180,7 +181,6 @@ fn launch(spec: &LaunchSpec) -> Result<NamespaceMachine, DriverError> {
     let user = &spec.user;
     let inside = if user.root { (0, 0) } else { (user.uid, user.gid) };
     namespace::write_id_map(pid, inside, (user.uid, user.gid)).map_err(during("write the id map"))?;
-    machine.cgroup.add(pid).map_err(during("put the sandbox into its cgroup"))?;
     rustix::io::write(&go_write, b"g").map_err(|error| during("start the first process")(error.into()))?;
 
     for line in reports(report_read)? {
