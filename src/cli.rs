@@ -50,6 +50,8 @@ pub enum Verb {
     Stop(Stop),
     /// Start a stopped sandbox again, on the same files
     Start(Start),
+    /// Make one more sandbox, from the state that another one is in now
+    Fork(Fork),
     /// List sandboxes
     List(List),
     /// Tell everything about one sandbox
@@ -339,6 +341,42 @@ pub struct Start {
     /// Which sandbox
     pub name: String,
     /// A command to run in the background; idle when left out
+    #[arg(last = true, value_name = "CMD")]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+/// Make one more sandbox, from the state that another one is in now.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  git sandbox fork fix-login other-way         a shell in a copy of 'fix-login'\n  \
+git sandbox fork -d fix-login b -- claude    an agent goes on from there, in the background\n\n\
+The copy has its files, its uncommitted work and its home, not its processes or /tmp. From then on the\n\
+two have nothing to do with each other."
+)]
+pub struct Fork {
+    /// Which sandbox; it may run
+    pub name: String,
+    /// The new one's name (the same with a number when left out)
+    pub new: Option<String>,
+    /// In the background
+    #[arg(short, long)]
+    pub detach: bool,
+    /// Check out a new branch inside
+    #[arg(short, long, value_name = "BRANCH")]
+    pub branch: Option<String>,
+    /// What to do with commits when the command ends
+    #[arg(long, value_name = "WHAT")]
+    pub on_exit: Option<OnExit>,
+    /// Give a terminal to the command even if this is not one
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Print one JSON object about the sandbox (with --detach)
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing but errors and the command's output
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// The command; a shell when left out
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<std::ffi::OsString>,
 }

@@ -49,7 +49,12 @@ fn main() -> ExitCode {
     };
     let runs_command = matches!(
         cli.verb,
-        cli::Verb::Spawn(_) | cli::Verb::Exec(_) | cli::Verb::Shell(_) | cli::Verb::Start(_) | cli::Verb::Attach(_)
+        cli::Verb::Spawn(_)
+            | cli::Verb::Fork(_)
+            | cli::Verb::Exec(_)
+            | cli::Verb::Shell(_)
+            | cli::Verb::Start(_)
+            | cli::Verb::Attach(_)
     );
     match run(cli) {
         Ok(status) => ExitCode::from(status),

@@ -10,6 +10,7 @@ pub mod drop;
 mod events;
 mod exec;
 pub mod fetch;
+mod fork;
 pub mod gc;
 mod help;
 pub mod list;
@@ -47,6 +48,7 @@ pub fn run(context: &Context, verb: Verb) -> Outcome {
         Verb::Wait(args) => wait::run(context, &args),
         Verb::Stop(args) => stop::run(context, &args),
         Verb::Start(args) => stop::start(context, &args),
+        Verb::Fork(args) => fork::run(context, &args),
         Verb::List(args) => list::run(context, &args),
         Verb::Show(args) => show::run(context, &args),
         Verb::Log(args) => diff::log(context, &args),
@@ -77,6 +79,7 @@ fn word(verb: &Verb) -> &'static str {
         Verb::Wait(_) => "wait",
         Verb::Stop(_) => "stop",
         Verb::Start(_) => "start",
+        Verb::Fork(_) => "fork",
         Verb::List(_) => "list",
         Verb::Show(_) => "show",
         Verb::Log(_) => "log",

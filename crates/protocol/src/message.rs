@@ -74,6 +74,11 @@ pub enum Message {
         /// Milliseconds between TERM and KILL.
         grace_ms: u64,
     },
+    /// Client → supervisor: stop every process inside, until `Thaw` or until this client goes away;
+    /// answered by `Done`, or `Error` where nothing can (then nothing was stopped).
+    Freeze,
+    /// Client → supervisor: let them go on; answered by `Done`, or `Error` if this client had not frozen it.
+    Thaw,
     /// Client → supervisor, and tool inside → agent → supervisor: commit back now;
     /// answered by `Done` or `Error` with one line per ref before it on stdout.
     CommitBack,

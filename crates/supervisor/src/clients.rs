@@ -130,6 +130,8 @@ impl Supervisor {
                 self.stop_waiters.push(from);
                 self.stop(grace_ms);
             }
+            Message::Freeze => self.freeze(from),
+            Message::Thaw => self.thaw(from),
             Message::CommitBack => self.bring_wanted(Waiter::Client(from)),
             Message::AskStatus => {
                 let status = self.report();
@@ -203,6 +205,7 @@ impl Supervisor {
             self.streams.retain(|client, _| client.0 != id);
             self.fresh.remove(&id);
             self.told.remove(&id);
+            self.thaw_for(id);
         }
         self.pay_main();
     }

@@ -24,6 +24,7 @@ mod bring;
 mod children;
 mod clients;
 mod events;
+mod freeze;
 mod log;
 mod main_session;
 mod peer;

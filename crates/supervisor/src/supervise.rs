@@ -160,6 +160,8 @@ pub(crate) struct Supervisor {
     pub(crate) stop_waiters: Vec<ClientStream>,
     pub(crate) bring: Bring,
     pub(crate) serves: HashMap<u32, Serve>,
+    /// Clients for whom everything inside stands still.
+    pub(crate) frozen_for: HashSet<ClientId>,
     pub(crate) commit_back: Vec<String>,
     pub(crate) serve_host: Vec<String>,
     pub(crate) terminate: Option<OwnedFd>,
@@ -220,6 +222,7 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
         stop_waiters: Vec::new(),
         bring: Bring::default(),
         serves: HashMap::new(),
+        frozen_for: HashSet::new(),
         commit_back: config.commit_back,
         serve_host: config.serve_host,
         terminate: config.terminate,

@@ -1,0 +1,417 @@
+//! One more sandbox on the same snapshot, with a copy of what another one has written so far.
+//!
+//! ```text
+//!  lock repository ─ name, directory (no record yet) ─ unlock
+//!       │
+//!       ▼
+//!  copy upper directories and home ── stopped: its lock is held, one round
+//!       │                             live:    round, freeze, round, thaw
+//!       │                             no freezer: rounds until nothing changed
+//!       ▼
+//!  lock repository ─ the snapshot still is there ─ record ─ unlock
+//! ```
+//!
+//! The child stands on the same layers and views for life, so its upper directory means the same. The
+//! overlay's work directory and `/tmp` begin empty; what the host imported from the parent stays the
+//! parent's. Until the record is there it is a half-made sandbox, which any later command sweeps.
+
+use crate::connection::{Connection, ConnectionError};
+use crate::id::{Name, SandboxId};
+use crate::prepare::PrepareError;
+use crate::record::{Forked, SandboxRecord};
+use crate::sandbox::{Names, Sandbox, SandboxError};
+use crate::store::{SandboxDir, Store, StoreError, make_dir, write_json, write_whole};
+use sandbox_capture::{Twin, TwinError, Twinned};
+use sandbox_protocol::{Message, escape_bytes, unescape_bytes};
+use sandbox_sys::lock::FileLock;
+use sandbox_sys::namespace::{Forked as Side, Namespaces, exit_now, fork_into, write_id_map};
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{MetadataExt, lchown};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// How long a git command that runs in the parent may take, before its lock is copied with everything.
+const LOCKED: Duration = Duration::from_secs(2);
+
+/// Files of the git directory that say that a git command is at work.
+const LOCKS: [&str; 4] = ["index.lock", "HEAD.lock", "packed-refs.lock", "config.lock"];
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The child's name; the parent's with a number when there is none.
+    pub name: Option<Name>,
+    /// The child's command, empty for an idle sandbox or a shell.
+    pub argv: Vec<String>,
+    /// The parent's commit that the host has.
+    pub tip: Option<String>,
+}
+
+/// How the parent is kept from writing.
+#[derive(Debug)]
+pub enum Hold<'a> {
+    /// It does not run, and with this lock nobody starts it.
+    Stopped(FileLock),
+    /// Its supervisor is asked to let it stand still.
+    Live(&'a mut Connection),
+}
+
+/// A sandbox that was made.
+#[derive(Debug)]
+pub struct Made {
+    /// The child.
+    pub sandbox: Sandbox,
+    /// Its lock.
+    pub lock: FileLock,
+    /// What is to be told.
+    pub told: Told,
+}
+
+/// What is to be told of a fork.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Told {
+    /// Files that were copied.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The parent stood still for the end of the copy; `None` when it did not run.
+    pub frozen: Option<bool>,
+    /// Sockets and devices that were left out, as [`escape_bytes`] writes them.
+    pub left_out: Vec<String>,
+    /// Files that changed all the time, as [`escape_bytes`] writes them.
+    pub unsettled: Vec<String>,
+    /// The lock of a git command that did not end.
+    pub locked: Option<String>,
+}
+
+/// Why there is no fork. Nothing is left of it.
+#[derive(Debug, thiserror::Error)]
+pub enum ForkError {
+    /// The name, the repository's lock, a directory.
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The parent.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// The copy.
+    #[error("cannot copy the sandbox '{name}'")]
+    Copy {
+        /// The parent.
+        name: String,
+        /// Which file.
+        source: TwinError,
+    },
+    /// Its repository changed all the time, and could not be frozen.
+    #[error("the repository in the sandbox '{name}' changes all the time: '{path}'")]
+    Unsettled {
+        /// The parent.
+        name: String,
+        /// What changed, escaped.
+        path: String,
+    },
+    /// The parent was dropped meanwhile.
+    #[error("the sandbox '{name}' was dropped while it was copied")]
+    Dropped {
+        /// The parent.
+        name: String,
+    },
+    /// Its supervisor went away while it stood still.
+    #[error("the sandbox '{name}' ended while it was copied")]
+    Ended {
+        /// The parent.
+        name: String,
+        /// What came over the connection.
+        source: ConnectionError,
+    },
+}
+
+type Result<T> = std::result::Result<T, ForkError>;
+
+fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ForkError {
+    let path = path.to_owned();
+    move |source| PrepareError::Io { action, path, source }.into()
+}
+
+/// Makes the child and returns it with its lock held.
+pub fn fork(store: &Store, parent: &Sandbox, hold: Hold<'_>, request: Request) -> Result<Made> {
+    let repo = store.repo(&parent.record.repos[0].repo);
+    let repo_lock = || FileLock::exclusive(&repo.lock_file()).map_err(io("lock", &repo.lock_file()));
+    let names = Names::of(&repo);
+    let id = SandboxId::random();
+    let dir = store.sandbox(&id);
+    let locked = repo_lock()?;
+    let name = free_name(store, &names, parent, request.name.as_ref())?;
+    make_dir(dir.path())?;
+    // Nobody waits for the lock of a sandbox without a record: taking the repository's later, with this
+    // one held, waits for nobody who waits for us.
+    let lock = FileLock::exclusive(&dir.lock_file()).map_err(io("lock", &dir.lock_file()))?;
+    let half = Half { dir: &dir, names: &names, name: &name, id: &id };
+    names.give(&name, &id)?;
+    drop(locked);
+
+    let told = copy(parent, &dir, hold)?;
+
+    let locked = repo_lock()?;
+    // Its layers are kept by the parent's record, until ours is there.
+    for n in 0..parent.record.repos.len() {
+        parent.snapshot(store, n)?;
+    }
+    if !parent.dir.record().exists() {
+        return Err(ForkError::Dropped { name: parent.name().to_owned() });
+    }
+    let forked = Forked { name: parent.record.name.clone(), id: parent.record.id.clone(), tip: request.tip };
+    let record = SandboxRecord {
+        id: id.clone(),
+        unnamed: request.name.is_none(),
+        name: name.clone(),
+        rm: false,
+        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
+        argv: request.argv,
+        forked: Some(forked),
+        ..parent.record.clone()
+    };
+    write_json(&dir.record(), &record, false)?;
+    drop(locked);
+    std::mem::forget(half);
+    Ok(Made { sandbox: Sandbox { dir, record }, lock, told })
+}
+
+/// The name that was asked for, if it is free; else the parent's with the first number that is.
+fn free_name(store: &Store, names: &Names, parent: &Sandbox, asked: Option<&Name>) -> Result<Name> {
+    let taken = |name: &Name| names.get(name.as_str()).is_some_and(|id| store.sandbox(&id).path().exists());
+    if let Some(name) = asked {
+        return match taken(name) {
+            true => Err(PrepareError::NameTaken { name: name.to_string() }.into()),
+            false => Ok(name.clone()),
+        };
+    }
+    let (stem, first) = numbered(parent.name());
+    let free = (first..first + 10_000).find_map(|n| {
+        let end = format!("-{n}");
+        let room = crate::id::MAX_NAME - end.len();
+        let stem = stem.get(..room).unwrap_or(stem).trim_end_matches(['.', '-', '_']);
+        Name::parse(&format!("{stem}{end}")).ok().filter(|name| !taken(name))
+    });
+    Ok(free.unwrap_or_else(Name::random))
+}
+
+/// `fix` is followed by `fix-2`, and `fix-2` by `fix-3`.
+fn numbered(name: &str) -> (&str, u32) {
+    match name.rsplit_once('-') {
+        Some((stem, n)) if !n.starts_with('0') && n.len() < 5 => match n.parse::<u32>() {
+            Ok(n) => (stem, n + 1),
+            Err(_) => (name, 2),
+        },
+        _ => (name, 2),
+    }
+}
+
+/// A sandbox without a record: goes unless it is finished.
+struct Half<'a> {
+    dir: &'a SandboxDir,
+    names: &'a Names,
+    name: &'a Name,
+    id: &'a SandboxId,
+}
+
+impl Drop for Half<'_> {
+    fn drop(&mut self) {
+        self.names.take_back(self.name, self.id);
+        let _ = sandbox_capture::remove_tree(self.dir.path());
+    }
+}
+
+/// Makes the child's directories and fills them.
+fn copy(parent: &Sandbox, dir: &SandboxDir, hold: Hold<'_>) -> Result<Told> {
+    let mut trees = vec![(parent.dir.home(), dir.home())];
+    for n in 0..parent.record.repos.len() {
+        trees.push((parent.dir.upper(n), dir.upper(n)));
+        owned(&dir.work(n), &parent.dir.work(n))?;
+    }
+    owned(&dir.tmp(), &parent.dir.tmp())?;
+    for (from, to) in &trees {
+        owned(to, from)?;
+    }
+    let mut hold = hold;
+    let told = match contents(parent, &trees, &mut hold) {
+        Err(ForkError::Copy { source, .. })
+            if source.source.kind() == io::ErrorKind::PermissionDenied && !rustix::process::geteuid().is_root() =>
+        {
+            for (from, to) in &trees {
+                sandbox_capture::remove_tree(to).map_err(io("empty", to))?;
+                owned(to, from)?;
+            }
+            closed_contents(parent, &trees, &mut hold, source)?
+        }
+        done => done?,
+    };
+    // What it may reach goes along; who changes one of the two changes only that one.
+    let policy = parent.dir.path().join("network.json");
+    match fs::read(&policy) {
+        Ok(bytes) => write_whole(&dir.path().join("network.json"), &bytes, false)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(io("read", &policy)(error)),
+    }
+    Ok(told)
+}
+
+/// Makes a directory that belongs to whom the parent's belongs to.
+fn owned(path: &Path, like: &Path) -> Result<()> {
+    make_dir(path)?;
+    if rustix::process::geteuid().is_root() {
+        let meta = fs::symlink_metadata(like).map_err(io("look at", like))?;
+        lchown(path, Some(meta.uid()), Some(meta.gid())).map_err(io("change the owner of", path))?;
+    }
+    Ok(())
+}
+
+/// Copies the trees, with the parent standing still for the last round where that is possible.
+fn contents(parent: &Sandbox, trees: &[(PathBuf, PathBuf)], hold: &mut Hold<'_>) -> Result<Told> {
+    let failed = |source| ForkError::Copy { name: parent.name().to_owned(), source };
+    let mut twin = Twin::new(trees).map_err(failed)?;
+    let (mut frozen, mut locked) = (None, None);
+    match hold {
+        Hold::Stopped(_) => {
+            twin.still();
+            twin.round().map_err(failed)?;
+        }
+        Hold::Live(connection) => {
+            // Most of the copy while it goes on working: it stands still only for the difference.
+            twin.round().map_err(failed)?;
+            let until = Instant::now() + LOCKED;
+            loop {
+                frozen = Some(ask(connection, &Message::Freeze).is_ok());
+                locked = git_lock(parent);
+                if locked.is_none() || Instant::now() >= until {
+                    break;
+                }
+                thaw(parent, connection, frozen)?;
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            if frozen == Some(true) {
+                twin.still();
+                let last = twin.round();
+                thaw(parent, connection, frozen)?;
+                last.map_err(failed)?;
+            } else {
+                twin.settle().map_err(failed)?;
+            }
+        }
+    }
+    let Twinned { files, bytes, left_out, unsettled } = twin.finish().map_err(failed)?;
+    if let Some(path) = unsettled.iter().find(|path| path.components().any(|part| part.as_os_str() == ".git")) {
+        let path = sandbox_git::printable(path.as_os_str().as_bytes());
+        return Err(ForkError::Unsettled { name: parent.name().to_owned(), path });
+    }
+    let shown = |paths: Vec<PathBuf>| paths.iter().map(|path| escape_bytes(path.as_os_str().as_bytes())).collect();
+    Ok(Told { files, bytes, frozen, left_out: shown(left_out), unsettled: shown(unsettled), locked })
+}
+
+/// A git command in the parent's main repository has not ended.
+fn git_lock(parent: &Sandbox) -> Option<String> {
+    let git = parent.dir.upper(0).join(".git");
+    LOCKS.iter().find(|name| git.join(name).symlink_metadata().is_ok()).map(|name| format!(".git/{name}"))
+}
+
+fn thaw(parent: &Sandbox, connection: &mut Connection, frozen: Option<bool>) -> Result<()> {
+    if frozen != Some(true) {
+        return Ok(());
+    }
+    ask(connection, &Message::Thaw).map_err(|source| ForkError::Ended { name: parent.name().to_owned(), source })
+}
+
+fn ask(connection: &mut Connection, message: &Message) -> std::result::Result<(), ConnectionError> {
+    connection.ask(message, 1 << 16).map(drop)
+}
+
+/// What a process in a user namespace tells of its copy.
+#[derive(Serialize, Deserialize)]
+enum Word {
+    Done(Told),
+    /// Which file, as [`escape_bytes`] writes it, and the error's number.
+    Failed(String, i32),
+    Other(String),
+}
+
+/// As [`contents`], where the parent has files that their owner may not read: in a user namespace with only
+/// that owner in it, modes do not count. Changing them instead would show in the parent.
+fn closed_contents(
+    parent: &Sandbox,
+    trees: &[(PathBuf, PathBuf)],
+    hold: &mut Hold<'_>,
+    why: TwinError,
+) -> Result<Told> {
+    let name = parent.name().to_owned();
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let pipe = |source| PrepareError::Io { action: "copy", path: parent.dir.path().to_owned(), source };
+    let (mut ours, mut theirs) = UnixStream::pair().map_err(pipe)?;
+    let forked = match fork_into(Namespaces::USER, None) {
+        Ok(forked) => forked,
+        // No such namespace here: it stays at what was found before.
+        Err(_) => return Err(ForkError::Copy { name, source: why }),
+    };
+    let pidfd = match forked {
+        Side::Child => {
+            drop(ours);
+            // Until the ids are mapped.
+            let mut go = [0u8; 1];
+            if theirs.read_exact(&mut go).is_err() {
+                exit_now(1);
+            }
+            let word = match contents(parent, trees, hold) {
+                Ok(told) => Word::Done(told),
+                Err(ForkError::Copy { source, .. }) => Word::Failed(
+                    escape_bytes(source.path.as_os_str().as_bytes()),
+                    source.source.raw_os_error().unwrap_or(5),
+                ),
+                Err(error) => Word::Other(error.to_string()),
+            };
+            let _ = theirs.write_all(&serde_json::to_vec(&word).unwrap_or_default());
+            exit_now(0);
+        }
+        Side::Parent { pid, pidfd } => {
+            write_id_map(pid, (uid, gid), (uid, gid)).map_err(|source| ForkError::Copy {
+                name: name.clone(),
+                source: TwinError { path: why.path.clone(), source },
+            })?;
+            pidfd
+        }
+    };
+    drop(theirs);
+    ours.write_all(b"x").map_err(pipe)?;
+    let mut word = Vec::new();
+    ours.read_to_end(&mut word).map_err(pipe)?;
+    let _ = rustix::process::waitid(
+        rustix::process::WaitId::PidFd(std::os::fd::AsFd::as_fd(&pidfd)),
+        rustix::process::WaitIdOptions::EXITED,
+    );
+    match serde_json::from_slice(&word) {
+        Ok(Word::Done(told)) => Ok(told),
+        Ok(Word::Failed(path, errno)) => {
+            let path = PathBuf::from(OsString::from_vec(unescape_bytes(&path)));
+            Err(ForkError::Copy { name, source: TwinError { path, source: io::Error::from_raw_os_error(errno) } })
+        }
+        Ok(Word::Other(said)) => Err(pipe(io::Error::other(said)).into()),
+        // It was killed.
+        Err(_) => Err(ForkError::Copy { name, source: why }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fork_without_a_name_gets_the_next_number() {
+        let all = ["fix", "fix-2", "fix-9", "a-b", "v1-05", "x-99999"].map(numbered);
+        assert_eq!(all, [("fix", 2), ("fix", 3), ("fix", 10), ("a-b", 2), ("v1-05", 2), ("x-99999", 2)]);
+    }
+}
