@@ -166,7 +166,7 @@ pub struct Spawn {
     #[arg(long)]
     pub dry_run: bool,
     /// Print one JSON object about the sandbox (with --detach)
-    #[arg(long)]
+    #[arg(long, conflicts_with = "root")]
     pub json: bool,
     /// Print nothing but errors and the command's output
     #[arg(short, long)]
