@@ -60,6 +60,46 @@ fn a_capture_that_is_interrupted() {
     assert_eq!(repo.sandbox(&["spawn", "-q", "x", "--", "cat", "build/d39/f74.o"]).ok(), "39 74\n");
 }
 
+/// Nobody has to know of `gc`: a spawn starts it, at most daily, and sooner when something was left half made.
+#[test]
+fn what_nobody_needs_goes_by_itself() {
+    let env = TestEnv::new();
+    let repo = State::Dirty.build(&env, "repo");
+    repo.sandbox(&["spawn", "-q", "--rm", "a", "--", "true"]).ok();
+    let age = |path: PathBuf, time: &str| {
+        let status = std::process::Command::new("touch").args(["-h", "-d", time]).arg(&path).status().unwrap();
+        assert!(status.success(), "{}", path.display());
+    };
+    let stamp = env.state().join("last-gc");
+    let modified = || fs::metadata(&stamp).unwrap().modified().unwrap();
+    let first = modified();
+    let left = env.state().join("tmp/git-0123456789abcdef0123456789abcdef");
+    fs::create_dir_all(left.join("tree/x")).unwrap();
+
+    // It may be somebody's: it stays.
+    repo.sandbox(&["spawn", "-q", "--rm", "b", "--", "true"]).ok();
+    assert!(left.exists());
+    age(left.clone(), "1 hour ago");
+    repo.sandbox(&["spawn", "-q", "--rm", "c", "--", "true"]).ok();
+    wait_until("what was left is gone", LIMIT, || !left.exists());
+    assert_eq!(modified(), first, "that was no whole gc");
+
+    // A snapshot that nothing stands on, and a stamp of the day before yesterday.
+    fs::write(repo.dir().join("more"), "x").unwrap();
+    repo.sandbox(&["spawn", "-q", "--rm", "d", "--", "true"]).ok();
+    let snapshots = || {
+        let repos = fs::read_dir(env.state().join("repos")).unwrap().flatten();
+        let all = repos.flat_map(|repo| fs::read_dir(repo.path().join("snapshots")).unwrap());
+        all.count()
+    };
+    assert!(snapshots() > 1);
+    age(stamp.clone(), "2 days ago");
+    repo.sandbox(&["spawn", "-q", "--rm", "e", "--", "true"]).ok();
+    wait_until("only the last snapshot is left", LIMIT, || snapshots() == 1);
+    wait_until("the stamp is new", LIMIT, || modified() > first);
+    nothing_left(&env, &repo);
+}
+
 #[test]
 fn the_command_is_killed_at_any_moment_of_a_spawn() {
     let env = TestEnv::new();

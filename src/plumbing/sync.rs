@@ -16,8 +16,10 @@ fn mark(store: &Store, sandbox: &Sandbox) -> Option<PathBuf> {
     Some(store.repo(&mount.repo).path().join("synced").join(&mount.snapshot))
 }
 
-/// Starts it in the background, unless the snapshot is on the disk already.
+/// Starts in the background what follows a launch: this, unless the snapshot is on the disk already, and
+/// the daily `gc`.
 pub fn start(program: &Path, store: &Store, sandbox: &Sandbox) {
+    crate::verbs::gc::start_auto(program, store);
     if mark(store, sandbox).is_none_or(|mark| mark.exists()) {
         return;
     }

@@ -5,6 +5,7 @@ use crate::store::{Store, StoreError, read_json};
 use sandbox_sys::lock::FileLock;
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Removes a sandbox whose lock is held: one rename makes it vanish, then it is deleted.
 pub fn remove(store: &Store, sandbox: &Sandbox, lock: FileLock) -> Result<(), StoreError> {
@@ -18,9 +19,10 @@ pub fn remove(store: &Store, sandbox: &Sandbox, lock: FileLock) -> Result<(), St
 }
 
 /// Deletes what a killed command left: sandboxes without a record, dropped directories that
-/// were not deleted to the end, temporary files. What somebody still works on is locked.
+/// were not deleted to the end, temporary files. What somebody still works on is locked; a capture that
+/// is under way is waited for with some patience, and what it may be making is then left alone.
 /// Returns how many things were deleted.
-pub fn sweep(store: &Store) -> Result<usize, StoreError> {
+pub fn sweep(store: &Store, patience: Duration) -> Result<usize, StoreError> {
     let mut swept = 0;
     for id in store.sandbox_ids()? {
         let dir = store.sandbox(&id);
@@ -36,12 +38,13 @@ pub fn sweep(store: &Store) -> Result<usize, StoreError> {
     let tmp = store.tmp();
     let entries: Vec<fs::DirEntry> = fs::read_dir(&tmp).map_err(StoreError::io("list", &tmp))?.flatten().collect();
     // A capture holds its repository's lock from before it makes anything until all is in its
-    // place: what was here before every lock could be had belongs to none.
-    let mut locks = Vec::new();
+    // place: what was here before each lock could be had once belongs to none. They are given back
+    // at once, so that nobody waits for us while we wait for somebody else.
+    let until = Instant::now() + patience;
+    let mut capturing = false;
     for id in store.repo_ids()? {
-        locks.push(FileLock::try_exclusive(&store.repo(&id).lock_file()).ok().flatten());
+        capturing |= lock_until(&store.repo(&id).lock_file(), until).is_none();
     }
-    let capturing = locks.iter().any(Option::is_none);
     for entry in entries {
         let name = entry.file_name();
         let name = name.to_string_lossy();
@@ -52,6 +55,16 @@ pub fn sweep(store: &Store) -> Result<usize, StoreError> {
         }
     }
     Ok(swept)
+}
+
+fn lock_until(path: &Path, until: Instant) -> Option<FileLock> {
+    loop {
+        match FileLock::try_exclusive(path) {
+            Ok(Some(lock)) => return Some(lock),
+            Ok(None) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+            _ => return None,
+        }
+    }
 }
 
 /// A layer that is being made has its future name.
