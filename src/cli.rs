@@ -85,6 +85,8 @@ pub enum Verb {
     Doctor(Doctor),
     /// Put man pages, completions and the AppArmor profile in place
     Setup(Setup),
+    /// List what agents need to work inside, or show one of them
+    Presets(Presets),
     /// Print a completion script
     Completions(Completions),
     /// Tell about git-sandbox or about one verb
@@ -101,6 +103,8 @@ git sandbox spawn --clean -- cargo test  as of HEAD, without uncommitted work"
 )]
 pub struct Spawn {
     /// Its name: a-z 0-9 . _ - (two short words when left out)
+git sandbox spawn --allow @github -- sh  with a network that reaches GitHub, and nothing else\n  \
+git sandbox spawn --count 3 x -- claude -p 'Fix it'   x-1, x-2 and x-3 at once\n  \
     pub name: Option<String>,
     /// In the background
     #[arg(short, long)]
@@ -120,13 +124,19 @@ pub struct Spawn {
     /// Check out a new branch inside
     #[arg(short, long, value_name = "BRANCH")]
     pub branch: Option<String>,
-    /// Network: none, or the host's
+    /// Network: none, the host's, or only what is allowed
     #[arg(long, value_name = "NET")]
     pub net: Option<Net>,
     /// Processors, e.g. 1.5
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub cpus: Option<f64>,
     /// Memory, e.g. 4g
+    /// A host that can be reached: HOST, '*.HOST', HOST:PORT, a set such as @github; several with commas
+    #[arg(long, value_name = "HOST")]
+    pub allow: Vec<String>,
+    /// What an agent needs to work inside, by name (`git sandbox presets`), or none
+    #[arg(long, value_name = "NAME")]
+    pub preset: Option<String>,
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
     /// Processes and threads
@@ -145,6 +155,12 @@ pub struct Spawn {
     #[arg(long, value_name = "WHAT")]
     pub on_exit: Option<OnExit>,
     /// Commit inside what the command leaves uncommitted when it ends (sandbox.autoCommit)
+    /// A file or directory of your home, copied to the same place inside
+    #[arg(long, value_name = "PATH")]
+    pub home_file: Vec<PathBuf>,
+    /// So many sandboxes of the same state, in the background: NAME-1, NAME-2, …
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000), conflicts_with = "tty")]
+    pub count: Option<u32>,
     #[arg(long)]
     pub auto_commit: bool,
     /// Give a terminal to the command even if this is not one
@@ -163,10 +179,10 @@ pub struct Spawn {
     #[arg(long, value_name = "YES|NO")]
     pub carry_secrets: Option<YesNo>,
     /// Show what would be done, and do nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Print one JSON object about the sandbox (with --detach)
     #[arg(long, conflicts_with = "root")]
+    pub dry_run: bool,
+    /// Print one JSON object about the sandbox (with --detach), an array of them (with --count)
+    #[arg(long)]
     pub json: bool,
     /// Print nothing but errors and the command's output
     #[arg(short, long)]
@@ -187,6 +203,8 @@ pub enum Net {
 
 /// What happens to new commits when the command ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+    /// What --allow, sandbox.allow and the preset name, and nothing else
+    Allow,
 pub enum OnExit {
     /// Ask on a terminal, else keep
     Ask,
@@ -632,3 +650,14 @@ pub struct Help {
     /// With `agent`: which sandbox (inside one: this one)
     pub name: Option<String>,
 }
+/// List presets.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  git sandbox presets\n  git sandbox presets claude")]
+pub struct Presets {
+    /// Which preset
+    pub name: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+

@@ -7,11 +7,13 @@
 //! pids = 256              # at most
 //! timeout = "30m"         # at most
 //! carry-secrets = false   # never, and nobody is asked
+//! deny = ["example.com"]  # not even if it is allowed
 //! ```
 
 use crate::error::CliError;
 use crate::text::{parse_duration, parse_size};
-use sandbox_core::launch::{Limits, Network};
+use sandbox_core::launch::Limits;
+use sandbox_proxy::rule::Rule;
 use serde::Deserialize;
 use std::io;
 use std::path::Path;
@@ -30,6 +32,8 @@ pub struct Project {
     pub limits: Limits,
     /// Seconds at most.
     pub timeout: Option<u64>,
+    /// Hosts that are not reached, whatever is allowed.
+    pub deny: Vec<Rule>,
 }
 
 #[derive(Deserialize)]
@@ -40,6 +44,8 @@ struct Text {
     pids: Option<u32>,
     timeout: Option<String>,
     carry_secrets: Option<bool>,
+    #[serde(default)]
+    deny: Vec<String>,
 }
 
 impl Project {
@@ -49,7 +55,7 @@ impl Project {
         match std::fs::read_to_string(&path) {
             Ok(text) => Self::parse(&text).map_err(|why| {
                 CliError::new(format!("'{FILE}' is not valid")).cause(crate::text::escape(&why)).hint(
-                    "it may have net, memory, pids, timeout and carry-secrets, each only to tighten your settings",
+                    "it may have net, memory, pids, timeout, carry-secrets and deny, each only to tighten your settings",
                 )
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
@@ -76,7 +82,9 @@ impl Project {
             .map(|time| parse_duration(&time).ok_or(format!("timeout = \"{time}\" is not a time")))
             .transpose()?;
         let limits = Limits { memory, pids: text.pids, ..Limits::default() };
-        Ok(Self { offline, no_secrets: text.carry_secrets == Some(false), limits, timeout })
+        let rule = |host: &String| host.parse::<Rule>().map_err(|error| format!("deny: '{host}': {}", error.wrong));
+        let deny = text.deny.iter().map(rule).collect::<Result<_, _>>()?;
+        Ok(Self { offline, no_secrets: text.carry_secrets == Some(false), limits, timeout, deny })
     }
 
     /// The tighter of two limits each.
@@ -89,11 +97,6 @@ impl Project {
         }
         let memory = tighter(limits.memory, self.limits.memory);
         Limits { memory, pids: tighter(limits.pids, self.limits.pids), ..limits }
-    }
-
-    /// The network that settings allow, tightened.
-    pub fn network(&self, allowed: Network) -> Network {
-        if self.offline { Network::None } else { allowed }
     }
 }
 
@@ -109,8 +112,9 @@ mod tests {
         let limits = Limits { memory: Some(4 << 30), pids: Some(1024), ..Limits::default() };
         let tight = project.tighten(limits);
         assert_eq!((tight.memory, tight.pids, project.timeout), (Some(1 << 30), Some(1024), Some(300)));
-        assert_eq!(project.network(Network::Host), Network::None);
-        assert!(project.no_secrets);
+        assert!(project.no_secrets && project.offline);
+        let denied = Project::parse("deny = [\"evil.example\", \"*.ads.example\"]").unwrap().deny;
+        assert_eq!(denied.iter().map(ToString::to_string).collect::<Vec<_>>(), ["evil.example", "*.ads.example"]);
         for bad in [
             "net = \"host\"",
             "carry-secrets = true",
@@ -119,6 +123,8 @@ mod tests {
             "pids = \"x\"",
             "=",
             "timeout = \"x\"",
+            "deny = [\"a b\"]",
+            "allow = [\"example.com\"]",
         ] {
             assert!(Project::parse(bad).is_err(), "{bad}");
         }

@@ -17,6 +17,7 @@ pub mod list;
 mod logs;
 pub mod merge;
 mod setup;
+mod presets;
 mod show;
 mod spawn;
 mod stop;
@@ -65,6 +66,7 @@ pub fn run(context: &Context, verb: Verb) -> Outcome {
         Verb::Doctor(args) => doctor::run(context, &args),
         Verb::Setup(args) => setup::run(context, &args),
         Verb::Push(_) | Verb::Help(_) | Verb::Completions(_) => unreachable!("taken above"),
+        Verb::Presets(args) => presets::run(context, &args),
     }
 }
 
@@ -99,4 +101,5 @@ fn word(verb: &Verb) -> &'static str {
         Verb::Completions(_) => "completions",
         Verb::Help(_) => "help",
     }
+        Verb::Presets(_) => "presets",
 }

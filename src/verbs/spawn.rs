@@ -7,15 +7,21 @@ use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::leave;
 use crate::prepare;
-use crate::project::Project;
+use crate::presets::home::Home;
+use crate::presets::login::{Login, Wish};
+use crate::presets::network::Policy;
+use crate::presets::{self, Preset};
+use crate::project::{self, Project};
 use crate::start::{exec_request, shell_batch, shell_command, start, wait_started};
 use crate::terminal::{Ended, Input, interactive, relay, window};
 use crate::text::{escape, parse_duration, parse_size};
 use rustix::termios::isatty;
 use sandbox_core::assemble::launch_spec;
+use sandbox_core::connection::Connection;
 use sandbox_core::driver::Driver;
+use sandbox_core::host_repo::HostRepo;
 use sandbox_core::host_view;
-use sandbox_core::id::{Name, SandboxId};
+use sandbox_core::id::{Name, RepoId, SandboxId};
 use sandbox_core::launch::{Limits, Mode, Network};
 use sandbox_core::prepare::{Source, check_name, create};
 use sandbox_core::record::{RepoMount, SandboxRecord};
@@ -23,6 +29,7 @@ use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_protocol::{Message, escape_bytes};
 use sandbox_sys::lock::FileLock;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -51,8 +58,8 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     }
     let store = context.store()?;
     store.writable()?;
-    let name = args.name.as_deref().map(Name::parse).transpose()?;
-    if let Some(name) = &name {
+    let names = names(&args)?;
+    for name in names.iter().flatten() {
         check_name(&store, repo, name)?;
     }
     if let Some(layer) = args.allow_weak.iter().find(|layer| !WEAK_LAYERS.contains(&layer.as_str())) {
@@ -69,20 +76,26 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     let project = Project::read(&top)?;
 
     // Everything that may be wrong with the request, before the tree is captured.
-    let network = network(context, args.net, &project)?;
+    let preset = presets::choose(context, args.preset.as_deref(), args.command.first().map(OsString::as_os_str))?;
+    let network = presets::network::choose(context, &args, &project, preset.as_ref())?;
+    let policy = match network {
+        Network::Allow => Some(presets::network::policy(context, &args, &project, preset.as_ref())?),
+        Network::None | Network::Host => None,
+    };
     let limits = project.tighten(limits(context, &args)?);
     let timeout = args.timeout.as_deref().map(time).transpose()?.into_iter().chain(project.timeout).min();
-    let mut env = host_view::environment(&context.vars);
-    env.extend(variables(context, &args.env)?);
+    let asked = variables(context, &args.env)?;
+    let mut carried = Carried::look(context, &store, repo, &args, preset, &top)?;
 
     let taken = prepare::take(context, &store, repo, source, &user, &args, &project)?;
+    carried.ask(&store, &taken.repo, args.dry_run)?;
     let cwd = if context.cwd.starts_with(&top) { context.cwd.clone() } else { top.clone() };
     let path: OsString = context.vars.get("PATH").cloned().unwrap_or_default().into();
     let extra: Vec<PathBuf> = context.settings("sandbox.toolchain").iter().map(PathBuf::from).collect();
     let record = SandboxRecord {
         id: SandboxId::random(),
-        unnamed: name.is_none(),
-        name: name.unwrap_or_else(Name::random),
+        unnamed: args.name.is_none(),
+        name: Name::random(),
         rm: args.rm,
         driver: driver_name,
         repos: vec![RepoMount { repo: taken.repo.clone(), worktree: top.clone(), snapshot: taken.snapshot.id.clone() }],
@@ -91,7 +104,7 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
         cwd: cwd.clone(),
         home: context.home.clone(),
         user,
-        env,
+        env: carried.environment(context, asked),
         network,
         limits,
         toolchains: host_view::toolchains(&context.home, &path, &extra, std::slice::from_ref(&top))
@@ -102,19 +115,44 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
         timeout,
         allow_weak: args.allow_weak.clone(),
         nested: args.nested,
-        preset: None,
+        preset: carried.preset.as_ref().map(|preset| preset.name.clone()),
         auto_commit: args.auto_commit || super::commit::automatic(context)?,
         forked: None,
     };
     if args.dry_run {
+        let name = names.into_iter().next().flatten().unwrap_or(record.name);
+        let record = SandboxRecord { name, ..record };
         let sandbox = Sandbox { dir: store.sandbox(&record.id), record };
-        return dry_run(context, &store, &sandbox);
+        return dry_run(context, &store, &sandbox, &carried, policy.as_ref());
     }
-    let (sandbox, lock) = create(&store, record, &taken)?;
-    let name = sandbox.name().to_owned();
+    let mut made = Vec::new();
+    for name in names {
+        let id = SandboxId::random();
+        let record = SandboxRecord { id, name: name.unwrap_or_else(Name::random), ..record.clone() };
+        let written = create(&store, record, &taken).map_err(CliError::from).and_then(|(sandbox, lock)| {
+            made.push((sandbox.clone(), lock));
+            carried.write(&sandbox, policy.as_ref())
+        });
+        if let Err(error) = written {
+            for (sandbox, lock) in made {
+                drop(lock);
+                sandbox_core::prepare::undo(&store, &sandbox);
+            }
+            return Err(error);
+        }
+    }
     if !args.quiet {
-        eprintln!("sandbox '{name}': {}", taken.told);
+        match made.as_slice() {
+            [(sandbox, _)] => eprintln!("sandbox '{}': {}", sandbox.name(), taken.told),
+            all => eprintln!("{} sandboxes, each: {}", all.len(), taken.told),
+        }
+        carried.tell(context, &args, policy.as_ref());
+        if network == Network::Host && !project.deny.is_empty() {
+            eprintln!("note: `deny` of '{}' has no effect: with --net host, everything can be reached", project::FILE);
+        }
     }
+    // The next spawn of this repository need not wait until the command has ended.
+    drop(taken);
     let launched = Launch {
         detach: args.detach,
         json: args.json,
@@ -125,7 +163,145 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
         cwd: &cwd,
         wish,
     };
-    launch(context, &store, &sandbox, lock, &launched)
+    match (args.count, made.pop()) {
+        (None, Some((sandbox, lock))) => launch(context, &store, &sandbox, lock, &launched),
+        (_, last) => {
+            made.extend(last);
+            launch_many(context, &store, made, &launched)
+        }
+    }
+}
+
+/// The names that are asked for, one for each sandbox; `None`: to be made up.
+fn names(args: &cli::Spawn) -> Result<Vec<Option<Name>>, CliError> {
+    let Some(count) = args.count else { return Ok(vec![args.name.as_deref().map(Name::parse).transpose()?]) };
+    match &args.name {
+        None => Ok((0..count).map(|_| None).collect()),
+        Some(name) => (1..=count).map(|n| Ok(Some(Name::parse(&format!("{name}-{n}"))?))).collect(),
+    }
+}
+
+/// What goes inside besides the working tree.
+struct Carried {
+    preset: Option<Preset>,
+    /// Configuration, and what looks like a login.
+    found: presets::home::Found,
+    login: Login,
+    wish: Wish,
+    /// What `--home-file` names.
+    asked: Vec<presets::home::Item>,
+    /// The home is (in) the working tree: what is in it is there already.
+    home_is_tree: bool,
+    /// About the agent's own sandbox.
+    inner: Option<String>,
+}
+
+impl Carried {
+    /// Looks at what there is, and what is known of the user's wish. Asks nothing, writes nothing.
+    fn look(
+        context: &Context,
+        store: &Store,
+        repo: &HostRepo,
+        args: &cli::Spawn,
+        preset: Option<Preset>,
+        top: &Path,
+    ) -> Result<Self, CliError> {
+        let asked = presets::home::asked(context, &args.home_file)?;
+        let home_is_tree = context.home.starts_with(top);
+        let mut carried = Self {
+            found: presets::home::Found::default(),
+            login: Login::default(),
+            wish: Wish::Unknown,
+            asked,
+            home_is_tree,
+            inner: None,
+            preset: None,
+        };
+        if let Some(preset) = &preset {
+            carried.found = presets::home::look(context, preset, top);
+            carried.login = presets::login::look(context, preset, &carried.found);
+            carried.wish = presets::login::wish(context, store, repo, preset, args)?;
+            if !args.nested {
+                carried.inner = presets::inner::note(context, preset, &args.command);
+            }
+        }
+        carried.preset = preset;
+        Ok(carried)
+    }
+
+    /// Asks whether the login goes inside, if nobody was asked yet and there is somebody to ask.
+    fn ask(&mut self, store: &Store, repo: &RepoId, dry_run: bool) -> Result<(), CliError> {
+        let Some(preset) = &self.preset else { return Ok(()) };
+        if self.wish == Wish::Unknown && !self.login.is_empty() && !dry_run && presets::login::can_ask() {
+            let carry = presets::login::ask(store, repo, preset, &self.login)?;
+            self.wish = if carry { Wish::Carry } else { Wish::Keep };
+        }
+        Ok(())
+    }
+
+    /// The environment of the sessions: the host's allow-list, the preset's, what was asked for.
+    fn environment(&self, context: &Context, asked: Vec<(String, String)>) -> Vec<(String, String)> {
+        let mut env = BTreeMap::from_iter(host_view::environment(&context.vars));
+        let host = |name: &String| Some((name.clone(), context.vars.get(name)?.clone()));
+        if let Some(preset) = &self.preset {
+            // A URL may have a password in it.
+            env.extend(preset.pass.iter().filter_map(host).filter(|(_, value)| !value.contains('@')));
+            env.extend(preset.variables.clone());
+        }
+        if self.wish == Wish::Carry {
+            env.extend(self.login.variables.iter().filter_map(host));
+        }
+        env.extend(asked);
+        env.into_iter().collect()
+    }
+
+    /// What is written to the private home.
+    fn items(&self) -> Vec<&presets::home::Item> {
+        let of_preset = self.found.config.iter().chain(self.login.items.iter().filter(|_| self.wish == Wish::Carry));
+        let of_preset = of_preset.filter(|_| !self.home_is_tree);
+        of_preset.chain(&self.asked).collect()
+    }
+
+    /// Writes the private home and the policy of a sandbox that was just made.
+    fn write(&self, sandbox: &Sandbox, policy: Option<&Policy>) -> Result<(), CliError> {
+        let dir = sandbox.dir.home();
+        let home = Home { dir: &dir, user: &sandbox.record.user };
+        home.write(self.items())?;
+        let mut rules = Vec::new();
+        if let Some(policy) = policy {
+            rules.extend(policy.rules.allow.iter().map(ToString::to_string));
+            let path = sandbox.dir.network();
+            sandbox_proxy::policy::write(&path, &policy.rules).map_err(|error| CliError::chain(&error))?;
+        }
+        let place = self.preset.as_ref().filter(|_| !self.home_is_tree).map(|preset| &preset.instructions);
+        let place = place.and_then(|files| files.iter().find(|file| dir.join(file).exists()).or(files.last()));
+        if let Some(place) = place {
+            let text = crate::agent_help::text(sandbox.name(), sandbox.record.network, &rules);
+            home.append_marked(Path::new(place), &text)?;
+        }
+        Ok(())
+    }
+
+    /// Says what goes inside and what does not.
+    fn tell(&self, context: &Context, args: &cli::Spawn, policy: Option<&Policy>) {
+        if let Some(preset) = &self.preset {
+            if self.home_is_tree {
+                eprintln!("note: your home is the working tree: nothing more is carried for {}", preset.name);
+            } else {
+                presets::home::tell(context, preset, &self.found);
+            }
+            // A version or a help text needs no login.
+            if !args.command.is_empty() {
+                presets::login::tell(preset, &self.login, self.wish);
+            }
+        }
+        for note in policy.iter().flat_map(|policy| &policy.notes) {
+            eprintln!("note: {}", escape(note));
+        }
+        if let Some(note) = &self.inner {
+            eprintln!("{note}");
+        }
+    }
 }
 
 /// How a sandbox that was just made is started.
@@ -159,6 +335,9 @@ pub fn launch(context: &Context, store: &Store, sandbox: &Sandbox, lock: FileLoc
         }
     };
     crate::plumbing::sync::start(&context.program, store, sandbox);
+    if args.detach {
+        return detached(context, store, sandbox, &mut connection, args);
+    }
     if let Some(branch) = args.branch
         && let Err(error) = checkout(&mut connection, sandbox, branch)
     {
@@ -167,9 +346,6 @@ pub fn launch(context: &Context, store: &Store, sandbox: &Sandbox, lock: FileLoc
         let _ = super::stop::stop(sandbox, Duration::ZERO);
         sandbox_core::prepare::undo(store, sandbox);
         return Err(error);
-    }
-    if args.detach {
-        return detached(context, store, sandbox, &mut connection, args, args.cwd);
     }
     let (tty, input) = standard(args.tty);
     let shell = &sandbox.record.user.shell;
@@ -215,18 +391,14 @@ fn started(sandbox: &Sandbox) -> bool {
 }
 
 /// Waits until the supervisor has ended; it does so by itself after the last session.
-fn finish(mut connection: sandbox_core::connection::Connection, sandbox: &Sandbox) -> Result<(), CliError> {
+fn finish(mut connection: Connection, sandbox: &Sandbox) -> Result<(), CliError> {
     while connection.recv().is_ok() {}
     drop(sandbox.take(Duration::from_secs(150))?);
     Ok(())
 }
 
 /// Checks out a new branch inside, before the command starts.
-fn checkout(
-    connection: &mut sandbox_core::connection::Connection,
-    sandbox: &Sandbox,
-    branch: &str,
-) -> Result<(), CliError> {
+fn checkout(connection: &mut Connection, sandbox: &Sandbox, branch: &str) -> Result<(), CliError> {
     let argv = ["git", "checkout", "--quiet", "-b", branch].map(|arg| escape_bytes(arg.as_bytes()));
     let cwd = escape_bytes(sandbox.record.repos[0].worktree.as_os_str().as_bytes());
     let exec = sandbox_protocol::Exec { argv: argv.into(), cwd, internal: true, ..Default::default() };
@@ -241,15 +413,78 @@ fn checkout(
         .hint("take another name for the branch; no sandbox was made"))
 }
 
-fn detached(
-    context: &Context,
+/// Starts several sandboxes that were just made, all at once. Those that cannot be started go as
+/// they came, and are named; the others stay.
+fn launch_many(context: &Context, store: &Store, made: Vec<(Sandbox, FileLock)>, args: &Launch<'_>) -> Outcome {
+    let mut failed: Vec<(String, CliError)> = Vec::new();
+    let mut running = Vec::new();
+    // Each step for all of them before the next: nobody waits for another one's launch.
+    for (sandbox, lock) in made {
+        match start(context, store, &sandbox, lock, !args.command.is_empty()) {
+            Ok(connection) => running.push((sandbox, connection)),
+            Err(error) => {
+                sandbox_core::prepare::undo(store, &sandbox);
+                failed.push((sandbox.name().to_owned(), error));
+            }
+        }
+    }
+    let mut begun = Vec::new();
+    for (sandbox, mut connection) in running {
+        crate::plumbing::sync::start(&context.program, store, &sandbox);
+        match begin(store, &sandbox, &mut connection, args) {
+            Ok(stream) => begun.push((sandbox, connection, stream)),
+            Err(error) => failed.push((sandbox.name().to_owned(), error)),
+        }
+    }
+    let mut rows = Vec::new();
+    for (sandbox, mut connection, stream) in begun {
+        match began(store, &sandbox, &mut connection, stream, args) {
+            Ok(()) if args.json => {
+                rows.push(super::list::row(context, store, &sandbox, &super::list::memory_by_namespace())?);
+            }
+            Ok(()) => println!("{}", sandbox.name()),
+            Err(error) => failed.push((sandbox.name().to_owned(), error)),
+        }
+    }
+    if args.json {
+        print_json(&rows)?;
+    }
+    let Some((_, first)) = failed.first() else { return Ok(0) };
+    let names: Vec<String> = failed.iter().map(|(name, _)| format!("'{name}'")).collect();
+    let mut causes = vec![first.message.clone()];
+    causes.extend(first.causes.iter().cloned());
+    let mut hints = first.hints.clone();
+    hints.push("the others run: `git sandbox list` shows them".into());
+    Err(CliError { message: format!("cannot start {}", names.join(", ")), causes, hints, status: first.status })
+}
+
+/// Checks out a branch if one is asked for, and asks for the command. What was never started is
+/// taken back.
+fn begin(store: &Store, sandbox: &Sandbox, connection: &mut Connection, args: &Launch<'_>) -> Result<u32, CliError> {
+    if let Some(branch) = args.branch
+        && let Err(error) = checkout(connection, sandbox, branch)
+    {
+        let _ = super::stop::stop(sandbox, Duration::ZERO);
+        sandbox_core::prepare::undo(store, sandbox);
+        return Err(error);
+    }
+    let stream = connection.open();
+    if !args.command.is_empty() {
+        let mut request = exec_request(args.command, args.cwd, false, true);
+        request.tty = args.tty.then(window);
+        connection.send(stream, &Message::Exec(request))?;
+    }
+    Ok(stream)
+}
+
+/// Waits until the command (or, without one, the sandbox) runs.
+fn began(
     store: &Store,
     sandbox: &Sandbox,
-    connection: &mut sandbox_core::connection::Connection,
+    connection: &mut Connection,
+    stream: u32,
     args: &Launch<'_>,
-    cwd: &Path,
-) -> Outcome {
-    let stream = connection.open();
+) -> Result<(), CliError> {
     if args.command.is_empty() {
         let answer = connection.ask(&Message::AskStatus, 1 << 20);
         if let Err(sandbox_core::connection::ConnectionError::Refused(failure)) = answer {
@@ -257,20 +492,29 @@ fn detached(
             return Err(crate::start::refused(&failure));
         }
         answer?;
-    } else {
-        let mut request = exec_request(args.command, cwd, false, true);
-        request.tty = args.tty.then(window);
-        connection.send(stream, &Message::Exec(request))?;
-        if let Err(error) = wait_started(connection, stream) {
-            if started(sandbox) {
-                drop(sandbox.take(Duration::from_secs(10)));
-            } else {
-                sandbox_core::prepare::undo(store, sandbox);
-            }
-            return Err(error);
-        }
-        connection.send(stream, &Message::CloseStdin)?;
+        return Ok(());
     }
+    if let Err(error) = wait_started(connection, stream) {
+        if started(sandbox) {
+            drop(sandbox.take(Duration::from_secs(10)));
+        } else {
+            sandbox_core::prepare::undo(store, sandbox);
+        }
+        return Err(error);
+    }
+    connection.send(stream, &Message::CloseStdin)?;
+    Ok(())
+}
+
+fn detached(
+    context: &Context,
+    store: &Store,
+    sandbox: &Sandbox,
+    connection: &mut Connection,
+    args: &Launch<'_>,
+) -> Outcome {
+    let stream = begin(store, sandbox, connection, args)?;
+    began(store, sandbox, connection, stream, args)?;
     if args.json {
         print_json(&super::list::row(context, store, sandbox, &super::list::memory_by_namespace())?)?;
     } else {
@@ -285,9 +529,18 @@ fn detached(
     Ok(0)
 }
 
-fn dry_run(context: &Context, store: &Store, sandbox: &Sandbox) -> Outcome {
+fn dry_run(context: &Context, store: &Store, sandbox: &Sandbox, carried: &Carried, policy: Option<&Policy>) -> Outcome {
     let spec = launch_spec(store, sandbox, Mode::Work, &context.program)?;
     print!("{}", driver(&sandbox.record.driver)?.plan(&spec)?);
+    for item in carried.items() {
+        println!("carry     ~/{}", escape(&item.at.to_string_lossy()));
+    }
+    for rule in policy.iter().flat_map(|policy| &policy.rules.allow) {
+        println!("allow     {rule}");
+    }
+    for rule in policy.iter().flat_map(|policy| &policy.rules.deny) {
+        println!("deny      {rule}");
+    }
     Ok(0)
 }
 
@@ -328,19 +581,6 @@ fn time(text: &str) -> Result<u64, CliError> {
     parse_duration(text)
         .filter(|seconds| *seconds > 0)
         .ok_or_else(|| CliError::usage(format!("'{}' is not a time", escape(text))).hint("for example 90s, 10m, 2h"))
-}
-
-fn network(context: &Context, flag: Option<cli::Net>, project: &Project) -> Result<Network, CliError> {
-    match flag {
-        Some(cli::Net::None) => Ok(Network::None),
-        Some(cli::Net::Host) => Ok(Network::Host),
-        None => match context.setting("sandbox.net").as_deref() {
-            None | Some("none") => Ok(Network::None),
-            Some("host") => Ok(project.network(Network::Host)),
-            Some(other) => Err(CliError::new(format!("'{}' is not a value of sandbox.net", escape(other)))
-                .hint("it is one of none, host")),
-        },
-    }
 }
 
 fn limits(context: &Context, args: &cli::Spawn) -> Result<Limits, CliError> {
