@@ -33,7 +33,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Make a sandbox and run a command (or a shell) in it
-    Spawn(Spawn),
+    Spawn(Box<Spawn>),
     /// Run a command in a sandbox
     Exec(Exec),
     /// Open a shell in a sandbox

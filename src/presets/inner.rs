@@ -44,11 +44,10 @@ pub fn note(context: &Context, preset: &Preset, command: &[OsString]) -> Option<
         let text = std::fs::read_to_string(preset.on_host(context, &setting.file)).unwrap_or_default();
         value(&setting.file, &text, &setting.key).as_deref() == Some(setting.is.as_str())
     };
-    let asks = ["--help", "-h", "--version", "-V", "-v"];
     let args: Vec<String> = command.iter().skip(1).map(|arg| escape_bytes(arg.as_bytes())).collect();
     let without_spaces = |arg: &str| arg.replace(char::is_whitespace, "");
     let quiet = command.is_empty()
-        || args.iter().any(|arg| asks.contains(&arg.as_str()))
+        || is_about_itself(command)
         || args.iter().any(|arg| inner.off.iter().any(|off| without_spaces(arg).contains(off.as_str())))
         || inner.only_if.as_ref().is_some_and(|setting| !holds(setting))
         || inner.unless.as_ref().is_some_and(holds);
@@ -59,6 +58,11 @@ pub fn note(context: &Context, preset: &Preset, command: &[OsString]) -> Option<
             preset.name, inner.name, inner.flag
         )
     })
+}
+
+/// Whether a command only asks for a version or a help text.
+pub fn is_about_itself(command: &[OsString]) -> bool {
+    command.iter().skip(1).any(|arg| ["--help", "-h", "--version", "-V"].iter().any(|asks| arg == asks))
 }
 
 /// The value of a dotted key, as text.

@@ -57,18 +57,24 @@ pub fn look(context: &Context, preset: &Preset, found: &Found) -> Login {
 impl Login {
     /// Whether there is none on this host.
     pub fn is_empty(&self) -> bool {
-        self.files().is_empty() && self.variables.is_empty()
-    }
-
-    /// The files of it, each once.
-    fn files(&self) -> BTreeSet<&PathBuf> {
-        self.items.iter().filter(|item| !matches!(item.what, What::Directory(_))).map(|item| &item.at).collect()
+        self.variables.is_empty() && self.items.iter().all(|item| matches!(item.what, What::Directory(_)))
     }
 
     /// One line for each part of it.
     fn lines(&self) -> Vec<String> {
-        let files = self.files().into_iter().map(|at| format!("~/{}", escape(&at.to_string_lossy())));
-        files.chain(self.variables.iter().map(|name| format!("the variable {name}"))).collect()
+        let file = |item: &Item| {
+            let at = escape(&item.at.to_string_lossy());
+            match &item.what {
+                What::Directory(_) => None,
+                What::Copy { .. } => Some(format!("~/{at}")),
+                What::Keys(keys) => {
+                    let keys: Vec<String> = keys.keys().map(|key| escape(key)).collect();
+                    Some(format!("~/{at} ({})", keys.join(", ")))
+                }
+            }
+        };
+        let files: BTreeSet<String> = self.items.iter().filter_map(file).collect();
+        files.into_iter().chain(self.variables.iter().map(|name| format!("the variable {name}"))).collect()
     }
 }
 

@@ -4,6 +4,7 @@
 //! presets/NAME.toml                              in this program
 //! $XDG_CONFIG_HOME/git-sandbox/presets/NAME.toml the user's own; one of the same name replaces ours
 //!
+//! carry    all that goes inside, from the look to the writing
 //! home     what goes into the private home: configuration, the login, our text for the agent
 //! login    whether the login goes inside: asked once per repository
 //! inner    the agent's own sandbox, which cannot start inside
@@ -13,6 +14,7 @@
 //!
 //! A preset is chosen by the name of the command that `spawn` was given, without its directory.
 
+pub mod carry;
 pub mod home;
 pub mod hosts;
 pub mod inner;

@@ -40,7 +40,7 @@ pub fn run(context: &Context, verb: Verb) -> Outcome {
     }
     inside::refuse(word(&verb))?;
     match verb {
-        Verb::Spawn(args) => spawn::run(context, args),
+        Verb::Spawn(args) => spawn::run(context, *args),
         Verb::Exec(args) => exec::run(context, &args),
         Verb::Shell(args) => exec::shell(context, &args),
         Verb::Attach(args) => exec::attach(context, &args),

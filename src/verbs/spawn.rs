@@ -7,10 +7,9 @@ use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::leave;
 use crate::prepare;
-use crate::presets::home::Home;
-use crate::presets::login::{Login, Wish};
+use crate::presets;
+use crate::presets::carry::Carried;
 use crate::presets::network::Policy;
-use crate::presets::{self, Preset};
 use crate::project::{self, Project};
 use crate::start::{exec_request, shell_batch, shell_command, start, wait_started};
 use crate::terminal::{Ended, Input, interactive, relay, window};
@@ -19,9 +18,8 @@ use rustix::termios::isatty;
 use sandbox_core::assemble::launch_spec;
 use sandbox_core::connection::Connection;
 use sandbox_core::driver::Driver;
-use sandbox_core::host_repo::HostRepo;
 use sandbox_core::host_view;
-use sandbox_core::id::{Name, RepoId, SandboxId};
+use sandbox_core::id::{Name, SandboxId};
 use sandbox_core::launch::{Limits, Mode, Network};
 use sandbox_core::prepare::{Source, check_name, create};
 use sandbox_core::record::{RepoMount, SandboxRecord};
@@ -29,7 +27,6 @@ use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_protocol::{Message, escape_bytes};
 use sandbox_sys::lock::FileLock;
-use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -181,129 +178,6 @@ fn names(args: &cli::Spawn) -> Result<Vec<Option<Name>>, CliError> {
     }
 }
 
-/// What goes inside besides the working tree.
-struct Carried {
-    preset: Option<Preset>,
-    /// Configuration, and what looks like a login.
-    found: presets::home::Found,
-    login: Login,
-    wish: Wish,
-    /// What `--home-file` names.
-    asked: Vec<presets::home::Item>,
-    /// The home is (in) the working tree: what is in it is there already.
-    home_is_tree: bool,
-    /// About the agent's own sandbox.
-    inner: Option<String>,
-}
-
-impl Carried {
-    /// Looks at what there is, and what is known of the user's wish. Asks nothing, writes nothing.
-    fn look(
-        context: &Context,
-        store: &Store,
-        repo: &HostRepo,
-        args: &cli::Spawn,
-        preset: Option<Preset>,
-        top: &Path,
-    ) -> Result<Self, CliError> {
-        let asked = presets::home::asked(context, &args.home_file)?;
-        let home_is_tree = context.home.starts_with(top);
-        let mut carried = Self {
-            found: presets::home::Found::default(),
-            login: Login::default(),
-            wish: Wish::Unknown,
-            asked,
-            home_is_tree,
-            inner: None,
-            preset: None,
-        };
-        if let Some(preset) = &preset {
-            carried.found = presets::home::look(context, preset, top);
-            carried.login = presets::login::look(context, preset, &carried.found);
-            carried.wish = presets::login::wish(context, store, repo, preset, args)?;
-            if !args.nested {
-                carried.inner = presets::inner::note(context, preset, &args.command);
-            }
-        }
-        carried.preset = preset;
-        Ok(carried)
-    }
-
-    /// Asks whether the login goes inside, if nobody was asked yet and there is somebody to ask.
-    fn ask(&mut self, store: &Store, repo: &RepoId, dry_run: bool) -> Result<(), CliError> {
-        let Some(preset) = &self.preset else { return Ok(()) };
-        if self.wish == Wish::Unknown && !self.login.is_empty() && !dry_run && presets::login::can_ask() {
-            let carry = presets::login::ask(store, repo, preset, &self.login)?;
-            self.wish = if carry { Wish::Carry } else { Wish::Keep };
-        }
-        Ok(())
-    }
-
-    /// The environment of the sessions: the host's allow-list, the preset's, what was asked for.
-    fn environment(&self, context: &Context, asked: Vec<(String, String)>) -> Vec<(String, String)> {
-        let mut env = BTreeMap::from_iter(host_view::environment(&context.vars));
-        let host = |name: &String| Some((name.clone(), context.vars.get(name)?.clone()));
-        if let Some(preset) = &self.preset {
-            // A URL may have a password in it.
-            env.extend(preset.pass.iter().filter_map(host).filter(|(_, value)| !value.contains('@')));
-            env.extend(preset.variables.clone());
-        }
-        if self.wish == Wish::Carry {
-            env.extend(self.login.variables.iter().filter_map(host));
-        }
-        env.extend(asked);
-        env.into_iter().collect()
-    }
-
-    /// What is written to the private home.
-    fn items(&self) -> Vec<&presets::home::Item> {
-        let of_preset = self.found.config.iter().chain(self.login.items.iter().filter(|_| self.wish == Wish::Carry));
-        let of_preset = of_preset.filter(|_| !self.home_is_tree);
-        of_preset.chain(&self.asked).collect()
-    }
-
-    /// Writes the private home and the policy of a sandbox that was just made.
-    fn write(&self, sandbox: &Sandbox, policy: Option<&Policy>) -> Result<(), CliError> {
-        let dir = sandbox.dir.home();
-        let home = Home { dir: &dir, user: &sandbox.record.user };
-        home.write(self.items())?;
-        let mut rules = Vec::new();
-        if let Some(policy) = policy {
-            rules.extend(policy.rules.allow.iter().map(ToString::to_string));
-            let path = sandbox.dir.network();
-            sandbox_proxy::policy::write(&path, &policy.rules).map_err(|error| CliError::chain(&error))?;
-        }
-        let place = self.preset.as_ref().filter(|_| !self.home_is_tree).map(|preset| &preset.instructions);
-        let place = place.and_then(|files| files.iter().find(|file| dir.join(file).exists()).or(files.last()));
-        if let Some(place) = place {
-            let text = crate::agent_help::text(sandbox.name(), sandbox.record.network, &rules);
-            home.append_marked(Path::new(place), &text)?;
-        }
-        Ok(())
-    }
-
-    /// Says what goes inside and what does not.
-    fn tell(&self, context: &Context, args: &cli::Spawn, policy: Option<&Policy>) {
-        if let Some(preset) = &self.preset {
-            if self.home_is_tree {
-                eprintln!("note: your home is the working tree: nothing more is carried for {}", preset.name);
-            } else {
-                presets::home::tell(context, preset, &self.found);
-            }
-            // A version or a help text needs no login.
-            if !args.command.is_empty() {
-                presets::login::tell(preset, &self.login, self.wish);
-            }
-        }
-        for note in policy.iter().flat_map(|policy| &policy.notes) {
-            eprintln!("note: {}", escape(note));
-        }
-        if let Some(note) = &self.inner {
-            eprintln!("{note}");
-        }
-    }
-}
-
 /// How a sandbox that was just made is started.
 pub struct Launch<'a> {
     /// In the background.
@@ -416,6 +290,7 @@ fn checkout(connection: &mut Connection, sandbox: &Sandbox, branch: &str) -> Res
 /// Starts several sandboxes that were just made, all at once. Those that cannot be started go as
 /// they came, and are named; the others stay.
 fn launch_many(context: &Context, store: &Store, made: Vec<(Sandbox, FileLock)>, args: &Launch<'_>) -> Outcome {
+    let total = made.len();
     let mut failed: Vec<(String, CliError)> = Vec::new();
     let mut running = Vec::new();
     // Each step for all of them before the next: nobody waits for another one's launch.
@@ -449,12 +324,15 @@ fn launch_many(context: &Context, store: &Store, made: Vec<(Sandbox, FileLock)>,
     if args.json {
         print_json(&rows)?;
     }
+    let others = total - failed.len();
     let Some((_, first)) = failed.first() else { return Ok(0) };
     let names: Vec<String> = failed.iter().map(|(name, _)| format!("'{name}'")).collect();
     let mut causes = vec![first.message.clone()];
     causes.extend(first.causes.iter().cloned());
     let mut hints = first.hints.clone();
-    hints.push("the others run: `git sandbox list` shows them".into());
+    if others > 0 {
+        hints.push(format!("{others} of {total} run: `git sandbox list` shows them"));
+    }
     Err(CliError { message: format!("cannot start {}", names.join(", ")), causes, hints, status: first.status })
 }
 
