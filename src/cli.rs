@@ -612,6 +612,9 @@ pub struct Doctor {
     /// Status 1 unless these hold: isolation=namespace|vm, limits=memory|pids|cpu, a check's name
     #[arg(long, value_name = "WHAT", value_delimiter = ',')]
     pub require: Vec<String>,
+    /// Make a sandbox and try in it everything that must not work; status 1 if something does
+    #[arg(long)]
+    pub probe: bool,
 }
 
 /// Install what cannot be in the binary.

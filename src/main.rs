@@ -18,6 +18,7 @@ mod notices;
 mod plumbing;
 mod prefix;
 mod prepare;
+mod probe;
 mod presets;
 mod project;
 mod screen;

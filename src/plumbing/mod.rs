@@ -19,6 +19,7 @@ pub fn run(role: &str, args: &[OsString]) -> ExitCode {
         "__commit-back" => bring::run(args),
         "__sync" => sync::run(args),
         "__serve-host" => serve::run(args),
+        "__probe" => crate::probe::role(args),
         sandbox_protocol::REPO_STATE_VERB => state::run(),
         other => Err(CliError::usage(format!("unknown role '{}'", crate::text::escape(other)))),
     };

@@ -5,7 +5,8 @@ use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::prepare::filesystem;
-use crate::text::escape;
+use crate::probe::{Finding, Outcome as Probed};
+use crate::text::{count, escape};
 use sandbox_core::driver::{Check, Isolation, Verdict};
 use sandbox_git::Version;
 use serde::Serialize;
@@ -19,6 +20,9 @@ struct Report {
     state_directory: std::path::PathBuf,
     drivers: Vec<DriverReport>,
     checks: Vec<Check>,
+    /// What `--probe` found.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    probes: Option<Vec<Finding>>,
 }
 
 #[derive(Serialize)]
@@ -46,6 +50,7 @@ pub fn run(context: &Context, args: &cli::Doctor) -> Outcome {
         state_directory: context.state_dir()?,
         checks: own_checks(context, git.as_ref().ok()),
         drivers,
+        probes: if args.probe { Some(crate::probe::run(context)?) } else { None },
     };
     if args.json {
         print_json(&report)?;
@@ -57,6 +62,12 @@ pub fn run(context: &Context, args: &cli::Doctor) -> Outcome {
         let names: Vec<String> = unmet.iter().map(|what| format!("'{}'", escape(what))).collect();
         return Err(CliError::new(format!("not here: {}", names.join(", ")))
             .hint("the checks above name what is missing")
+            .status(1));
+    }
+    let broken = report.probes.iter().flatten().filter(|finding| finding.outcome == Probed::Broken).count();
+    if broken > 0 {
+        return Err(CliError::new(format!("the wall has {}", count(broken, "hole")))
+            .hint("nothing that is not trusted should run in a sandbox on this machine")
             .status(1));
     }
     Ok(if report.drivers.iter().any(|driver| driver.usable) { 0 } else { 1 })
@@ -72,6 +83,17 @@ fn print(report: &Report) {
         println!("\ndriver {}: {}", driver.name, if driver.usable { "works here" } else { "cannot be used here" });
         for check in &driver.checks {
             print_check(check);
+        }
+    }
+    if let Some(probes) = &report.probes {
+        println!("\nprobes, tried inside a fresh sandbox:");
+        for finding in probes {
+            let mark = match finding.outcome {
+                Probed::Held => "held   ",
+                Probed::Unknown => "unknown",
+                Probed::Broken => "BROKEN ",
+            };
+            println!("  {mark} {:<34} {}", finding.probe, escape(&finding.found));
         }
     }
 }

@@ -11,6 +11,7 @@ pub mod map;
 pub mod mount;
 pub mod namespace;
 pub mod notify;
+pub mod probe;
 pub mod process;
 pub mod pty;
 pub mod seccomp;

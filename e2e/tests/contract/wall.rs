@@ -16,6 +16,7 @@ over_drivers! {
     sandboxes_do_not_see_each_other,
     the_network_is_the_hosts_only_on_request,
     the_callers_files_are_not_standard_output_inside,
+    the_probes_of_doctor_hold,
 }
 
 /// Name and script. All run in one sandbox, each in a shell of its own.
@@ -244,6 +245,26 @@ fn sandboxes_do_not_see_each_other(subject: &Subject) {
     let look = "ls /tmp/mine /dev/shm/mine ~/mine mine 2>/dev/null; git log --format=%s | grep -c one; pgrep -cx sleep";
     assert_eq!(subject.exec(&repo, "two", look).stdout, "0\n0\n");
     assert!(!repo.has("mine"));
+}
+
+/// A user can see for themselves; that each probe can fail is shown beside them (`src/probe.rs`).
+fn the_probes_of_doctor_hold(subject: &Subject) {
+    let env = &subject.env;
+    let report = env.sandbox(env.root(), &["doctor", "--probe", "--json"]).ok();
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    let probes = report["probes"].as_array().unwrap();
+    assert!(probes.len() > 40, "{}", probes.len());
+    for probe in probes {
+        assert_eq!(probe["outcome"], "held", "{probe}");
+    }
+    for name in ["host-files", "host-ports", "capabilities", "call: setns", "call: ioctl (TIOCSTI)"] {
+        assert!(probes.iter().any(|probe| probe["probe"] == name), "{name}");
+    }
+    assert!(env.live_processes().is_empty());
+    let left = std::fs::read_dir(env.state().join("tmp")).unwrap().count();
+    assert_eq!(left, 0, "the probes' own store is gone");
+    let text = env.sandbox(env.root(), &["doctor", "--probe"]).ok();
+    assert!(text.contains("held    host-files"), "{text}");
 }
 
 fn the_network_is_the_hosts_only_on_request(subject: &Subject) {
