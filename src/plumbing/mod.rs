@@ -2,6 +2,7 @@
 //! agent start. Each reads its connection from standard input.
 
 pub mod bring;
+mod proxy;
 pub mod remote;
 pub mod serve;
 mod state;
@@ -19,6 +20,7 @@ pub fn run(role: &str, args: &[OsString]) -> ExitCode {
         "__commit-back" => bring::run(args),
         "__sync" => sync::run(args),
         "__serve-host" => serve::run(args),
+        "__proxy" => proxy::run(args),
         "__probe" => crate::probe::role(args),
         sandbox_protocol::REPO_STATE_VERB => state::run(),
         other => Err(CliError::usage(format!("unknown role '{}'", crate::text::escape(other)))),

@@ -12,9 +12,19 @@
 //! Both ways in go through [`policy::Policy::decide`]. What is ours is the policy and the strictness
 //! of what comes from inside; HTTP messages, names and ClientHellos are read by kept libraries.
 //!
-//! Termination of TLS for single hosts will be put between "decided" and "tunnel": see [`mod@tunnel`].
+//! Termination of TLS for single hosts will be put between "decided" and "tunnel": see `tunnel.rs`.
 #![forbid(unsafe_code)]
 
 pub mod address;
+pub mod head;
+pub mod hello;
+mod plain;
 pub mod policy;
+mod record;
+mod resolve;
 pub mod rule;
+mod serve;
+mod stream;
+mod tunnel;
+
+pub use serve::{Advice, Config, Limits, ServeError, Who, serve};
