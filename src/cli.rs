@@ -44,6 +44,10 @@ pub enum Verb {
     Logs(Logs),
     /// Print what happened: starts, ends, what the network let out or refused
     Events(Events),
+    /// Let a sandbox reach hosts, at once
+    Allow(Allow),
+    /// Let a sandbox not reach hosts, even if they are allowed
+    Deny(Allow),
     /// Wait until the main commands have ended; the status is that of the last one
     Wait(Wait),
     /// Stop sandboxes; their files stay
@@ -81,12 +85,12 @@ pub enum Verb {
     Trash(Trash),
     /// Remove from the store what no sandbox needs
     Gc(Gc),
+    /// List what agents need to work inside, or show one of them
+    Presets(Presets),
     /// Look at what this machine can do, and what to change
     Doctor(Doctor),
     /// Put man pages, completions and the AppArmor profile in place
     Setup(Setup),
-    /// List what agents need to work inside, or show one of them
-    Presets(Presets),
     /// Print a completion script
     Completions(Completions),
     /// Tell about git-sandbox or about one verb
@@ -99,12 +103,12 @@ pub enum Verb {
     after_help = "Examples:\n  git sandbox spawn                        a shell, in a sandbox with a made-up name\n  \
 git sandbox spawn fix-login -- claude    a command in the sandbox 'fix-login'\n  \
 git sandbox spawn -d a -- make test      in the background; `git sandbox logs -f a` shows it\n  \
+git sandbox spawn --allow @github -- sh  with a network that reaches GitHub, and nothing else\n  \
+git sandbox spawn --count 3 x -- claude -p 'Fix it'   x-1, x-2 and x-3 at once\n  \
 git sandbox spawn --clean -- cargo test  as of HEAD, without uncommitted work"
 )]
 pub struct Spawn {
     /// Its name: a-z 0-9 . _ - (two short words when left out)
-git sandbox spawn --allow @github -- sh  with a network that reaches GitHub, and nothing else\n  \
-git sandbox spawn --count 3 x -- claude -p 'Fix it'   x-1, x-2 and x-3 at once\n  \
     pub name: Option<String>,
     /// In the background
     #[arg(short, long)]
@@ -127,16 +131,16 @@ git sandbox spawn --count 3 x -- claude -p 'Fix it'   x-1, x-2 and x-3 at once\n
     /// Network: none, the host's, or only what is allowed
     #[arg(long, value_name = "NET")]
     pub net: Option<Net>,
-    /// Processors, e.g. 1.5
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub cpus: Option<f64>,
-    /// Memory, e.g. 4g
     /// A host that can be reached: HOST, '*.HOST', HOST:PORT, a set such as @github; several with commas
     #[arg(long, value_name = "HOST")]
     pub allow: Vec<String>,
     /// What an agent needs to work inside, by name (`git sandbox presets`), or none
     #[arg(long, value_name = "NAME")]
     pub preset: Option<String>,
+    /// Processors, e.g. 1.5
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub cpus: Option<f64>,
+    /// Memory, e.g. 4g
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
     /// Processes and threads
@@ -151,16 +155,16 @@ git sandbox spawn --count 3 x -- claude -p 'Fix it'   x-1, x-2 and x-3 at once\n
     /// A variable inside: NAME=VALUE, or NAME for the value that it has here
     #[arg(long, value_name = "NAME[=VALUE]")]
     pub env: Vec<String>,
-    /// What to do with commits when the command ends
-    #[arg(long, value_name = "WHAT")]
-    pub on_exit: Option<OnExit>,
-    /// Commit inside what the command leaves uncommitted when it ends (sandbox.autoCommit)
     /// A file or directory of your home, copied to the same place inside
     #[arg(long, value_name = "PATH")]
     pub home_file: Vec<PathBuf>,
     /// So many sandboxes of the same state, in the background: NAME-1, NAME-2, …
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000), conflicts_with = "tty")]
     pub count: Option<u32>,
+    /// What to do with commits when the command ends
+    #[arg(long, value_name = "WHAT")]
+    pub on_exit: Option<OnExit>,
+    /// Commit inside what the command leaves uncommitted when it ends (sandbox.autoCommit)
     #[arg(long)]
     pub auto_commit: bool,
     /// Give a terminal to the command even if this is not one
@@ -173,13 +177,13 @@ git sandbox spawn --count 3 x -- claude -p 'Fix it'   x-1, x-2 and x-3 at once\n
     #[arg(long, value_name = "LAYER")]
     pub allow_weak: Vec<String>,
     /// Let programs inside make sandboxes of their own (bubblewrap, browsers); more of the kernel is in reach
-    #[arg(long)]
+    #[arg(long, conflicts_with = "root")]
     pub nested: bool,
     /// Carry files that look like secrets, or leave them out, without asking
     #[arg(long, value_name = "YES|NO")]
     pub carry_secrets: Option<YesNo>,
     /// Show what would be done, and do nothing
-    #[arg(long, conflicts_with = "root")]
+    #[arg(long)]
     pub dry_run: bool,
     /// Print one JSON object about the sandbox (with --detach), an array of them (with --count)
     #[arg(long)]
@@ -199,12 +203,12 @@ pub enum Net {
     None,
     /// The host's network
     Host,
+    /// What --allow, sandbox.allow and the preset name, and nothing else
+    Allow,
 }
 
 /// What happens to new commits when the command ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-    /// What --allow, sandbox.allow and the preset name, and nothing else
-    Allow,
 pub enum OnExit {
     /// Ask on a terminal, else keep
     Ask,
@@ -318,6 +322,34 @@ pub struct Events {
     #[arg(short = 'n', long, value_name = "N")]
     pub lines: Option<usize>,
     /// As JSON, one object a line (docs/events.md)
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Change what the network of a sandbox reaches.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "HOST is a name, '*.' and a name, or an address, with the port when it is not 443; =ADDRESS behind it says\n\
+where to connect to, =RANGE which private addresses it may have. @SET is a set of hosts. What is denied\n\
+wins over what is allowed. Without a HOST the rules are listed.\n\nExamples:\n  \
+git sandbox allow fix-login api.example.com '*.example.org:443,8443'\n  \
+git sandbox allow fix-login intra.example=10.0.0.7\n  \
+git sandbox deny fix-login tracker.example.com\n  \
+git sandbox allow --remove fix-login api.example.com"
+)]
+pub struct Allow {
+    /// Which sandbox
+    pub name: String,
+    /// Which hosts: HOST[:PORT[,PORT…]][=ADDRESS[:PORT]|=RANGE] or @SET
+    #[arg(value_name = "HOST")]
+    pub hosts: Vec<String>,
+    /// Take these rules back
+    #[arg(long)]
+    pub remove: bool,
+    /// Print the rules that hold then
+    #[arg(long)]
+    pub list: bool,
+    /// The same as JSON
     #[arg(long)]
     pub json: bool,
 }
@@ -632,6 +664,17 @@ pub struct Setup {
     pub prefix: Option<PathBuf>,
 }
 
+/// List presets.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  git sandbox presets\n  git sandbox presets claude")]
+pub struct Presets {
+    /// Which preset
+    pub name: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Print a completion script.
 #[derive(Debug, Args)]
 #[command(
@@ -653,14 +696,3 @@ pub struct Help {
     /// With `agent`: which sandbox (inside one: this one)
     pub name: Option<String>,
 }
-/// List presets.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  git sandbox presets\n  git sandbox presets claude")]
-pub struct Presets {
-    /// Which preset
-    pub name: Option<String>,
-    /// As JSON
-    #[arg(long)]
-    pub json: bool,
-}
-

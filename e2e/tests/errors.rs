@@ -8,6 +8,7 @@
 //! names    of sandboxes that are not there, or are there twice
 //! life     of a sandbox in the wrong state
 //! landing  merge, apply, branch, commit, drop, trash, cp
+//! network  logs, events, and what a network may reach
 //! inside   what is said in a sandbox
 //! ```
 
@@ -17,6 +18,8 @@ mod inside;
 mod landing;
 #[path = "errors/life.rs"]
 mod life;
+#[path = "errors/network.rs"]
+mod network;
 #[path = "errors/places.rs"]
 mod places;
 #[path = "errors/usage.rs"]

@@ -142,14 +142,19 @@ pub fn blocked(dir: &SandboxDir) -> usize {
 
 fn count_blocked(log: &[u8]) -> usize {
     let mut targets = BTreeSet::new();
+    let mut later = false;
     for line in log.split(|byte| *byte == b'\n').rev() {
-        match serde_json::from_slice::<Event>(line).map(|event| event.what) {
-            Ok(Happened::Network(network)) if network.verdict == Verdict::Refused => {
+        let Ok(event) = serde_json::from_slice::<Event>(line) else { continue };
+        match event.what {
+            Happened::Network(network) if network.verdict == Verdict::Refused => {
                 targets.insert((network.host, network.port));
             }
-            Ok(Happened::Started { .. }) => break,
+            Happened::Started { .. } => break,
+            // The end of the run before: an idle sandbox starts nothing.
+            Happened::Stopped if later => break,
             _ => {}
         }
+        later = true;
     }
     targets.len()
 }
@@ -198,5 +203,7 @@ mod tests {
         ];
         assert_eq!(count_blocked(log.concat().as_bytes()), 2);
         assert_eq!(count_blocked(b""), 0);
+        let idle = [&refused("before")[..], "{\"at\":1,\"event\":\"stopped\"}\n", &refused("now")];
+        assert_eq!(count_blocked(idle.concat().as_bytes()), 1);
     }
 }

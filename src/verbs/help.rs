@@ -42,5 +42,6 @@ fn agent(context: &Context, name: Option<&str>) -> Result<String, CliError> {
     let Some(name) = name else { return Ok(agent_help::text_of_unknown_network("NAME")) };
     let store = context.store()?;
     let sandbox = context.sandbox(&store, name)?;
-    Ok(agent_help::text(sandbox.name(), sandbox.record.network, &[]))
+    let rules: Vec<String> = super::allow::rules(&sandbox)?.allow.iter().map(ToString::to_string).collect();
+    Ok(agent_help::text(sandbox.name(), sandbox.record.network, &rules))
 }

@@ -1,5 +1,6 @@
 //! One file per verb, or per family of small ones.
 
+mod allow;
 mod branch;
 pub mod commit;
 mod completions;
@@ -16,8 +17,8 @@ mod help;
 pub mod list;
 mod logs;
 pub mod merge;
-mod setup;
 mod presets;
+mod setup;
 mod show;
 mod spawn;
 mod stop;
@@ -46,6 +47,8 @@ pub fn run(context: &Context, verb: Verb) -> Outcome {
         Verb::Attach(args) => exec::attach(context, &args),
         Verb::Logs(args) => logs::run(context, &args),
         Verb::Events(args) => events::run(context, &args),
+        Verb::Allow(args) => allow::run(context, &args, allow::Verb::Allow),
+        Verb::Deny(args) => allow::run(context, &args, allow::Verb::Deny),
         Verb::Wait(args) => wait::run(context, &args),
         Verb::Stop(args) => stop::run(context, &args),
         Verb::Start(args) => stop::start(context, &args),
@@ -63,10 +66,10 @@ pub fn run(context: &Context, verb: Verb) -> Outcome {
         Verb::Drop(args) => drop::run(context, &args),
         Verb::Trash(args) => trash::run(context, &args),
         Verb::Gc(args) => gc::run(context, &args),
+        Verb::Presets(args) => presets::run(context, &args),
         Verb::Doctor(args) => doctor::run(context, &args),
         Verb::Setup(args) => setup::run(context, &args),
         Verb::Push(_) | Verb::Help(_) | Verb::Completions(_) => unreachable!("taken above"),
-        Verb::Presets(args) => presets::run(context, &args),
     }
 }
 
@@ -78,6 +81,8 @@ fn word(verb: &Verb) -> &'static str {
         Verb::Attach(_) => "attach",
         Verb::Logs(_) => "logs",
         Verb::Events(_) => "events",
+        Verb::Allow(_) => "allow",
+        Verb::Deny(_) => "deny",
         Verb::Wait(_) => "wait",
         Verb::Stop(_) => "stop",
         Verb::Start(_) => "start",
@@ -96,10 +101,10 @@ fn word(verb: &Verb) -> &'static str {
         Verb::Drop(_) => "drop",
         Verb::Trash(_) => "trash",
         Verb::Gc(_) => "gc",
+        Verb::Presets(_) => "presets",
         Verb::Doctor(_) => "doctor",
         Verb::Setup(_) => "setup",
         Verb::Completions(_) => "completions",
         Verb::Help(_) => "help",
     }
-        Verb::Presets(_) => "presets",
 }

@@ -3,8 +3,9 @@
 
 use crate::connection::{Connection, ConnectionError};
 use crate::id::{Name, RepoId, SandboxId};
+use crate::launch::Network;
 use crate::record::{RepoRecord, SandboxRecord, Snapshot, StatusRecord};
-use crate::store::{RepoDir, SandboxDir, Store, StoreError, make_dir, read_json, write_whole};
+use crate::store::{RepoDir, SandboxDir, Store, StoreError, make_dir, read_json, write_json, write_whole};
 use sandbox_sys::lock::FileLock;
 use sandbox_sys::process;
 use std::fs;
@@ -242,6 +243,17 @@ impl Sandbox {
             return Err(SandboxError::Lingering { name: self.name().to_owned(), pid: init.pid });
         }
         Ok(lock)
+    }
+
+    /// Gives it another network from its next start on. Everything else of the record stays as it is on disk now.
+    pub fn set_network(&mut self, network: Network) -> Result<(), SandboxError> {
+        let path = self.dir.record();
+        let mut record: SandboxRecord = read_json(&path)?
+            .ok_or_else(|| SandboxError::Vanished { name: self.name().to_owned(), path: path.clone() })?;
+        record.network = network;
+        write_json(&path, &record, true)?;
+        self.record = record;
+        Ok(())
     }
 
     /// The snapshot that repository number `n` stands on.

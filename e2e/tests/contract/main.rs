@@ -8,6 +8,7 @@
 //! landing  commits come back, and nothing else of the host changes
 //! merging  onto a host tree with uncommitted work
 //! leaving  the conversation at the end of an interactive shell
+//! agents_verbs  what tells about many at work: logs of several, events, list, wait
 //! errors   one text per bad input
 //! ```
 //!
@@ -28,6 +29,7 @@ macro_rules! over_drivers {
     };
 }
 
+mod agents_verbs;
 mod errors;
 mod landing;
 mod leaving;
