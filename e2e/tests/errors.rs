@@ -7,11 +7,14 @@
 //! places   where a command is started, and what is there
 //! names    of sandboxes that are not there, or are there twice
 //! life     of a sandbox in the wrong state
+//! agents   presets, logins, rules of the network, many at once
 //! landing  merge, apply, branch, commit, drop, trash, cp
 //! network  logs, events, and what a network may reach
 //! inside   what is said in a sandbox
 //! ```
 
+#[path = "errors/agents.rs"]
+mod agents;
 #[path = "errors/inside.rs"]
 mod inside;
 #[path = "errors/landing.rs"]

@@ -47,7 +47,7 @@ fn a_value_that_is_none() {
     assert_snapshot!(spawn(&repo, &["x", "--net", "wifi"], "true"), @r#"
         ---- stderr
         error: invalid value 'wifi' for '--net <NET>'
-          [possible values: none, host]
+          [possible values: none, host, allow]
         hint: `git sandbox help` lists the verbs, `git sandbox help VERB` tells about one
         ---- status 129
         "#);
@@ -186,7 +186,7 @@ fn a_setting_that_is_not_valid() {
     assert_snapshot!(set("sandbox.net", "wifi"), @r#"
         ---- stderr
         error: 'wifi' is not a value of sandbox.net
-        hint: it is one of none, host
+        hint: it is one of none, host, allow
         ---- status 125
         "#);
     assert_snapshot!(set("sandbox.memory", "lots"), @r#"
@@ -243,15 +243,15 @@ fn a_project_file_that_is_not_valid() {
         ---- stderr
         error: '.sandbox.toml' is not valid
         caused by: net = "host": only "none" tightens
-        hint: it may have net, memory, pids, timeout and carry-secrets, each only to tighten your settings
+        hint: it may have net, memory, pids, timeout, carry-secrets and deny, each only to tighten your settings
         ---- status 125
         "#);
     repo.write(".sandbox.toml", "hook = \"x\"\n");
     assert_snapshot!(spawn(&repo, &["x"], "true"), @r#"
         ---- stderr
         error: '.sandbox.toml' is not valid
-        caused by: unknown field `hook`, expected one of `net`, `memory`, `pids`, `timeout`, `carry-secrets`
-        hint: it may have net, memory, pids, timeout and carry-secrets, each only to tighten your settings
+        caused by: unknown field `hook`, expected one of `net`, `memory`, `pids`, `timeout`, `carry-secrets`, `deny`
+        hint: it may have net, memory, pids, timeout, carry-secrets and deny, each only to tighten your settings
         ---- status 125
         "#);
     nothing_half_made(&repo);
