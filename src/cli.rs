@@ -356,7 +356,12 @@ pub struct Allow {
 
 /// Wait until main commands have ended.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  git sandbox wait a b && git sandbox merge a")]
+#[command(
+    after_help = "Status: that of the main command that ended last (with --any: first), 128+n if a signal ended it,\n\
+124 if a time limit did (or --timeout is over), 137 if it was killed with its supervisor.\n\nExamples:\n  \
+git sandbox wait a b && git sandbox merge a\n  \
+name=$(git sandbox wait --any a b c)     whoever is ready first"
+)]
 pub struct Wait {
     /// Which sandboxes
     #[arg(required = true)]

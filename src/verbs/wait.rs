@@ -18,24 +18,30 @@ pub fn run(context: &Context, args: &cli::Wait) -> Outcome {
         None => None,
     };
     let until = limit.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let mut status = 0;
-    while !waiting.is_empty() {
+    let mut last = Ended { at: 0, status: 0 };
+    loop {
         let mut still = Vec::new();
+        let mut first: Option<(Ended, Sandbox)> = None;
         for sandbox in waiting {
             match ended(&sandbox)? {
-                Some(code) => {
-                    status = code;
-                    if args.any {
-                        println!("{}", sandbox.name());
-                        return Ok(status);
+                Some(end) => {
+                    if end.at >= last.at {
+                        last = end;
+                    }
+                    if first.as_ref().is_none_or(|(first, _)| end.at < first.at) {
+                        first = Some((end, sandbox));
                     }
                 }
                 None => still.push(sandbox),
             }
         }
+        if let Some((end, sandbox)) = first.filter(|_| args.any) {
+            println!("{}", sandbox.name());
+            return Ok(end.status);
+        }
         waiting = still;
         if waiting.is_empty() {
-            break;
+            return Ok(last.status);
         }
         if until.is_some_and(|until| Instant::now() >= until) {
             let names: Vec<&str> = waiting.iter().map(Sandbox::name).collect();
@@ -46,19 +52,33 @@ pub fn run(context: &Context, args: &cli::Wait) -> Outcome {
         }
         std::thread::sleep(Duration::from_millis(30));
     }
-    Ok(status)
 }
 
-/// The status of the main command, once it has ended; `None` while it runs.
-fn ended(sandbox: &Sandbox) -> Result<Option<u8>, CliError> {
+/// How a main command has ended.
+#[derive(Clone, Copy, Debug)]
+struct Ended {
+    /// Unix seconds; the end of time when nobody wrote it down, as that was seen just now.
+    at: u64,
+    /// Its status as a shell shows it.
+    status: u8,
+}
+
+/// `None` while it runs.
+fn ended(sandbox: &Sandbox) -> Result<Option<Ended>, CliError> {
     let running = sandbox.state()? == State::Running;
     let status = sandbox.status()?;
+    // Asked last: what was read before may have been of a directory that was going.
+    if !sandbox.dir.record().exists() {
+        return Err(CliError::new(format!("the sandbox '{}' was dropped meanwhile", sandbox.name()))
+            .hint("how its command ended is not known any more; `git sandbox trash list` may have it"));
+    }
+    let unknown = |status| Ended { at: u64::MAX, status };
     Ok(match status.exited {
-        Some(_) if status.timed_out => Some(124),
-        Some((exit, _)) => Some(u8::try_from(exit.shell()).unwrap_or(255)),
+        Some((_, at)) if status.timed_out => Some(Ended { at, status: 124 }),
+        Some((exit, at)) => Some(Ended { at, status: u8::try_from(exit.shell()).unwrap_or(255) }),
         None if running => None,
-        None if status.stopped => Some(0),
+        None if status.stopped => Some(unknown(0)),
         // It was killed with its supervisor.
-        None => Some(137),
+        None => Some(unknown(137)),
     })
 }

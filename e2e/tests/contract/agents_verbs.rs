@@ -1,11 +1,12 @@
 //! What tells about many agents at work: `logs` of several, `events`, `list`, `wait --any`, `allow`, `help agent`.
 
 use crate::Subject;
-use sandbox_testkit::{Repo, State};
+use sandbox_testkit::{Pty, Repo, State, wait_until};
 use serde_json::Value;
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 over_drivers! {
     logs_of_several_are_whole_lines_with_a_name,
@@ -17,8 +18,21 @@ over_drivers! {
     list_tells_who_ended_how,
     wait_for_any_returns_with_the_first,
     hosts_are_allowed_before_there_is_a_network,
+    a_refusal_is_told_at_once,
+    a_refusal_does_not_spoil_a_full_screen,
+    the_end_of_the_network_is_told,
     an_agent_is_told_where_it_is,
 }
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A shell function that asks the proxy for a host and prints the first line of the answer.
+const ASK: &str = r#"ask() {
+    exec 3<>/dev/tcp/127.0.0.1/3128
+    printf 'CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n' "$1" "$1" >&3
+    head -n 1 <&3; exec 3<&-
+}
+"#;
 
 /// `log/events.jsonl` of a sandbox.
 fn log_of(subject: &Subject, repo: &Repo, name: &str) -> PathBuf {
@@ -26,6 +40,7 @@ fn log_of(subject: &Subject, repo: &Repo, name: &str) -> PathBuf {
     subject.env.state().join("sandboxes").join(show["id"].as_str().expect("an id")).join("log/events.jsonl")
 }
 
+/// One sandbox as `list` tells it.
 fn listed(repo: &Repo, name: &str) -> Value {
     let list: Value = serde_json::from_str(&repo.sandbox(&["list", "--json"]).ok()).expect("list prints JSON");
     let all = list["sandboxes"].as_array().expect("an array").clone();
@@ -259,6 +274,88 @@ fn hosts_are_allowed_before_there_is_a_network(subject: &Subject) {
     );
     let again = says(&["allow", "live", "b.example"]);
     assert!(again.contains("from its next start"), "{again}");
+}
+
+fn a_refusal_is_told_at_once(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    let script =
+        format!("{ASK} printf begun >&2; ask x.example:443; ask x.example:443; ask y.example:8443; echo end >&2");
+    let head = ["spawn", "-q", "--driver", subject.driver, "--net", "allow", "s", "--", "bash", "-c", &script];
+    let seen = repo.sandbox(&head).expect(0);
+    assert_eq!(seen.stdout.matches(" 403 ").count(), 3, "{seen}");
+    let told = |host: &str, rule: &str| {
+        let lines = seen.stderr.lines().filter(|line| line.starts_with(&format!("blocked {host} ")));
+        let lines: Vec<&str> = lines.collect();
+        assert_eq!(lines.len(), 1, "once: {seen}");
+        assert!(lines[0].ends_with(&format!(" — allow it with: git sandbox allow s {rule}")), "{seen}");
+    };
+    told("x.example:443", "x.example");
+    told("y.example:8443", "y.example:8443");
+    assert!(seen.stderr.starts_with("begun\n"), "a line of its own: {seen}");
+    let events = repo.sandbox(&["events", "s"]).ok();
+    assert_eq!(events.matches("blocked x.example:443").count(), 2, "every decision is written down: {events}");
+    assert!(repo.sandbox(&["list"]).ok().contains("ago, blocked 2  "), "{}", repo.sandbox(&["list"]));
+    assert_eq!(listed(&repo, "s")["blocked"], 2);
+}
+
+fn a_refusal_does_not_spoil_a_full_screen(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    repo.sandbox(&["spawn", "--driver", subject.driver, "--net", "allow", "-d", "s"]).ok();
+    let mut pty = Pty::spawn(&subject.env.sandbox_command(repo.dir(), &["exec", "-t", "s", "--", "bash", "--norc"]));
+    let script = format!(
+        "{ASK} full() {{ printf '\\e[?1049h'; ask y.example:443; read line; echo with \"$line\"; printf '\\e[?10'; printf '49l'; }}\n"
+    );
+    fs::write(repo.dir().join("script"), &script).unwrap();
+    repo.sandbox(&["cp", "script", "s:script"]).ok();
+    pty.send("PS1='in> '; . ./script\r");
+    pty.expect("in> ");
+    pty.send("ask x.example:443\r");
+    pty.expect("blocked x.example:443");
+    pty.expect("allow it with: git sandbox allow s x.example\n");
+    pty.send("full\r");
+    wait_until("the refusal is written down", LIMIT, || {
+        repo.sandbox(&["events", "s"]).ok().contains("blocked y.example:443")
+    });
+    // Told to the client in the same moment; what follows comes after it on the same connection.
+    pty.send("typed\r");
+    let full = pty.expect("with typed");
+    assert!(!full.contains("blocked y.example"), "{full}");
+    pty.expect("blocked y.example:443");
+    pty.send("exit\r");
+    assert_eq!(pty.wait().0, 0);
+    let seen = repo.sandbox(&["allow", "s", "x.example"]).expect(0);
+    assert_eq!(seen.stderr, "allowed for 's', at once: x.example\n");
+}
+
+fn the_end_of_the_network_is_told(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    repo.sandbox(&["spawn", "--driver", subject.driver, "--net", "allow", "-d", "s"]).ok();
+    let mut pty = Pty::spawn(&subject.env.sandbox_command(repo.dir(), &["exec", "-t", "s", "--", "cat"]));
+    pty.send("there\r");
+    pty.expect("there\nthere\n");
+    let proxy = proxy_of(subject, &repo, "s");
+    rustix::process::kill_process(proxy, rustix::process::Signal::KILL).unwrap();
+    pty.expect("the network of 's' has ended: ");
+    assert!(repo.sandbox(&["events", "s"]).ok().contains("the network of 's' has ended: "));
+    pty.send("\x04");
+    assert_eq!(pty.wait().0, 0, "the session goes on without");
+}
+
+/// The child of a sandbox's supervisor that is its proxy.
+fn proxy_of(subject: &Subject, repo: &Repo, name: &str) -> rustix::process::Pid {
+    let dir = log_of(subject, repo, name);
+    let policy = dir.parent().and_then(std::path::Path::parent).expect("a directory").join("network.json");
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|pid| pid.parse::<i32>().ok()) else { continue };
+        let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let mut words = words.split(|byte| *byte == 0);
+        if words.nth(1) == Some(b"__proxy") && words.next() == Some(policy.to_string_lossy().as_bytes()) {
+            found.extend(rustix::process::Pid::from_raw(pid));
+        }
+    }
+    assert_eq!(found.len(), 1, "one proxy");
+    found[0]
 }
 
 fn an_agent_is_told_where_it_is(subject: &Subject) {
