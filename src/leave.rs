@@ -12,6 +12,7 @@ use crate::terminal::interactive;
 use crate::text::{count, escape, escape_bytes, size};
 use crate::verbs::drop::{self, Force};
 use crate::verbs::{commit, fetch, merge};
+use sandbox_core::auto_commit;
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_core::work::{self, Uncommitted};
@@ -46,15 +47,18 @@ pub fn wish(context: &Context, flag: Option<OnExit>) -> Result<OnExit, CliError>
 
 /// Ends a spawn: the sandbox has stopped, its commits are here. Asks only on a terminal.
 pub fn leave(context: &Context, store: &Store, sandbox: &Sandbox, wish: OnExit, quiet: bool) -> Result<(), CliError> {
-    // Anything that the supervisor could not bring home any more.
-    if !sandbox.status()?.home {
+    // Anything that the supervisor could not bring home any more, or that a fork had from the beginning.
+    if !sandbox.status()?.home || sandbox.record.forked.is_some() {
         fetch::bring(context, store, sandbox)?;
     }
-    let mut left = work::uncommitted_now(context.git()?, store, sandbox)?;
-    if !left.files.is_empty() && sandbox.record.auto_commit {
-        commit::all(context, store, sandbox, &commit::automatic_message(sandbox))?;
-        fetch::bring(context, store, sandbox)?;
-        left = work::uncommitted_now(context.git()?, store, sandbox)?;
+    let left = work::uncommitted_now(context.git()?, store, sandbox)?;
+    if sandbox.record.auto_commit && !quiet {
+        match auto_commit::outcome(sandbox).map(|outcome| outcome.words()) {
+            Some(Some(words)) => eprintln!("{}", escape(&words)),
+            Some(None) => {}
+            None if left.files.is_empty() => {}
+            None => eprintln!("not committed automatically: it ended too soon for that"),
+        }
     }
     let commits = work::commits_on_host(context.git()?, store, sandbox)?;
     let name = sandbox.name();

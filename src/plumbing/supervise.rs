@@ -46,6 +46,7 @@ fn run_in(dir: &Path, once: bool, client: UnixStream, lock: FileLock) -> Result<
         once,
         timeout: record.timeout.map(Duration::from_secs),
         lock,
+        auto_commit: record.auto_commit,
         commit_back: vec![program.clone(), "__commit-back".into(), own.clone()],
         serve_host: vec![program.clone(), "__serve-host".into(), own],
         proxy: vec![program, "__proxy".into(), dir.network().to_string_lossy().into_owned()],

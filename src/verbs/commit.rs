@@ -63,15 +63,3 @@ pub fn automatic(context: &Context) -> Result<bool, CliError> {
             .hint("it is true or false")),
     }
 }
-
-/// The message of `sandbox.autoCommit`: what ran, and the last lines of what it said.
-pub fn automatic_message(sandbox: &Sandbox) -> String {
-    let command = sandbox.record.argv.join(" ");
-    let subject = if command.is_empty() { format!("Work of sandbox '{}'", sandbox.name()) } else { command };
-    let subject: String = crate::text::escape(&subject).chars().take(72).collect();
-    let tail = sandbox_supervisor::RingLog::tail(&sandbox.dir.log(), 4096).unwrap_or_default();
-    let text = crate::text::escape_lines(&String::from_utf8_lossy(&tail).replace("\r\n", "\n"));
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    let last = &lines[lines.len().saturating_sub(10)..];
-    if last.is_empty() { subject } else { format!("{subject}\n\n{}\n", last.join("\n")) }
-}

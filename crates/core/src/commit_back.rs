@@ -167,7 +167,7 @@ fn nested_host(view: &ViewRecord, snapshot: &Snapshot, main: &HostRepo) -> Resul
 
 /// Asks git inside about one repository. Runs as an internal session, without privilege; what it
 /// answers is checked where it is used.
-fn ask(connection: &mut Connection, view: &ViewRecord) -> Result<RepoState> {
+pub(crate) fn ask(connection: &mut Connection, view: &ViewRecord) -> Result<RepoState> {
     let path = escape_bytes(view.inside_gitdir.as_os_str().as_bytes());
     let question = RepoQuestion { path, granted: view.granted.clone() };
     let input = serde_json::to_vec(&question).map_err(|error| CommitBackError::State { why: error.to_string() })?;

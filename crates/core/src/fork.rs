@@ -186,7 +186,7 @@ pub fn fork(store: &Store, parent: &Sandbox, hold: Hold<'_>, request: Request) -
 
 /// The name that was asked for, if it is free; else the parent's with the first number that is.
 fn free_name(store: &Store, names: &Names, parent: &Sandbox, asked: Option<&Name>) -> Result<Name> {
-    let taken = |name: &Name| names.get(name.as_str()).is_some_and(|id| store.sandbox(&id).path().exists());
+    let taken = |name: &Name| names.get(name.as_str()).is_some_and(|id| is_there(&store.sandbox(&id)));
     if let Some(name) = asked {
         return match taken(name) {
             true => Err(PrepareError::NameTaken { name: name.to_string() }.into()),
@@ -201,6 +201,11 @@ fn free_name(store: &Store, names: &Names, parent: &Sandbox, asked: Option<&Name
         Name::parse(&format!("{stem}{end}")).ok().filter(|name| !taken(name))
     });
     Ok(free.unwrap_or_else(Name::random))
+}
+
+/// A sandbox, or one that somebody is making; not what a killed command left.
+fn is_there(dir: &SandboxDir) -> bool {
+    dir.record().exists() || (dir.path().exists() && !matches!(FileLock::try_exclusive(&dir.lock_file()), Ok(Some(_))))
 }
 
 /// `fix` is followed by `fix-2`, and `fix-2` by `fix-3`.

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod assemble;
+pub mod auto_commit;
 pub mod commit_back;
 pub mod connection;
 pub mod copy_out;

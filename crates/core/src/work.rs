@@ -287,7 +287,10 @@ fn sorted(git: &Git, store: &Store, sandbox: &Sandbox, without_committed: bool) 
         let prefix = view.map(|view| [view.path.as_os_str().as_bytes(), b"/"].concat()).unwrap_or_default();
         let base = view.map_or(&snapshot.git.base, |view| &view.base);
         let tip = match &inner {
-            Some(repo) => read_ref(git, repo, &name)?.or_else(|| base.as_deref().and_then(Oid::parse)),
+            Some(repo) => match read_ref(git, repo, &name)? {
+                Some(tip) => Some(tip),
+                None => inherited(git, repo, sandbox, view).or_else(|| base.as_deref().and_then(Oid::parse)),
+            },
             None => None,
         };
         let committed = match (&inner, tip) {
@@ -325,6 +328,13 @@ fn sorted(git: &Git, store: &Store, sandbox: &Sandbox, without_committed: bool) 
     }
     left.files.sort();
     Ok(left)
+}
+
+/// What a fork that has brought nothing home yet inherited: its parent's commit, if the host still has it.
+fn inherited(git: &Git, host: &HostRepo, sandbox: &Sandbox, view: Option<&ViewRecord>) -> Option<Oid> {
+    let tip = sandbox.record.forked.as_ref().filter(|_| view.is_none())?.tip.as_deref().and_then(Oid::parse)?;
+    let (status, _) = host.read(git).args(["cat-file", "-e", &format!("{tip}^{{commit}}")]).try_output().ok()?;
+    status.success().then_some(tip)
 }
 
 /// Sorts changes to the innermost captured repository that each path is in; `None` is the main one.

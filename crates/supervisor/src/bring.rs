@@ -2,6 +2,8 @@
 
 use crate::children::{Helper, pair};
 use crate::supervise::{ClientStream, Phase, Supervisor, failure};
+use sandbox_core::auto_commit;
+use sandbox_core::store::read_json;
 use sandbox_protocol::{FailureKind, FrameType, MAX_PAYLOAD, Message};
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
@@ -46,6 +48,8 @@ pub(crate) struct Run {
     pub(crate) output: Vec<u8>,
     pub(crate) started: Instant,
     pub(crate) until: Instant,
+    /// It was asked to commit, too.
+    pub(crate) auto: bool,
 }
 
 /// The pause after the `row`th commit-back in a row, which took `took`.
@@ -96,12 +100,13 @@ impl Supervisor {
         self.bring.row = if calm { 0 } else { self.bring.row.saturating_add(1) };
         self.bring.due = None;
         self.bring.moved = false;
+        let auto = self.auto_commit_due();
         let started = (|| -> io::Result<_> {
             let (client, client_fd) = pair()?;
             let (output, output_fd) = pair()?;
             output.set_nonblocking(true)?;
             let errors = output_fd.try_clone()?;
-            let helper = Helper::start(&self.commit_back, client_fd, output_fd, Some(errors))?;
+            let helper = Helper::start(&self.bring_command(), client_fd, output_fd, Some(errors))?;
             Ok((helper, output, client))
         })();
         match started {
@@ -110,9 +115,37 @@ impl Supervisor {
                 self.accept(client);
                 self.fresh.remove(&id);
                 self.bring.running =
-                    Some(Run { helper, socket: output, output: Vec::new(), started: now, until: now + LIMIT });
+                    Some(Run { helper, socket: output, output: Vec::new(), started: now, until: now + LIMIT, auto });
             }
             Err(error) => self.bring_done(false, format!("cannot start commit-back: {error}").into_bytes()),
+        }
+    }
+
+    /// The helper's command; the first one after the main command's end also commits what that left.
+    fn bring_command(&self) -> Vec<String> {
+        let mut command = self.commit_back.clone();
+        if self.auto_commit_due()
+            && let Some(main) = &self.main
+        {
+            command.push("--auto-commit".into());
+            command.extend(main.argv.iter().cloned());
+        }
+        command
+    }
+
+    fn auto_commit_due(&self) -> bool {
+        self.auto_commit
+            && self.main.as_ref().is_some_and(|main| main.exit.is_some())
+            && !auto_commit::file(&self.dir).exists()
+    }
+
+    /// Why the main command's work was not committed is in its log too: who reads that later was not there.
+    fn auto_commit_told(&mut self) {
+        if let Ok(Some(outcome)) = read_json::<auto_commit::Outcome>(&auto_commit::file(&self.dir))
+            && outcome.why_not.is_some()
+            && let Some(words) = outcome.words()
+        {
+            let _ = self.log.append(format!("git-sandbox: {words}\n").as_bytes());
         }
     }
 
@@ -132,6 +165,9 @@ impl Supervisor {
         self.bring_output();
         let Some(mut run) = self.bring.running.take() else { return };
         let ok = run.helper.finish().unwrap_or(false);
+        if run.auto {
+            self.auto_commit_told();
+        }
         self.bring_pause(run.started);
         self.bring_done(ok, run.output);
     }

@@ -6,6 +6,7 @@ use crate::peer::Peer;
 use crate::supervise::{
     ClientId, ClientStream, MAX_CLIENTS, MOST_FOR_CLIENT, Phase, Route, Session, Supervisor, after, failure, our_hello,
 };
+use sandbox_core::auto_commit;
 use sandbox_protocol::event::Happened;
 use sandbox_protocol::{Channel, Exec, FailureKind, FrameType, MAX_PAYLOAD, Message, SessionStatus, Status, WINDOW};
 use std::collections::VecDeque;
@@ -159,6 +160,8 @@ impl Supervisor {
         self.streams.insert(from, stream);
         self.had_session |= !exec.internal;
         if exec.main {
+            // What the one before left is no business of this one.
+            let _ = std::fs::remove_file(auto_commit::file(&self.dir));
             self.happened(Happened::Started { argv: argv.clone() });
             self.main = Some(Main {
                 stream,

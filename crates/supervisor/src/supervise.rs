@@ -58,6 +58,9 @@ pub struct Config {
     /// The command that brings commits home; it gets a client connection as standard input
     /// and prints one line per ref.
     pub commit_back: Vec<String>,
+    /// What the main command leaves uncommitted is committed when it has ended: the command above gets
+    /// `--auto-commit` and the main command then.
+    pub auto_commit: bool,
     /// The command that serves the remote `host`; repository number and `GIT_PROTOCOL` are appended.
     pub serve_host: Vec<String>,
     /// The command that is the proxy of a sandbox whose network is `allow`; `--init` and the pid of the
@@ -163,6 +166,7 @@ pub(crate) struct Supervisor {
     /// Clients for whom everything inside stands still.
     pub(crate) frozen_for: HashSet<ClientId>,
     pub(crate) commit_back: Vec<String>,
+    pub(crate) auto_commit: bool,
     pub(crate) serve_host: Vec<String>,
     pub(crate) terminate: Option<OwnedFd>,
     /// The events' log, once there was one.
@@ -224,6 +228,7 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
         serves: HashMap::new(),
         frozen_for: HashSet::new(),
         commit_back: config.commit_back,
+        auto_commit: config.auto_commit,
         serve_host: config.serve_host,
         terminate: config.terminate,
         events: None,

@@ -198,12 +198,14 @@ struct Setup {
     once: bool,
     timeout: Option<Duration>,
     commit_back: &'static str,
+    auto_commit: bool,
     serve_host: &'static str,
     /// The network is `allow`, and this is the proxy; its lines end where a line of input does.
     proxy: Option<&'static str>,
 }
 
-const SETUP: Setup = Setup { once: false, timeout: None, commit_back: "true", serve_host: "true", proxy: None };
+const SETUP: Setup =
+    Setup { once: false, timeout: None, commit_back: "true", auto_commit: false, serve_host: "true", proxy: None };
 
 struct Running {
     root: tempfile::TempDir,
@@ -230,6 +232,7 @@ impl Setup {
             timeout: self.timeout,
             lock,
             commit_back: shell(self.commit_back),
+            auto_commit: self.auto_commit,
             serve_host: shell(self.serve_host),
             proxy: shell(self.proxy.unwrap_or("false")),
             terminate: None,

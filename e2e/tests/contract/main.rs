@@ -9,6 +9,8 @@
 //! merging  onto a host tree with uncommitted work
 //! leaving  the conversation at the end of an interactive shell
 //! agents_verbs  what tells about many at work: logs of several, events, list, wait
+//! fork     one more sandbox from the state of another
+//! auto_commit  what an agent leaves uncommitted
 //! errors   one text per bad input
 //! ```
 //!
@@ -30,7 +32,9 @@ macro_rules! over_drivers {
 }
 
 mod agents_verbs;
+mod auto_commit;
 mod errors;
+mod fork;
 mod landing;
 mod leaving;
 mod life;
