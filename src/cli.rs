@@ -671,10 +671,16 @@ pub struct Setup {
 
 /// List presets.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  git sandbox presets\n  git sandbox presets claude")]
+#[command(
+    after_help = "Examples:\n  git sandbox presets\n  git sandbox presets claude\n  \
+git sandbox presets --sets registries    the hosts that @registries stands for here and now"
+)]
 pub struct Presets {
-    /// Which preset
+    /// Which preset (with --sets: which set)
     pub name: Option<String>,
+    /// Sets of hosts instead, such as @github
+    #[arg(long)]
+    pub sets: bool,
     /// As JSON
     #[arg(long)]
     pub json: bool,

@@ -12,12 +12,13 @@
 //! package managers. Only configuration of the system and of the user is read, never files of the
 //! working tree: a repository must not be able to open the network for itself.
 
+use super::network::canonical;
 use super::{line_of, not_valid, toml_files, user_dir};
 use crate::context::Context;
 use crate::error::CliError;
 use crate::text::escape;
 use sandbox_proxy::rule::Rule;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
@@ -41,22 +42,35 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Bytes of its answer that are read.
 const MAX_ANSWER: u64 = 64 * 1024;
 
-#[derive(Debug, Default, Deserialize)]
+/// What one file says.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct Text {
+pub struct File {
+    /// Its name, without `@`.
+    #[serde(skip_deserializing)]
+    pub name: String,
+    /// Where it comes from; `None`: from this program.
+    #[serde(skip_deserializing)]
+    pub file: Option<PathBuf>,
+    /// Rules.
     #[serde(default)]
-    hosts: Vec<String>,
+    pub hosts: Vec<String>,
+    /// Package managers whose hosts are found out.
     #[serde(default)]
-    discover: Vec<Tool>,
+    pub discover: Vec<Tool>,
 }
 
 /// A package manager whose configuration can be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Tool {
+pub enum Tool {
+    /// Debian's.
     Apt,
+    /// Rust's.
     Cargo,
+    /// Node's.
     Npm,
+    /// Python's.
     Pip,
 }
 
@@ -69,38 +83,59 @@ pub struct Set {
     pub notes: Vec<String>,
 }
 
-/// Finds a set by its name (without `@`) and says what is in it now.
-pub fn set(context: &Context, name: &str) -> Result<Set, CliError> {
-    let (text, file) = match toml_files(&user_dir(context, "hosts"))?.into_iter().find(|(known, ..)| known == name) {
-        Some((_, path, text)) => (text, Some(path)),
-        None => match BUILT_IN.iter().find(|(known, _)| *known == name) {
-            Some((_, text)) => ((*text).to_owned(), None),
-            None => {
-                return Err(CliError::usage(format!("there is no set of hosts '@{}'", escape(name))).hint(format!(
-                    "there are {}; your own is a file '{}/NAME.toml'",
-                    names(context)?.join(", "),
-                    escape(&crate::text::tilde(&user_dir(context, "hosts"), &context.home))
-                )));
-            }
-        },
-    };
-    let place = file.unwrap_or_else(|| PathBuf::from(format!("@{name}")));
-    let invalid = |line: usize, why: &str| {
-        not_valid(context, &place, line, why)
+/// Reads all sets, sorted, the user's before ours.
+pub fn all(context: &Context) -> Result<Vec<File>, CliError> {
+    let mut sets = Vec::new();
+    for (name, path, text) in toml_files(&user_dir(context, "hosts"))? {
+        sets.push(read(context, &name, Some(path), &text)?);
+    }
+    for (name, text) in BUILT_IN {
+        if sets.iter().all(|set: &File| set.name != *name) {
+            sets.push(read(context, name, None, text)?);
+        }
+    }
+    sets.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(sets)
+}
+
+fn read(context: &Context, name: &str, path: Option<PathBuf>, text: &str) -> Result<File, CliError> {
+    let place = path.clone().unwrap_or_else(|| PathBuf::from(format!("@{name}")));
+    let invalid = |at: usize, why: &str| {
+        not_valid(context, &place, line_of(text, at), why)
             .hint("it may have `hosts = [\"HOST\", …]` and `discover = [\"apt\", \"cargo\", \"npm\", \"pip\"]`")
     };
-    let parsed: Text = toml::from_str(&text)
-        .map_err(|error| invalid(line_of(&text, error.span().map_or(0, |span| span.start)), error.message()))?;
-    let mut set = Set::default();
-    for host in &parsed.hosts {
-        let rule: Rule = host.parse().map_err(|error: sandbox_proxy::rule::RuleError| {
+    let mut set: File =
+        toml::from_str(text).map_err(|error| invalid(error.span().map_or(0, |span| span.start), error.message()))?;
+    (set.name, set.file) = (name.to_owned(), path);
+    for host in &set.hosts {
+        if let Err(why) = canonical(host) {
             let at = text.find(&format!("\"{host}\"")).unwrap_or(0);
-            invalid(line_of(&text, at), &format!("'{host}' is not a host: {}", error.wrong))
-        })?;
-        set.rules.push(rule);
+            return Err(invalid(at, &format!("'{host}' is not a host: {why}")));
+        }
     }
+    Ok(set)
+}
+
+/// Finds a set by its name (without `@`).
+pub fn by_name(context: &Context, name: &str) -> Result<File, CliError> {
+    let sets = all(context)?;
+    let known: Vec<String> = sets.iter().map(|set| format!("@{}", set.name)).collect();
+    sets.into_iter().find(|set| set.name == name).ok_or_else(|| {
+        CliError::usage(format!("there is no set of hosts '@{}'", escape(name))).hint(format!(
+            "there are {}; your own is a file '{}/NAME.toml'",
+            escape(&known.join(", ")),
+            escape(&crate::text::tilde(&user_dir(context, "hosts"), &context.home))
+        ))
+    })
+}
+
+/// Says which rules a set stands for here and now.
+pub fn set(context: &Context, name: &str) -> Result<Set, CliError> {
+    let file = by_name(context, name)?;
+    let rules = file.hosts.iter().filter_map(|host| host.parse().ok()).collect();
+    let mut set = Set { rules, notes: Vec::new() };
     let machine = Machine { etc: Path::new("/etc"), home: &context.home, vars: &context.vars, ask: &ask };
-    for tool in parsed.discover {
+    for tool in file.discover {
         let found = machine.discover(tool);
         if found.urls.is_empty() {
             set.notes.push(format!("@{name}: {}", tool.nothing()));
@@ -115,14 +150,17 @@ pub fn set(context: &Context, name: &str) -> Result<Set, CliError> {
     Ok(set)
 }
 
-/// Names of all sets, with `@`.
-pub fn names(context: &Context) -> Result<Vec<String>, CliError> {
-    let mut names: BTreeSet<String> = BUILT_IN.iter().map(|(name, _)| format!("@{name}")).collect();
-    names.extend(toml_files(&user_dir(context, "hosts"))?.into_iter().map(|(name, ..)| format!("@{name}")));
-    Ok(names.into_iter().collect())
-}
-
 impl Tool {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Apt => "apt",
+            Self::Cargo => "cargo",
+            Self::Npm => "npm",
+            Self::Pip => "pip",
+        }
+    }
+
     fn nothing(self) -> &'static str {
         match self {
             Self::Apt => "no source of apt was found in /etc/apt",
@@ -400,7 +438,7 @@ mod tests {
     #[test]
     fn ours_are_valid_and_hold_rules_or_tools() {
         for (name, text) in BUILT_IN {
-            let set: Text = toml::from_str(text).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let set: File = toml::from_str(text).unwrap_or_else(|error| panic!("{name}: {error}"));
             assert!(set.hosts.is_empty() != set.discover.is_empty(), "{name}");
             assert!(set.hosts.iter().all(|host| host.parse::<Rule>().is_ok()), "{name}");
         }

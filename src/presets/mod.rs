@@ -173,11 +173,11 @@ impl Preset {
         }
         context.home.join(relative)
     }
+}
 
-    /// Where it comes from, in words.
-    pub fn origin(&self, home: &Path) -> String {
-        self.file.as_ref().map_or_else(|| "built in".to_owned(), |file| escape(&tilde(file, home)))
-    }
+/// Where a file comes from, in words.
+pub fn origin(file: Option<&Path>, home: &Path) -> String {
+    file.map_or_else(|| "built in".to_owned(), |file| escape(&tilde(file, home)))
 }
 
 /// A relative path without `.`, `..` or a root.

@@ -87,7 +87,7 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     let taken = prepare::take(context, &store, repo, source, &user, &args, &project)?;
     carried.ask(&store, &taken.repo, args.dry_run)?;
     let cwd = if context.cwd.starts_with(&top) { context.cwd.clone() } else { top.clone() };
-    let path: OsString = context.vars.get("PATH").cloned().unwrap_or_default().into();
+    let path = program_path(context, &args.command);
     let extra: Vec<PathBuf> = context.settings("sandbox.toolchain").iter().map(PathBuf::from).collect();
     let record = SandboxRecord {
         id: SandboxId::random(),
@@ -440,6 +440,18 @@ fn chosen_driver(context: &Context, flag: Option<&str>) -> Result<String, CliErr
         .first()
         .map(|driver| driver.name().to_owned())
         .ok_or_else(|| CliError::new("this program has no driver"))
+}
+
+/// Where programs are looked for: `PATH`, and before it the directory of a command that is named by
+/// its whole path.
+fn program_path(context: &Context, command: &[OsString]) -> OsString {
+    let mut path = OsString::new();
+    if let Some(dir) = command.first().map(Path::new).filter(|word| word.is_absolute()).and_then(Path::parent) {
+        path.push(dir);
+        path.push(":");
+    }
+    path.push(context.vars.get("PATH").map_or("", String::as_str));
+    path
 }
 
 /// A terminal for the command when both ends of ours are one.

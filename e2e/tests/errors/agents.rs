@@ -178,6 +178,34 @@ fn presets_are_listed_with_their_origin() {
 }
 
 #[test]
+fn sets_of_hosts_are_listed_and_resolved() {
+    let env = TestEnv::new();
+    let repo = plain(&env);
+    let hosts = "hosts = [\"Example.COM\", \"*.example.org:80,443\"]\n";
+    write(&env.root().join("config/git-sandbox/hosts/mine.toml"), hosts);
+    // What cargo was used with, in a made-up home.
+    let index = env.home().join(".cargo/registry/index/idx.crates.test-0123456789abcdef");
+    write(&index.join("config.json"), "{\"dl\": \"https://files.crates.test/dl\"}");
+    assert_snapshot!(repo.sandbox(&["presets", "--sets"]), @r#"
+        NAME         HOSTS                                FROM
+        @apt         what apt uses here                   built in
+        @cargo       what cargo uses here                 built in
+        @github      github.com and 6 more                built in
+        @gitlab      gitlab.com                           built in
+        @mine        Example.COM and 1 more               [ROOT]/config/git-sandbox/hosts/mine.toml
+        @npm         what npm uses here                   built in
+        @pip         what pip uses here                   built in
+        @registries  what apt, cargo, npm, pip uses here  built in
+        ---- status 0
+        "#);
+    assert_eq!(repo.sandbox(&["presets", "--sets", "@mine"]).ok(), "example.com\n*.example.org:80,443\n");
+    assert_eq!(repo.sandbox(&["presets", "--sets", "cargo"]).ok(), "files.crates.test\nidx.crates.test\n");
+    // A repository cannot open the network for itself.
+    repo.write(".cargo/config.toml", "[registries.evil]\nindex = \"sparse+https://evil.test/\"\n");
+    assert_eq!(repo.sandbox(&["presets", "--sets", "cargo"]).ok(), "files.crates.test\nidx.crates.test\n");
+}
+
+#[test]
 fn an_agent_that_needs_the_network_is_not_started_without() {
     let env = TestEnv::new();
     let repo = plain(&env);
