@@ -69,6 +69,8 @@ pub enum Verb {
     Fetch(Many),
     /// Bring a sandbox's commits here now (inside a sandbox: ask the host to)
     Push(Push),
+    /// Tell which sandboxes collide, with each other and with the branch here
+    Conflicts(Conflicts),
     /// Merge a sandbox's commits into the branch that is checked out here
     Merge(Merge),
     /// Put what a sandbox changed and did not commit here as uncommitted edits
@@ -493,6 +495,27 @@ pub struct Many {
 pub struct Push {
     /// Which sandbox (inside one: this one)
     pub name: Option<String>,
+}
+
+/// Tell which sandboxes collide.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "In the table: `clean` merges without a conflict, `2 paths` collides in two paths, `has it` and `is \
+in it` contain one another; to HEAD, the commit that is checked out here, it is `ahead` or `merged`.\n\nStatus: 0 if nothing collides, 1 if something does.\n\nExamples:\n  \
+git sandbox conflicts\n  git sandbox conflicts --watch"
+)]
+pub struct Conflicts {
+    /// Which sandboxes; all of this repository when left out
+    pub names: Vec<String>,
+    /// With what is not committed inside, as if it were
+    #[arg(long)]
+    pub uncommitted: bool,
+    /// Go on, and tell each new collision once
+    #[arg(short, long)]
+    pub watch: bool,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Merge a sandbox's commits.

@@ -398,7 +398,7 @@ fn not_applied(sandbox: &Sandbox, error: MergeError) -> CliError {
 }
 
 /// Reads a changed file of the upper directory, beneath its root and without following links.
-fn read_edit(sandbox: &Sandbox, change: &work::ChangedFile) -> Result<Edit, CliError> {
+pub fn read_edit(sandbox: &Sandbox, change: &work::ChangedFile) -> Result<Edit, CliError> {
     let name = crate::text::escape_bytes(&change.path);
     let path = RepoPath::parse(&change.path)
         .ok_or_else(|| CliError::new(format!("'{name}' is not a path that may be written")))?;

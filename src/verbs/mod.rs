@@ -4,6 +4,7 @@ mod allow;
 mod branch;
 pub mod commit;
 mod completions;
+mod conflicts;
 mod cp;
 mod diff;
 mod doctor;
@@ -58,6 +59,7 @@ pub fn run(context: &Context, verb: Verb) -> Outcome {
         Verb::Log(args) => diff::log(context, &args),
         Verb::Diff(args) => diff::run(context, &args),
         Verb::Fetch(args) => fetch::run(context, &args),
+        Verb::Conflicts(args) => conflicts::run(context, &args),
         Verb::Merge(args) => merge::run(context, &args),
         Verb::Apply(args) => merge::apply(context, &args),
         Verb::Commit(args) => commit::run(context, &args),
@@ -93,6 +95,7 @@ fn word(verb: &Verb) -> &'static str {
         Verb::Diff(_) => "diff",
         Verb::Fetch(_) => "fetch",
         Verb::Push(_) => "push",
+        Verb::Conflicts(_) => "conflicts",
         Verb::Merge(_) => "merge",
         Verb::Apply(_) => "apply",
         Verb::Commit(_) => "commit",

@@ -211,6 +211,31 @@ pub fn stash(repo: &Repo, request: &StashRequest<'_>) -> Result<Oid, MergeError>
     Ok(stash)
 }
 
+/// Returns a commit on `commit` (`None`: on nothing) that has these edits. The working tree is not touched.
+pub fn with_edits(repo: &Repo, commit: Option<Oid>, edits: &[Edit], identity: &Identity) -> Result<Oid, MergeError> {
+    let rules = Rules::read(repo)?;
+    let now = attributes::read(repo, edits.iter().map(|edit| &edit.path))?;
+    let (then, index) = (BTreeMap::new(), Index::default());
+    let mut objects = Objects::new(repo);
+    let inside = Inside { name: "", captured: None, captured_index: None, left: None };
+    let settings = Settings { rules: &rules, now: &now, then: &then, index: &index };
+    let mut gatherer = Gatherer::with(&mut objects, inside, settings)?;
+    let mut changes = Vec::new();
+    for edit in edits {
+        let after = gatherer.received(&edit.path, edit.after.clone())?;
+        if let Some(entry) = after {
+            gatherer.objects.store(entry.id)?;
+        }
+        changes.push((&edit.path, after));
+    }
+    // A file makes room for a directory of its name, and the other way round.
+    changes.sort_by_key(|(_, after)| after.is_some());
+    let base = commit.map(|commit| tree_of(repo, Some(commit)));
+    let tree = write_tree(repo, base.as_deref(), &changes)?;
+    let parents: Vec<Oid> = commit.into_iter().collect();
+    commit_tree(repo, &tree, &parents, "uncommitted work", identity)
+}
+
 /// Writes a tree: `base` with some paths changed.
 fn write_tree(repo: &Repo, base: Option<&str>, changes: &[(&RepoPath, Option<Entry>)]) -> Result<String, MergeError> {
     let index = repo.temp_path("tree.index");

@@ -108,9 +108,21 @@ fn set_merge_attributes(
         Ok(all.into_iter().map(|difference| difference.path).collect())
     };
     let (here, there) = (names(onto)?, names(tip)?);
-    let both = attributes::read(repo, here.intersection(&there))?;
+    let both: BTreeSet<RepoPath> = here.intersection(&there).cloned().collect();
+    let (lines, drivers) = attribute_lines(repo, rules, &both)?;
+    repo.set_pure_attributes(&lines)?;
+    Ok(drivers)
+}
+
+/// Returns the lines of an attributes file that have paths merged as the host would, and those paths that
+/// a driver of the user would have to merge.
+pub(crate) fn attribute_lines(
+    repo: &Repo,
+    rules: &Rules,
+    paths: &BTreeSet<RepoPath>,
+) -> Result<(Vec<u8>, BTreeMap<RepoPath, String>), MergeError> {
     let (mut lines, mut drivers) = (Vec::new(), BTreeMap::new());
-    for (path, attributes) in &both {
+    for (path, attributes) in &attributes::read(repo, paths)? {
         let attribute = match rules.merge_style(attributes) {
             MergeStyle::Text => continue,
             MergeStyle::Union => " merge=union\n",
@@ -123,8 +135,7 @@ fn set_merge_attributes(
         lines.extend(attribute_pattern(path));
         lines.extend_from_slice(attribute.as_bytes());
     }
-    repo.set_pure_attributes(&lines)?;
-    Ok(drivers)
+    Ok((lines, drivers))
 }
 
 /// A line's start in an attributes file that matches exactly one path.

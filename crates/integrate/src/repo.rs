@@ -111,6 +111,21 @@ impl Repo {
         })
     }
 
+    /// The same, except that what is made is thrown away with it: no object reaches the host's database.
+    pub fn thrown_away(mut self) -> Result<Self, MergeError> {
+        let objects = self.scratch.path().join("git/objects");
+        let alternates = objects.join("info/alternates");
+        let line = [self.objects.as_os_str().as_bytes(), b"\n"].concat();
+        fs::write(&alternates, line).map_err(MergeError::io("write", alternates))?;
+        self.objects = objects;
+        Ok(self)
+    }
+
+    /// Where a shallow history ends; empty if it is whole.
+    pub(crate) fn shallow(&self) -> Vec<u8> {
+        fs::read(self.common.join("shallow")).unwrap_or_default()
+    }
+
     /// The working tree.
     pub fn worktree(&self) -> &Path {
         &self.worktree

@@ -11,6 +11,7 @@
 //! agents_verbs  what tells about many at work: logs of several, events, list, wait
 //! fork     one more sandbox from the state of another
 //! auto_commit  what an agent leaves uncommitted
+//! together several sandboxes at once: what collides, merging many, picking
 //! errors   one text per bad input
 //! ```
 //!
@@ -41,6 +42,7 @@ mod life;
 mod merging;
 mod ordinary;
 mod states;
+mod together;
 mod wall;
 
 /// A driver under test, in an environment of its own.
