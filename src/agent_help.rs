@@ -63,8 +63,15 @@ fn network_words(name: &str, network: Network, rules: &[String]) -> String {
             let allowed = if rules.is_empty() {
                 "  Which hosts are allowed is written outside and can change: try the one that you need.\n".to_owned()
             } else {
-                let rules: Vec<String> = rules.iter().map(|rule| crate::text::escape(rule)).collect();
-                format!("  Allowed when this was written: {}.\n", rules.join(", "))
+                // Where a name leads on the user's side is nothing to know inside.
+                let mut hosts: Vec<String> = Vec::new();
+                for rule in rules {
+                    let host = crate::text::escape(rule.split('=').next().unwrap_or_default());
+                    if !hosts.contains(&host) {
+                        hosts.push(host);
+                    }
+                }
+                format!("  Allowed when this was written: {}.\n", hosts.join(", "))
             };
             format!(
                 "\
@@ -93,5 +100,14 @@ mod tests {
             assert!(seen.lines().all(|line| line.chars().count() <= 120), "{seen}");
             assert_eq!(seen, text("fix-login", network, &rules));
         }
+    }
+
+    #[test]
+    fn where_a_name_leads_is_not_told() {
+        let rules =
+            ["intra.example=10.1.2.3".to_owned(), "intra.example=10.0.0.0/8".to_owned(), "b.example".to_owned()];
+        let seen = text("a", Network::Allow, &rules);
+        assert!(seen.contains("  Allowed when this was written: intra.example, b.example.\n"), "{seen}");
+        assert!(!seen.contains("10."), "{seen}");
     }
 }

@@ -8,7 +8,8 @@ const PROCESS: usize = 32;
 
 /// `blocked api.example.com:443 (curl) — allow it with: git sandbox allow NAME api.example.com`
 pub fn refusal(sandbox: &str, network: &Network) -> String {
-    let mut line = format!("blocked {}", target(network));
+    let verb = if failed(network) { "could not reach" } else { "blocked" };
+    let mut line = format!("{verb} {}", target(network));
     let (why, hint) = reason(sandbox, network);
     if let Some(why) = why {
         line.push_str(": ");
@@ -19,6 +20,11 @@ pub fn refusal(sandbox: &str, network: &Network) -> String {
         line.push_str(&hint);
     }
     line
+}
+
+/// Whether it was allowed and failed all the same: no rule changes that.
+pub fn failed(network: &Network) -> bool {
+    matches!(network.reason.as_deref(), Some("unresolved" | "unreachable"))
 }
 
 /// Why it was refused, where the rule is not simply missing, and what changes that.
@@ -205,6 +211,12 @@ mod tests {
             says(&refused("a.example", 443, "not-tls")),
             "blocked a.example:443 (curl): what was sent is not TLS"
         );
+    }
+
+    #[test]
+    fn what_failed_was_not_blocked() {
+        let line = refusal("a", &refused("a.example", 443, "unresolved"));
+        assert_eq!(line, "could not reach a.example:443 (curl): the name cannot be resolved");
     }
 
     #[test]

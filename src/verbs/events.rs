@@ -5,7 +5,7 @@ use super::stop::chosen;
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
-use crate::event_words::{time, words};
+use crate::event_words::{failed, time, words};
 use crate::follow::{Follower, Lines, last};
 use crate::prefix::Prefixes;
 use crate::text::escape;
@@ -146,7 +146,7 @@ fn count_blocked(log: &[u8]) -> usize {
     for line in log.split(|byte| *byte == b'\n').rev() {
         let Ok(event) = serde_json::from_slice::<Event>(line) else { continue };
         match event.what {
-            Happened::Network(network) if network.verdict == Verdict::Refused => {
+            Happened::Network(network) if network.verdict == Verdict::Refused && !failed(&network) => {
                 targets.insert((network.host, network.port));
             }
             Happened::Started { .. } => break,

@@ -20,6 +20,7 @@ over_drivers! {
     hosts_are_allowed_before_there_is_a_network,
     a_refusal_is_told_at_once,
     a_refusal_does_not_spoil_a_full_screen,
+    rules_act_on_a_running_sandbox,
     the_end_of_the_network_is_told,
     an_agent_is_told_where_it_is,
 }
@@ -291,7 +292,7 @@ fn a_refusal_is_told_at_once(subject: &Subject) {
     };
     told("x.example:443", "x.example");
     told("y.example:8443", "y.example:8443");
-    assert!(seen.stderr.starts_with("begun\n"), "a line of its own: {seen}");
+    assert!(!seen.stderr.contains("begunblocked"), "a line of its own: {seen}");
     let events = repo.sandbox(&["events", "s"]).ok();
     assert_eq!(events.matches("blocked x.example:443").count(), 2, "every decision is written down: {events}");
     assert!(repo.sandbox(&["list"]).ok().contains("ago, blocked 2  "), "{}", repo.sandbox(&["list"]));
@@ -303,7 +304,8 @@ fn a_refusal_does_not_spoil_a_full_screen(subject: &Subject) {
     repo.sandbox(&["spawn", "--driver", subject.driver, "--net", "allow", "-d", "s"]).ok();
     let mut pty = Pty::spawn(&subject.env.sandbox_command(repo.dir(), &["exec", "-t", "s", "--", "bash", "--norc"]));
     let script = format!(
-        "{ASK} full() {{ printf '\\e[?1049h'; ask y.example:443; read line; echo with \"$line\"; printf '\\e[?10'; printf '49l'; }}\n"
+        "{ASK} full() {{ printf '\\e[?1049hfull screen\\n'; read line; ask y.example:443; read line; echo with \"$line\"; \
+         printf '\\e[?10'; printf '49l'; }}\n"
     );
     fs::write(repo.dir().join("script"), &script).unwrap();
     repo.sandbox(&["cp", "script", "s:script"]).ok();
@@ -313,6 +315,8 @@ fn a_refusal_does_not_spoil_a_full_screen(subject: &Subject) {
     pty.expect("blocked x.example:443");
     pty.expect("allow it with: git sandbox allow s x.example\n");
     pty.send("full\r");
+    pty.expect("full screen\n");
+    pty.send("\r");
     wait_until("the refusal is written down", LIMIT, || {
         repo.sandbox(&["events", "s"]).ok().contains("blocked y.example:443")
     });
@@ -325,6 +329,35 @@ fn a_refusal_does_not_spoil_a_full_screen(subject: &Subject) {
     assert_eq!(pty.wait().0, 0);
     let seen = repo.sandbox(&["allow", "s", "x.example"]).expect(0);
     assert_eq!(seen.stderr, "allowed for 's', at once: x.example\n");
+}
+
+fn rules_act_on_a_running_sandbox(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    subject.idle(&repo, "s");
+    let says = |args: &[&str]| repo.sandbox(args).expect(0).stderr;
+    // Nothing is at port 1 of the loopback: allowed, it is tried, and nobody else hears of it.
+    assert!(says(&["allow", "s", "x.example=127.0.0.1:1"]).starts_with("allowed for 's' from its next start: "));
+    repo.sandbox(&["stop", "s"]).ok();
+    repo.sandbox(&["start", "s"]).ok();
+    let ask = || {
+        let script = format!("{ASK} ask x.example:443");
+        repo.sandbox(&["exec", "s", "--", "bash", "-c", &script]).expect(0).stdout.split(' ').nth(1).map(str::to_owned)
+    };
+    assert_eq!(ask().as_deref(), Some("502"), "allowed, and not there");
+    assert_eq!(says(&["deny", "s", "x.example"]), "denied for 's', at once: x.example\n");
+    assert_eq!(ask().as_deref(), Some("403"));
+    let events = repo.sandbox(&["events", "-n", "1", "s"]).ok();
+    assert!(
+        events.ends_with(": 'x.example' is denied — no longer with: git sandbox deny --remove s x.example\n"),
+        "{events}"
+    );
+    says(&["allow", "s", "x.example=127.0.0.1:1"]);
+    assert_eq!(ask().as_deref(), Some("502"), "the contrary of the rule took its place");
+    says(&["allow", "s", "--remove", "x.example"]);
+    assert_eq!(ask().as_deref(), Some("403"));
+    assert_eq!(listed(&repo, "s")["blocked"], 1, "what is not there was not blocked");
+    let told = subject.exec(&repo, "s", "git sandbox help agent").ok();
+    assert!(told.contains("- Only listed hosts, through the HTTP proxy"), "{told}");
 }
 
 fn the_end_of_the_network_is_told(subject: &Subject) {

@@ -200,3 +200,70 @@ fn inside_nothing_is_allowed() {
         ---- status 128
         "#);
 }
+
+/// What `git sandbox help agent` says, and presets put where their agent looks.
+#[test]
+fn what_an_agent_is_told() {
+    let env = TestEnv::new();
+    let repo = plain(&env);
+    spawn(&repo, &["fix-login"], "true").ok();
+    assert_snapshot!(repo.sandbox(&["help", "agent", "fix-login"]), @r#"
+        You are in the sandbox 'fix-login' of git-sandbox: an isolated copy of a user's git working tree, at the same
+        path. The user's own tree is out of reach: nothing that is done here changes it.
+
+        What stays
+        - The working tree and the home directory, also over a stop and start of the sandbox.
+        - /tmp is emptied at each start. Processes end when the sandbox is stopped.
+
+        How work comes back
+        - Commit. Commits on any branch go to the user's repository by themselves: the branch that is checked out
+          becomes refs/sandbox/fix-login there. `git push host HEAD` does it at once and says whether it worked.
+        - What is not committed is kept here, but only commits travel: commit before you end.
+        - `git fetch host` brings commits that the user has made since this copy was taken.
+        - `origin` and other remotes may be unreachable, and no credentials for them are here. Do not push there:
+          the user does that.
+
+        Network
+        - There is none, only a loopback device. Downloads, package installs and web requests fail; do not try
+          to work around it. If the task needs a host, tell the user which one and why: after
+          `git sandbox allow fix-login HOST`, a stop and a start, it can be reached.
+
+        What does not work
+        - sudo, apt and other things that need root do not work, unless the sandbox was made with --root. Install
+          into the home directory or the working tree.
+        - Other files of the user (their home, keys, other projects) are not here. Ask for what is missing.
+        - `git sandbox` inside knows push, sync (the same as `git fetch host`) and help.
+        ---- status 0
+        "#);
+    repo.sandbox(&["allow", "fix-login", "api.example.com", "*.example.org:8443"]).ok();
+    assert_snapshot!(repo.sandbox(&["help", "agent", "fix-login"]), @r#"
+        You are in the sandbox 'fix-login' of git-sandbox: an isolated copy of a user's git working tree, at the same
+        path. The user's own tree is out of reach: nothing that is done here changes it.
+
+        What stays
+        - The working tree and the home directory, also over a stop and start of the sandbox.
+        - /tmp is emptied at each start. Processes end when the sandbox is stopped.
+
+        How work comes back
+        - Commit. Commits on any branch go to the user's repository by themselves: the branch that is checked out
+          becomes refs/sandbox/fix-login there. `git push host HEAD` does it at once and says whether it worked.
+        - What is not committed is kept here, but only commits travel: commit before you end.
+        - `git fetch host` brings commits that the user has made since this copy was taken.
+        - `origin` and other remotes may be unreachable, and no credentials for them are here. Do not push there:
+          the user does that.
+
+        Network
+        - Only listed hosts, through the HTTP proxy of the variables https_proxy and http_proxy; no DNS, no other way.
+          Allowed when this was written: api.example.com, *.example.org:8443.
+        - A refused host looks like this: HTTP status 403 with a header `X-Git-Sandbox: blocked` (for HTTPS:
+          "CONNECT tunnel failed, response 403"). Do not try to work around it. Tell the user which host is needed
+          and why: `git sandbox allow fix-login HOST` on their side works at once, then try again.
+
+        What does not work
+        - sudo, apt and other things that need root do not work, unless the sandbox was made with --root. Install
+          into the home directory or the working tree.
+        - Other files of the user (their home, keys, other projects) are not here. Ask for what is missing.
+        - `git sandbox` inside knows push, sync (the same as `git fetch host`) and help.
+        ---- status 0
+        "#);
+}
