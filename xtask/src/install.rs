@@ -20,6 +20,7 @@ pub const TESTS: &[Need] = &[
     Need { program: "openssl", package: "openssl", without: "the stand-in agent, and probes of the network" },
     Need { program: "curl", package: "curl", without: "probes of the network with curl" },
     Need { program: "bwrap", package: "bubblewrap", without: "a sandbox inside a sandbox" },
+    Need { program: "ip", package: "iproute2", without: "names that lead elsewhere than they should" },
     Need { program: "mkfs.btrfs", package: "btrfs-progs", without: "reflinks on Btrfs" },
     Need { program: "mkfs.xfs", package: "xfsprogs", without: "reflinks on XFS" },
 ];

@@ -4,7 +4,7 @@
 use crate::env::TestEnv;
 use crate::repo::{Repo, set_mtimes};
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +53,36 @@ pub enum State {
     Nested,
     /// Thousands of ignored files.
     LargeIgnored,
+    /// Entries marked skip-worktree and assume-unchanged, both changed.
+    SkippedEntries,
+    /// A revert that stopped at a conflict.
+    Revert,
+    /// Patches of a mailbox that stopped at one that does not apply.
+    Am,
+    /// Notes on commits, and a replaced commit.
+    Notes,
+    /// An index in two files.
+    SplitIndex,
+    /// An index that remembers what is untracked.
+    UntrackedCache,
+    /// Sparse checkout with whole directories as one entry of the index.
+    SparseIndex,
+    /// An index that was filled with the help of a file system monitor.
+    FsMonitor,
+    /// Objects of another repository, borrowed through `objects/info/alternates`.
+    Alternates,
+    /// A `.git` file that names a directory elsewhere.
+    SeparateGitDir,
+    /// Names that are not UTF-8, with newlines and quotes, and two that differ only in case.
+    OddNames,
+    /// Hard links, a sparse file, dangling and absolute symbolic links, files that may not be written.
+    FileKinds,
+    /// `core.fileMode=false`, `core.autocrlf`, `info/exclude`, `info/attributes`, `core.hooksPath`.
+    Settings,
+    /// A file changed to the same size in the same tick as the index was written.
+    RacyChange,
+    /// Twenty thousand tags and branches, packed.
+    ManyRefs,
 }
 
 impl State {
@@ -80,6 +110,21 @@ impl State {
         Self::Reftable,
         Self::Nested,
         Self::LargeIgnored,
+        Self::SkippedEntries,
+        Self::Revert,
+        Self::Am,
+        Self::Notes,
+        Self::SplitIndex,
+        Self::UntrackedCache,
+        Self::SparseIndex,
+        Self::FsMonitor,
+        Self::Alternates,
+        Self::SeparateGitDir,
+        Self::OddNames,
+        Self::FileKinds,
+        Self::Settings,
+        Self::RacyChange,
+        Self::ManyRefs,
     ];
 
     /// Why this git cannot make the state, if so.
@@ -117,6 +162,20 @@ impl State {
                 fill(&repo);
                 set_mtimes(repo.dir());
                 repo.git(&["add", "src"]).ok();
+            }
+            Self::Alternates => {
+                let origin = base(env, &format!("{name}-origin"));
+                let dirs = (origin.dir().to_string_lossy(), repo.dir().to_string_lossy());
+                env.git(&env.home(), &["clone", "-q", "--shared", &dirs.0, &dirs.1]).ok();
+                repo.commit("own.txt", "in the objects of its own\n");
+                repo.write("src/a.c", "changed in the clone\n");
+            }
+            Self::SeparateGitDir => {
+                fs::create_dir_all(repo.dir()).expect("new");
+                let elsewhere = env.root().join(format!("{name}-gitdir"));
+                repo.git(&["init", "-q", "--separate-git-dir", &elsewhere.to_string_lossy()]).ok();
+                history(&repo);
+                repo.write("src/a.c", "changed\n");
             }
             Self::Sha256 => {
                 fs::create_dir_all(repo.dir()).expect("new");
@@ -206,6 +265,119 @@ impl State {
                     }
                 }
                 dirty(repo);
+            }
+            Self::SkippedEntries => {
+                repo.git(&["update-index", "--skip-worktree", "src/b.c", "empty.txt"]).ok();
+                repo.git(&["update-index", "--assume-unchanged", "docs/guide.md"]).ok();
+                repo.write("src/b.c", "not to be seen\n");
+                fs::remove_file(repo.dir().join("empty.txt")).expect("part of every row");
+                repo.write("docs/guide.md", "not to be seen either\n");
+                repo.write("src/a.c", "to be seen\n");
+            }
+            Self::Revert => {
+                repo.git(&["revert", "--no-edit", "HEAD~3", "HEAD~1"]).expect(1);
+            }
+            Self::Am => {
+                let series = repo.git(&["format-patch", "--stdout", "main..other"]).ok();
+                let path = repo.env().root().join("series.mbox");
+                fs::write(&path, series).expect("a directory of the test");
+                repo.git(&["am", "-q", "--3way", &path.to_string_lossy()]).expect(128);
+            }
+            Self::Notes => {
+                repo.git(&["notes", "add", "-m", "looked at", "HEAD"]).ok();
+                repo.git(&["notes", "--ref=ci", "add", "-m", "green", "HEAD~1"]).ok();
+                let other = repo.git(&["commit-tree", "-m", "Start anew", "HEAD~3^{tree}"]).ok();
+                repo.git(&["replace", "HEAD~3", other.trim()]).ok();
+                repo.write("src/a.c", "changed\n");
+            }
+            Self::SplitIndex => {
+                repo.git(&["update-index", "--split-index"]).ok();
+                repo.write("src/a.c", "staged\n");
+                repo.git(&["add", "src/a.c"]).ok();
+                repo.write("src/b.c", "changed\n");
+            }
+            Self::UntrackedCache => {
+                repo.git(&["config", "core.untrackedCache", "true"]).ok();
+                dirty(repo);
+                repo.git(&["update-index", "--force-untracked-cache"]).ok();
+                repo.git(&["status"]).ok();
+                repo.git(&["status"]).ok();
+                repo.write("newdir/after.txt", "untracked, and new to the cache\n");
+            }
+            Self::SparseIndex => {
+                repo.git(&["sparse-checkout", "set", "--cone", "--sparse-index", "src"]).ok();
+                repo.write("src/a.c", "changed in the cone\n");
+            }
+            Self::FsMonitor => {
+                let hook = repo.env().root().join("monitor");
+                // Version 2 of the hook's protocol: a token, and "anything may have changed".
+                fs::write(&hook, "#!/bin/sh\nprintf 'token\\0/\\0'\n").expect("a directory of the test");
+                fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).expect("just made");
+                repo.git(&["config", "core.fsmonitor", &hook.to_string_lossy()]).ok();
+                repo.git(&["status"]).ok();
+                dirty(repo);
+            }
+            Self::OddNames => {
+                use std::os::unix::ffi::OsStrExt;
+                for name in
+                    [&b"latin-\xe9"[..], b"two\nlines", b"quo\"te", b"back\\slash", b"tab\there", b"Case", b"cASE"]
+                {
+                    let path = repo.dir().join(std::ffi::OsStr::from_bytes(name));
+                    fs::write(&path, name).expect("any name is a name");
+                }
+                repo.git(&["add", "--", "Case", "cASE", "quo\"te"]).ok();
+                fs::create_dir(repo.dir().join(std::ffi::OsStr::from_bytes(b"dir-\xff"))).expect("new");
+                let inner = std::ffi::OsStr::from_bytes(b"dir-\xff/in");
+                fs::write(repo.dir().join(inner), "inside").expect("new");
+            }
+            Self::FileKinds => {
+                fs::hard_link(repo.dir().join("src/a.c"), repo.dir().join("src/also-a.c")).expect("one file system");
+                repo.write("pair-1", "two names\n");
+                fs::hard_link(repo.dir().join("pair-1"), repo.dir().join("pair-2")).expect("one file system");
+                let sparse = fs::File::create(repo.dir().join("sparse.img")).expect("new");
+                sparse.set_len(256 << 20).expect("holes cost nothing");
+                symlink("/nonexistent/absolute", repo.dir().join("absolute")).expect("new");
+                symlink("nowhere", repo.dir().join("dangling")).expect("new");
+                symlink("..", repo.dir().join("up")).expect("new");
+                for (name, mode) in [("none.txt", 0o400), ("suid.sh", 0o755), ("group.txt", 0o664)] {
+                    repo.write(name, "a mode of its own\n");
+                    repo.chmod(name, mode);
+                }
+                repo.write("closed/file.txt", "in a directory that cannot be written\n");
+                repo.chmod("closed", 0o555);
+            }
+            Self::Settings => {
+                repo.git(&["config", "core.fileMode", "false"]).ok();
+                repo.git(&["config", "core.autocrlf", "input"]).ok();
+                repo.git(&["config", "core.ignoreCase", "true"]).ok();
+                repo.git(&["config", "core.hooksPath", ".hooks"]).ok();
+                repo.write(".git/info/exclude", "*.private\n");
+                repo.write(".git/info/attributes", "*.dat -text diff=none\n");
+                repo.write(".hooks/pre-commit", "#!/bin/sh\nexit 0\n");
+                repo.chmod("src/b.c", 0o755);
+                repo.write("crlf.txt", "one\r\ntwo\r\n");
+                repo.git(&["add", "crlf.txt"]).ok();
+                repo.write("x.private", "ignored\n");
+                repo.write("x.dat", "a\r\nb\n");
+            }
+            Self::RacyChange => {
+                repo.write("racy.txt", "one\n");
+                repo.git(&["add", "racy.txt"]).ok();
+                repo.write("racy.txt", "two\n");
+                let index = fs::metadata(repo.dir().join(".git/index")).and_then(|meta| meta.modified());
+                let file = fs::File::options().write(true).open(repo.dir().join("racy.txt")).expect("just made");
+                file.set_modified(index.expect("git has written it")).expect("our own file");
+            }
+            Self::ManyRefs => {
+                let head = repo.git(&["rev-parse", "HEAD"]).ok();
+                let head = head.trim();
+                let lines: String = (0..10_000)
+                    .map(|n| format!("create refs/tags/t/{n} {head}\ncreate refs/heads/b/{n} {head}\n"))
+                    .collect();
+                let list = repo.env().root().join("many-refs");
+                fs::write(&list, lines).expect("a directory of the test");
+                repo.sh(&format!("git update-ref --stdin <'{}' && git pack-refs --all", list.display())).ok();
+                repo.write("src/a.c", "changed\n");
             }
             // The others are made from nothing, not from a plain repository.
             _ => {}
@@ -333,6 +505,31 @@ mod tests {
             State::Reftable => "test -d .git/reftable",
             State::Nested => "test -d vendor/inner/.git && git status --porcelain | grep -q vendor",
             State::LargeIgnored => "test $(find build -type f | wc -l) -eq 3001",
+            State::SkippedEntries => {
+                "test \"$(git status --porcelain)\" = ' M src/a.c' && git ls-files -t | grep -q '^S src/b.c' &&
+                 git ls-files -v | grep -q '^h docs/guide.md'"
+            }
+            State::Revert => "test -f .git/REVERT_HEAD && git ls-files -u | grep -q src/a.c",
+            State::Am => {
+                "test -d .git/rebase-apply && test -f .git/rebase-apply/applying && git ls-files -u | grep -q src/a.c"
+            }
+            State::Notes => "git notes show HEAD | grep -q looked && test $(git replace -l | wc -l) -eq 1",
+            State::SplitIndex => "ls .git/sharedindex.* && test \"$(git diff --cached --name-only)\" = src/a.c",
+            State::UntrackedCache => "grep -q UNTR .git/index && git status --porcelain | grep -q newdir",
+            State::SparseIndex => "git ls-files --sparse -t | grep -q '^S docs/$'",
+            State::FsMonitor => "grep -q FSMN .git/index && git status --porcelain | grep -q newdir",
+            State::Alternates => "test -s .git/objects/info/alternates && git log --oneline | wc -l | grep -q 5",
+            State::SeparateGitDir => "test -f .git && git status --porcelain | grep -q src/a.c",
+            State::OddNames => {
+                "test $(git status --porcelain -z | tr '\\0' '\\n' | wc -l) -ge 8 && cmp Case Case && ! cmp -s Case cASE"
+            }
+            State::FileKinds => {
+                "test $(stat -c %h pair-1) = 2 && test $(stat -c %s sparse.img) = 268435456 &&
+                 test $(stat -c %b sparse.img) -lt 100 && test ! -e dangling && test -L absolute"
+            }
+            State::Settings => "test -z \"$(git diff --name-only)\" && ! git status --porcelain | grep -q private",
+            State::RacyChange => "git status --porcelain | grep -q '^AM racy.txt'",
+            State::ManyRefs => "test $(git for-each-ref | wc -l) -gt 20000",
         }
     }
 

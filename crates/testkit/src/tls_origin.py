@@ -1,6 +1,6 @@
 """A web server for tests: HTTPS and plain HTTP on loopback, for whatever names its certificate has.
 
-    tls_origin.py DIR [HTTPS_PORT HTTP_PORT]
+    tls_origin.py DIR [HTTPS_PORT HTTP_PORT [ADDRESS]]
 
 DIR holds cert.pem and key.pem. `DIR/ports` gets both ports, `DIR/log` a line for each accepted connection
 (`accept https`) and for each request (`https allow.test GET /path`).
@@ -24,6 +24,7 @@ from pathlib import Path
 
 DIR = Path(sys.argv[1]).resolve()
 PORTS = [int(port) for port in sys.argv[2:4]] or [0, 0]
+ADDRESS = sys.argv[4] if len(sys.argv) > 4 else "127.0.0.1"
 LONGEST_HOLD = 100
 
 
@@ -75,16 +76,16 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def hold(self):
+        # Chunked: who gets a part of it can tell that it is one.
         self.send_response(200)
-        self.send_header("Connection", "close")
+        self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        self.wfile.write(b"held\n")
+        self.wfile.write(b"5\r\nheld\n\r\n")
         end = time.monotonic() + LONGEST_HOLD
         while not (DIR / "release").exists() and time.monotonic() < end:
-            self.wfile.write(b".")
+            self.wfile.write(b"1\r\n.\r\n")
             time.sleep(0.05)
-        self.wfile.write(b"\nreleased\n")
-        self.close_connection = True
+        self.wfile.write(b"9\r\nreleased\n\r\n0\r\n\r\n")
 
     def file(self, name):
         file = (DIR / "files" / name).resolve()
@@ -132,7 +133,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, port, tls):
         self.tls = tls
         self.scheme = "https" if tls else "http"
-        super().__init__(("127.0.0.1", port), Handler)
+        super().__init__((ADDRESS, port), Handler)
 
     def finish_request(self, request, client_address):
         note(f"accept {self.scheme}")

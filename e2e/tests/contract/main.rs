@@ -8,6 +8,8 @@
 //! landing  commits come back, and nothing else of the host changes
 //! merging  onto a host tree with uncommitted work
 //! leaving  the conversation at the end of an interactive shell
+//! agents   command-line agents at work, shown by the stand-in
+//! egress   what a sandbox with an allowed network reaches, and what not
 //! agents_verbs  what tells about many at work: logs of several, events, list, wait
 //! fork     one more sandbox from the state of another
 //! auto_commit  what an agent leaves uncommitted
@@ -32,8 +34,10 @@ macro_rules! over_drivers {
     };
 }
 
+mod agents;
 mod agents_verbs;
 mod auto_commit;
+mod egress;
 mod errors;
 mod fork;
 mod landing;
