@@ -32,8 +32,10 @@ use crate::store::{self, RepoDir, StoreError};
 use sandbox_git::{Git, GitError, ObjectFormat, Oid};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -150,6 +152,32 @@ pub enum ViewError {
 }
 
 type Result<T> = std::result::Result<T, ViewError>;
+
+/// A list of object directories as git reads it from the environment: a path with a character that would
+/// end it is quoted as in C (git ≥ 2.11).
+fn alternates(dirs: &[PathBuf]) -> OsString {
+    let mut list = Vec::new();
+    for dir in dirs {
+        if !list.is_empty() {
+            list.push(b':');
+        }
+        let bytes = dir.as_os_str().as_bytes();
+        if bytes.iter().all(|byte| !matches!(byte, b':' | b'"' | b'\\' | b'\n')) {
+            list.extend_from_slice(bytes);
+            continue;
+        }
+        list.push(b'"');
+        for byte in bytes {
+            match byte {
+                b'"' | b'\\' => list.extend([b'\\', *byte]),
+                b'\n' => list.extend(b"\\n"),
+                byte => list.push(*byte),
+            }
+        }
+        list.push(b'"');
+    }
+    OsString::from_vec(list)
+}
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ViewError {
     let path = path.to_owned();
@@ -459,14 +487,18 @@ impl<'a> Draft<'a> {
     }
 
     fn pack_objects(&self, host: &HostRepo, args: &[&str], input: String) -> Result<Vec<String>> {
-        // Notes that were cut to what is granted are made in the vault.
-        let alternate = self.views.vault.then(|| self.views.repo.vault().join("objects"));
-        let command = host.read(self.views.git).config("core.fsync=none");
-        let command = match &alternate {
-            Some(vault) => command.env("GIT_ALTERNATE_OBJECT_DIRECTORIES", vault),
-            None => command,
-        };
-        let out = command
+        // Git makes its temporary files in its own object directory and renames them: so that is the view's.
+        // The host's is only read, and may be on another file system or belong to somebody else.
+        let mut from = vec![host.common_dir().join("objects")];
+        if self.views.vault {
+            // Notes that were cut to what is granted are made in the vault.
+            from.push(self.views.repo.vault().join("objects"));
+        }
+        let out = host
+            .read(self.views.git)
+            .config("core.fsync=none")
+            .env("GIT_OBJECT_DIRECTORY", self.dir.path().join("objects"))
+            .env("GIT_ALTERNATE_OBJECT_DIRECTORIES", alternates(&from))
             // No search for new deltas: those that the host has are reused, and the first sandbox of a
             // large repository should not wait for a smaller pack than the host's own.
             .args(["pack-objects", "-q", "--non-empty", "--window=0", "--delta-base-offset"])

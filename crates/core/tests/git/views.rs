@@ -88,6 +88,34 @@ fn the_same_roots_are_the_same_view_and_new_commits_add_a_pack() {
     });
 }
 
+/// The host's repository is on another file system, under a name that a list of paths would be cut at,
+/// and nothing is written there, not even for a moment.
+#[test]
+fn the_hosts_objects_are_only_read() {
+    each_git(|world| {
+        let elsewhere = tempfile::tempdir_in("/dev/shm").unwrap();
+        let dev = |path: &std::path::Path| fs::metadata(path).unwrap().dev();
+        assert_ne!(dev(elsewhere.path()), dev(world.dir.path()), "the test needs two file systems");
+        let top = elsewhere.path().join("re:po \\ \"x\"");
+        let top = world.repo(top.to_str().unwrap(), &[]);
+        let objects = top.join(".git/objects");
+        let stamps = || {
+            let dirs = [objects.clone(), objects.join("pack"), objects.join("info")];
+            dirs.map(|dir| fs::metadata(dir).unwrap()).map(|meta| (meta.mtime(), meta.mtime_nsec()))
+        };
+        let before = stamps();
+        let first = world.spawn(&top, "first");
+        first.assert_same_as(&top);
+        write(&top, "staged.txt", "only in the index\n");
+        world.git(&top, &["add", "staged.txt"]);
+        let before_second = stamps();
+        let second = world.spawn(&top, "second");
+        second.assert_same_as(&top);
+        assert_eq!(stamps(), before_second);
+        assert_eq!(before[1], before_second[1], "no pack was made there");
+    });
+}
+
 #[test]
 fn a_long_chain_is_begun_again() {
     each_git(|world| {
