@@ -140,3 +140,17 @@ impl Carried {
         }
     }
 }
+
+/// Tells an agent anew where it is: a fork has its parent's home, and another name. What the agent
+/// made of the text inside is its own affair: where it is gone, it stays gone.
+pub fn retell(context: &Context, sandbox: &Sandbox) {
+    let Some(preset) = sandbox.record.preset.as_ref().and_then(|name| super::by_name(context, name).ok()) else {
+        return;
+    };
+    let rules = sandbox_proxy::policy::read(&sandbox.dir.network()).map(|rules| rules.allow).unwrap_or_default();
+    let rules: Vec<String> = rules.iter().map(ToString::to_string).collect();
+    let text = crate::agent_help::text(sandbox.name(), sandbox.record.network, &rules);
+    for file in &preset.instructions {
+        let _ = home::replace_marked(&sandbox.dir.home(), Path::new(file), &text);
+    }
+}

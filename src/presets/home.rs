@@ -19,7 +19,7 @@ use sandbox_core::host_view::{holds_credentials, names_a_credential};
 use sandbox_core::launch::User;
 use serde_json::{Map, Value};
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
@@ -405,6 +405,36 @@ impl Home<'_> {
     }
 }
 
+/// Replaces our text in a file of a home that something inside has written to: no link is followed,
+/// and a file without our two lines stays as it is. Returns whether there was one.
+pub fn replace_marked(dir: &Path, relative: &Path, text: &str) -> io::Result<bool> {
+    use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+    let home = fs::File::open(dir)?;
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let mut file = fs::File::from(openat2(&home, relative, flags, Mode::empty(), within)?);
+    let meta = file.metadata()?;
+    if !meta.is_file() || meta.len() > MAX_LOOKED_AT {
+        return Ok(false);
+    }
+    let mut before = Vec::new();
+    file.read_to_end(&mut before)?;
+    let find = |line: &str| before.windows(line.len()).position(|window| window == line.as_bytes());
+    let (Some(begin), Some(end)) = (find(BEGIN), find(END)) else { return Ok(false) };
+    if begin > end {
+        return Ok(false);
+    }
+    let after = before[..begin].iter().copied();
+    let after: Vec<u8> = after
+        .chain(format!("{BEGIN}\n{}\n", text.trim_end()).into_bytes())
+        .chain(before[end..].iter().copied())
+        .collect();
+    file.seek(io::SeekFrom::Start(0))?;
+    file.write_all(&after)?;
+    file.set_len(after.len() as u64)?;
+    Ok(true)
+}
+
 /// The line before our text in a file of instructions.
 pub const BEGIN: &str = "<!-- git-sandbox: where this agent is -->";
 /// The line after it.
@@ -585,6 +615,20 @@ mod tests {
         assert_eq!(fs::read_to_string(private.join(".x/rc")).unwrap(), "rc");
         assert!(!private.join(".x/rc").symlink_metadata().unwrap().is_symlink());
         assert!(!private.join(".x/auth.json").exists() && !private.join(".x/key.json").exists());
+        // Told anew, for another sandbox of the same home.
+        assert!(replace_marked(&private, Path::new(".x/sub/b.md"), "you are there").unwrap());
+        assert_eq!(
+            fs::read_to_string(private.join(".x/sub/b.md")).unwrap(),
+            format!("token: see the manual for how to get one\n\n{BEGIN}\nyou are there\n{END}\n")
+        );
+        assert!(!replace_marked(&private, Path::new(".x/rc"), "x").unwrap());
+        fs::write(home.join("outside"), format!("{BEGIN}\n{END}\n")).unwrap();
+        symlink(home.join("outside"), private.join("link")).unwrap();
+        symlink(&home, private.join("dir")).unwrap();
+        for path in ["link", "dir/outside", "../outside", "missing"] {
+            assert!(replace_marked(&private, Path::new(path), "x").is_err(), "{path}");
+        }
+        assert_eq!(fs::read_to_string(home.join("outside")).unwrap(), format!("{BEGIN}\n{END}\n"));
         to.write(&[
             Item { at: ".k.json".into(), what: What::Keys(Map::from_iter([("a".into(), Value::Bool(true))])) },
             Item { at: ".k.json".into(), what: What::Keys(Map::from_iter([("b".into(), Value::Null)])) },

@@ -143,7 +143,7 @@ pub fn ask(store: &Store, repo: &RepoId, preset: &Preset, login: &Login) -> Resu
 /// Says that a login is not inside, and how it would be.
 pub fn tell(preset: &Preset, login: &Login, wish: Wish) {
     let name = &preset.name;
-    if login.is_empty() {
+    if login.is_empty() && wish != Wish::Given {
         eprintln!("note: no login of {name} was found here: it will ask for one, or `--env NAME` gives it a key");
         return;
     }

@@ -185,7 +185,8 @@ mod tests {
         use Network::{Allow, Host, None as No};
         use cli::Net;
         let (with, without) = (preset(&["api.example.com"]), preset(&[]));
-        let cases: [(Option<Net>, bool, bool, Option<&str>, Option<&Preset>, Network); 13] = [
+        type Case<'a> = (Option<Net>, bool, bool, Option<&'a str>, Option<&'a Preset>, Network);
+        let cases: [Case<'_>; 13] = [
             (None, false, false, None, None, No),
             (None, false, false, None, Some(&without), No),
             (None, false, false, None, Some(&with), Allow),

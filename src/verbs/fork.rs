@@ -31,6 +31,7 @@ pub fn run(context: &Context, args: &cli::Fork) -> Outcome {
     let tip = work::tip(context.git()?, &store, &parent).ok().flatten().map(|oid| oid.to_string());
     let argv = args.command.iter().map(|arg| protocol_bytes(arg.as_bytes())).collect();
     let Made { sandbox, lock, told } = made(&store, &parent, Request { name, argv, tip })?;
+    crate::presets::carry::retell(context, &sandbox);
     if !args.quiet {
         tell(&parent, &sandbox, &told);
     }

@@ -12,11 +12,14 @@ use std::time::Duration;
 /// A preset of the user's for the program `agent`, which is in `~/.local/bin` and prints its home.
 const AGENT: &str = r#"
 programs = ["agent"]
-config = [".agent/config.json", ".agent/skills", ".agent/keys.json"]
+config = [".agent/config.json", ".agent/skills", ".agent/keys.json", ".config/agent/rc"]
 keeps = [".agent/sessions"]
 instructions = [".agent/NOTES.md"]
 hosts = ["api.agent.test"]
-pass = ["AGENT_MODEL"]
+pass = ["AGENT_MODEL", "AGENT_URL"]
+
+[places]
+AGENT_HOME = ".agent"
 
 [parts]
 ".agent.json" = ["theme"]
@@ -400,6 +403,28 @@ fn nothing_else_of_the_home_goes_inside() {
     assert_eq!(fs::read_to_string(home.join(".agent.json")).expect("it was written"), "{\n  \"theme\": \"dark\"\n}\n");
     let notes = fs::read_to_string(home.join(".agent/NOTES.md")).expect("it was written");
     assert!(notes.starts_with("<!-- git-sandbox: ") && notes.contains("'x'") && notes.contains("api.agent.test"));
+    // A fork has another name, and is told so.
+    let told = run(&repo, &["fork", "-q", "x", "z", "--", "sh", "-c", "cat ~/.agent/NOTES.md"]).expect(0).stdout;
+    assert!(told.contains("'z'") && told.contains("refs/sandbox/z") && !told.contains("'x'"), "{told}");
+}
+
+#[test]
+fn other_places_of_configuration_are_respected() {
+    let env = TestEnv::new();
+    let repo = plain(&env);
+    install(&env);
+    // XDG_CONFIG_HOME of the test is not in the home, and a variable names the agent's own directory.
+    write(&env.root().join("config/agent/rc"), "from elsewhere");
+    write(&env.root().join("elsewhere/config.json"), "{}");
+    let mut spawned = command(&repo, &["spawn", "x", "-q", "--", "agent"]);
+    spawned.env("AGENT_HOME", env.root().join("elsewhere")).env("AGENT_URL", "https://user:canary@api.agent.test");
+    assert_eq!(
+        env.run(&mut spawned).expect(0).stdout,
+        "./.agent.json\n./.agent/NOTES.md\n./.agent/config.json\n./.config/agent/rc\n./.local/share/agent/versions/7\n\
+         AGENT_UPDATES=off\n"
+    );
+    assert_eq!(fs::read_to_string(sandbox_dir(&repo).join("home/.agent/config.json")).expect("it was copied"), "{}");
+    assert_eq!(canaries(&repo), [""; 0]);
 }
 
 #[test]
