@@ -146,7 +146,15 @@ class Server(ThreadingHTTPServer):
             pass
 
 
+def end_with(parent):
+    """A test that was killed cannot end its web server."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
 def main():
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(DIR / "cert.pem", DIR / "key.pem")
     servers = [Server(PORTS[0], tls), Server(PORTS[1], None)]
