@@ -83,7 +83,8 @@ fn similar(inside: &str, host: &str) {
 macro_rules! rows {
     ($($name:ident: $state:ident $row:expr;)*) => {
         $(fn $name(subject: &Subject) { row(subject, State::$state, $row) })*
-        over_drivers! { $($name),*, first_status_opens_what_it_opens_on_the_host, every_state_has_a_row }
+        over_drivers! { $($name),*, first_status_opens_what_it_opens_on_the_host, every_state_has_a_row,
+            a_continued_operation_ends_as_in_a_copy }
         const ROWS: &[State] = &[$(State::$state),*];
     };
 }
@@ -111,6 +112,57 @@ rows! {
     reftable: Reftable Row::Works;
     nested: Nested Row::Works;
     large_ignored: LargeIgnored Row::Works;
+    skipped_entries: SkippedEntries Row::Works;
+    revert: Revert Row::Works;
+    am: Am Row::Works;
+    notes: Notes Row::Works;
+    split_index: SplitIndex Row::Works;
+    untracked_cache: UntrackedCache Row::Works;
+    sparse_index: SparseIndex Row::Works;
+    fs_monitor: FsMonitor Row::Works;
+    alternates: Alternates Row::Works;
+    separate_git_dir: SeparateGitDir Row::Works;
+    odd_names: OddNames Row::Works;
+    file_kinds: FileKinds Row::Works;
+    settings: Settings Row::Works;
+    racy_change: RacyChange Row::Works;
+    many_refs: ManyRefs Row::Works;
+}
+
+/// What is under way, and how it goes on.
+const CONTINUED: &[(State, &str)] = &[
+    (State::Conflict, "git checkout -q --theirs src/a.c && git add src/a.c && git merge --continue"),
+    (State::RebaseMerge, "git checkout -q --theirs src/a.c && git add src/a.c && git rebase --continue"),
+    (State::RebaseApply, "echo resolved >src/a.c && git add src/a.c && git rebase --continue"),
+    (State::CherryPick, "echo resolved >src/a.c && git add src/a.c && git cherry-pick --continue"),
+    (State::Revert, "git add -A && git revert --continue"),
+    (State::Am, "echo resolved >src/a.c && git add src/a.c && git am --continue"),
+    (State::Bisect, "git bisect good && git bisect log"),
+    (State::Stash, "git checkout -q -- . && git stash pop --index && git stash pop"),
+    (State::Staged, "git commit -q -m staged"),
+    (State::Sparse, "git sparse-checkout add docs && git sparse-checkout disable"),
+    (State::SplitIndex, "git commit -q -m split && git add -A && git commit -q -m all"),
+    (State::SparseIndex, "git sparse-checkout disable && git commit -q -a -m all"),
+    (State::Notes, "git notes append -m more HEAD && git log --notes --format=%N%T"),
+];
+
+/// Going on inside leads to what it leads to in a plain copy of the tree.
+fn a_continued_operation_ends_as_in_a_copy(subject: &Subject) {
+    for (n, (state, goes_on)) in CONTINUED.iter().enumerate() {
+        let repo = state.build(&subject.env, &format!("r{n}"));
+        let script = format!(
+            "export GIT_EDITOR=true GIT_COMMITTER_DATE='2025-05-05T05:05:05Z' GIT_AUTHOR_DATE='2025-05-05T05:05:05Z'
+             git config user.name A && git config user.email a@example.com
+             {{ {goes_on}; }} >/tmp/said-$$ 2>&1; echo \"status $?\"
+             git log -6 --format='%H %s'; git status --porcelain=v2; git stash list; git ls-files --stage
+             sha256sum src/a.c; ls .git | grep -E 'HEAD|rebase|sequencer|BISECT_LOG' | grep -v '^HEAD$'"
+        );
+        let copy = subject.env.root().join(format!("copy-{n}"));
+        let in_copy = repo.sh(&format!("cp -a . '{0}' && cd '{0}' && {{ {script}\n}}", copy.display())).stdout;
+        assert!(in_copy.contains("status 0"), "{state:?}: the control: {in_copy}");
+        let inside = subject.spawn(&repo, &[&format!("on-{n}")], &script).stdout;
+        assert_eq!(inside, in_copy, "{state:?}: {goes_on}");
+    }
 }
 
 fn every_state_has_a_row(_: &Subject) {
