@@ -6,11 +6,14 @@ use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::text::{age, count, escape, escape_bytes, size, tilde};
 use sandbox_core::launch::Network;
-use sandbox_core::sandbox::State;
+use sandbox_core::sandbox::{Sandbox, State};
 use sandbox_core::work;
 use sandbox_protocol::{Message, SessionStatus};
 use serde::Serialize;
 use std::path::PathBuf;
+
+/// Rules of the network that are shown.
+const RULES: usize = 4;
 
 #[derive(Serialize)]
 struct Shown {
@@ -93,9 +96,9 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
     println!(
         "network     {}",
         match shown.network {
-            Network::None => "none",
-            Network::Allow => "what its policy allows",
-            Network::Host => "the host's",
+            Network::None => "none".to_owned(),
+            Network::Allow => reached(&sandbox),
+            Network::Host => "the host's".to_owned(),
         }
     );
     println!("disk        {} of its own, on {}", size(row.disk_bytes), count(shown.layers, "shared layer"));
@@ -129,4 +132,20 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
         }
     }
     Ok(0)
+}
+
+/// What a filtered network lets out, in one line.
+fn reached(sandbox: &Sandbox) -> String {
+    let Ok(rules) = super::allow::rules(sandbox) else {
+        return format!("nothing: its policy cannot be read (`git sandbox allow {} --list`)", sandbox.name());
+    };
+    if rules.allow.is_empty() {
+        return format!("nothing is allowed (`git sandbox allow {} HOST`)", sandbox.name());
+    }
+    let mut text: Vec<String> = rules.allow.iter().take(RULES).map(ToString::to_string).collect();
+    if rules.allow.len() > RULES {
+        text.push(format!("{} more", rules.allow.len() - RULES));
+    }
+    let denied = if rules.deny.is_empty() { String::new() } else { format!(", {} denied", rules.deny.len()) };
+    format!("only {}{denied} (`git sandbox allow {} --list`)", text.join(", "), sandbox.name())
 }

@@ -5,7 +5,7 @@ use sandbox_testkit::{Pty, Repo, State, wait_until};
 use serde_json::Value;
 use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 over_drivers! {
@@ -175,6 +175,17 @@ fn list_tells_who_ended_how(subject: &Subject) {
     assert_eq!(listed(&repo, "three")["signal"], Value::Null);
     assert!(listed(&repo, "busy")["silent_seconds"].is_u64(), "silent since its start");
     repo.sandbox(&["stop", "--grace", "0s", "busy"]).ok();
+
+    // A driver that this program does not have is still a driver in use.
+    let record =
+        log_of(subject, &repo, "three").parent().and_then(Path::parent).expect("a directory").join("sandbox.json");
+    let text = fs::read_to_string(&record).unwrap();
+    fs::write(&record, text.replace(&format!("\"driver\": \"{}\"", subject.driver), "\"driver\": \"later\"")).unwrap();
+    let list = repo.sandbox(&["list"]).ok();
+    assert!(list.starts_with("NAME   STATE") && list.lines().next().unwrap().contains("  DRIVER  "), "{list}");
+    let line = list.lines().find(|line| line.starts_with("three")).expect("it is listed");
+    assert!(line.contains("ago  ") && line.contains("  later  "), "{list}");
+    fs::write(&record, text).unwrap();
 }
 
 /// `3s ago` and the like as one word.
@@ -264,6 +275,9 @@ fn hosts_are_allowed_before_there_is_a_network(subject: &Subject) {
     assert_eq!(json["deny"], serde_json::json!([]));
     let show = repo.sandbox(&["show", "s", "--json"]).ok();
     assert!(show.contains("\"network\": \"allow\""), "{show}");
+    let show = repo.sandbox(&["show", "s"]).ok();
+    let network = "network     only *.example.org:443,8443, api.example.com (`git sandbox allow s --list`)\n";
+    assert!(show.contains(network), "{show}");
 
     // One that runs without has it from its next start.
     subject.idle(&repo, "live");
@@ -377,7 +391,7 @@ fn the_end_of_the_network_is_told(subject: &Subject) {
 /// The child of a sandbox's supervisor that is its proxy.
 fn proxy_of(subject: &Subject, repo: &Repo, name: &str) -> rustix::process::Pid {
     let dir = log_of(subject, repo, name);
-    let policy = dir.parent().and_then(std::path::Path::parent).expect("a directory").join("network.json");
+    let policy = dir.parent().and_then(Path::parent).expect("a directory").join("network.json");
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|pid| pid.parse::<i32>().ok()) else { continue };
