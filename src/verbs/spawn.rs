@@ -20,7 +20,7 @@ use sandbox_core::connection::Connection;
 use sandbox_core::driver::Driver;
 use sandbox_core::host_view;
 use sandbox_core::id::{Name, SandboxId};
-use sandbox_core::launch::{Limits, Mode, Network};
+use sandbox_core::launch::{Limits, Mode, NESTED_COST, Network};
 use sandbox_core::prepare::{Source, check_name, create};
 use sandbox_core::record::{RepoMount, SandboxRecord};
 use sandbox_core::sandbox::Sandbox;
@@ -142,6 +142,9 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
         match made.as_slice() {
             [(sandbox, _)] => eprintln!("sandbox '{}': {}", sandbox.name(), taken.told),
             all => eprintln!("{} sandboxes, each: {}", all.len(), taken.told),
+        }
+        if args.nested {
+            eprintln!("note: {NESTED_COST}");
         }
         carried.tell(context, &args, policy.as_ref());
         if network == Network::Host && !project.deny.is_empty() {

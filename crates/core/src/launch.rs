@@ -16,6 +16,10 @@ use std::path::PathBuf;
 /// ```
 pub const INSIDE: &str = "/run/git-sandbox";
 
+/// What [`LaunchSpec::nested`] costs: told when a sandbox is made, and by `show`.
+pub const NESTED_COST: &str = "nested: programs inside may make namespaces and mounts of their own, so that more of the \
+                               kernel is in their reach; no Landlock; a /proc that they mount is not masked";
+
 /// Everything that a driver needs to know to start one sandbox.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LaunchSpec {

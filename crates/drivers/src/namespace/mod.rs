@@ -41,7 +41,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 use sandbox_core::driver::{Check, Driver, DriverError, Isolation, Machine, ProcessIdentity};
-use sandbox_core::launch::{LaunchSpec, Mode, Network};
+use sandbox_core::launch::{LaunchSpec, Mode, NESTED_COST, Network};
 use sandbox_protocol::{AgentConfig, AgentTree, AgentUser, Decoder, FilterBytes, Message};
 use sandbox_sys::namespace::{self, Forked, Namespaces};
 use sandbox_sys::socket::{message_pair, receive};
@@ -56,10 +56,6 @@ use view::Host;
 
 /// The driver's name.
 pub const NAME: &str = "namespace";
-
-/// What `--nested` costs.
-const NESTED_COST: &str = "nested: programs inside may make namespaces and mounts of their own, so that more of the \
-                           kernel is in their reach; no Landlock; a /proc that they mount is not masked";
 
 /// How long the agent may take to say its first word. It needs a few milliseconds; a machine that swaps, more.
 const READY: Duration = Duration::from_secs(20);
