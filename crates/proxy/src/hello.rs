@@ -7,6 +7,9 @@ use std::io::Cursor;
 /// some 2 KiB; a record holds 16.
 pub(crate) const MAX_HELLO: usize = 32 * 1024;
 
+/// A handshake record, of a version that nobody looks at, of some length, with a ClientHello in it (RFC 8446 §4, §5.1).
+const START: [Option<u8>; 6] = [Some(22), Some(3), None, None, None, Some(1)];
+
 /// What is not the beginning of a TLS connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no TLS ClientHello")]
@@ -29,10 +32,10 @@ impl Hello {
     /// Takes more bytes. Returns `None` while the message is not whole, and then the server name in it,
     /// if there is one. Not to be called again after that.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<Option<Option<String>>, NotTls> {
-        // The record header by itself: somebody who sends four bytes of another protocol and waits is told so now.
-        for (at, byte) in bytes.iter().enumerate().take(2) {
-            let wanted = [0x16, 0x03].get(self.seen + at);
-            if wanted.is_some_and(|wanted| wanted != byte) {
+        // What every ClientHello starts with, by itself: somebody who sends four bytes of another protocol
+        // and waits is told so now.
+        for (at, byte) in bytes.iter().enumerate().take(START.len()) {
+            if START.get(self.seen + at).is_some_and(|start| start.is_some_and(|start| start != *byte)) {
                 return Err(NotTls);
             }
         }
