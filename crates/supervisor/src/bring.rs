@@ -5,6 +5,7 @@ use crate::supervise::{ClientStream, Phase, Supervisor, failure};
 use sandbox_core::auto_commit;
 use sandbox_core::store::read_json;
 use sandbox_protocol::{FailureKind, FrameType, MAX_PAYLOAD, Message};
+use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -17,6 +18,10 @@ const PAUSE: Duration = Duration::from_millis(400);
 const MAX_PAUSE: Duration = Duration::from_secs(12);
 /// Commit-backs in a row before the pause grows.
 const CALM: u32 = 8;
+/// Commit-backs that may be asked for from inside within [`AT_ONCE`] without a pause between them.
+const IN_A_ROW: usize = 3;
+/// See [`IN_A_ROW`].
+const AT_ONCE: Duration = Duration::from_secs(1);
 /// How long one commit-back may take: longer than its conversations may.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 /// Requests from inside that wait at once.
@@ -32,6 +37,8 @@ pub(crate) struct Bring {
     pub(crate) not_before: Option<Instant>,
     /// How many started without a calm time between them.
     pub(crate) row: u32,
+    /// When the last few that somebody inside asked for were started.
+    pub(crate) asked: VecDeque<Instant>,
     /// A ref moved that is not known to be home.
     pub(crate) moved: bool,
     /// They asked before the running one started: it answers them.
@@ -57,10 +64,22 @@ fn pause(row: u32, took: Duration) -> Duration {
     PAUSE.saturating_mul(1 << (row / CALM).min(5)).max(took).min(MAX_PAUSE)
 }
 
+/// Whether one that is asked for from inside starts without a pause, given when the last few did: people
+/// and agents push now and then, and wait for it. Only who goes on and on is held up.
+fn at_once(asked: &VecDeque<Instant>, row: u32, now: Instant) -> bool {
+    asked.iter().filter(|at| now.duration_since(**at) < AT_ONCE).count() < IN_A_ROW && row < 2 * CALM
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Waiter {
     Client(ClientStream),
     Inside(u32),
+}
+
+impl Waiter {
+    fn is_inside(&self) -> bool {
+        matches!(self, Self::Inside(_))
+    }
 }
 
 impl Supervisor {
@@ -72,21 +91,27 @@ impl Supervisor {
     }
 
     pub(crate) fn bring_wanted(&mut self, waiter: Waiter) {
-        let inside = matches!(waiter, Waiter::Inside(_));
-        let waits = |who: &&Waiter| matches!(who, Waiter::Inside(_));
+        let inside = waiter.is_inside();
         if matches!(self.phase, Phase::ShuttingDown { .. }) {
             return self.bring_answer(waiter, b"", &failure(FailureKind::Other, "the sandbox is being stopped"));
         }
-        if inside && self.bring.waiting.iter().chain(&self.bring.next).filter(waits).count() >= MAX_INSIDE {
+        let waiting = self.bring.waiting.iter().chain(&self.bring.next).filter(|who| who.is_inside()).count();
+        if inside && waiting >= MAX_INSIDE {
             return self.bring_answer(waiter, b"", &failure(FailureKind::Limit, "too many requests at once"));
+        }
+        let now = Instant::now();
+        let paused = inside && !at_once(&self.bring.asked, self.bring.row, now);
+        if paused && waiting >= IN_A_ROW {
+            // Nobody waits for each answer: a flood, whose pauses are longer from the start.
+            self.bring.row = self.bring.row.max(CALM);
         }
         if self.bring.running.is_some() {
             self.bring.next.push(waiter);
-            if inside { self.bring_soon() } else { self.bring.due = Some(Instant::now()) }
+            if paused { self.bring_soon() } else { self.bring.due = Some(now) }
         } else {
             self.bring.waiting.push(waiter);
             match self.bring.not_before {
-                Some(at) if inside && at > Instant::now() => {
+                Some(at) if paused && at > now => {
                     self.bring.due = Some(self.bring.due.map_or(at, |due| due.min(at)));
                 }
                 _ => self.bring_start(),
@@ -100,6 +125,12 @@ impl Supervisor {
         self.bring.row = if calm { 0 } else { self.bring.row.saturating_add(1) };
         self.bring.due = None;
         self.bring.moved = false;
+        if self.bring.waiting.iter().any(Waiter::is_inside) {
+            self.bring.asked.push_back(now);
+            if self.bring.asked.len() > IN_A_ROW {
+                self.bring.asked.pop_front();
+            }
+        }
         let auto = self.auto_commit_due();
         let started = (|| -> io::Result<_> {
             let (client, client_fd) = pair()?;
@@ -189,10 +220,12 @@ impl Supervisor {
     }
 
     fn bring_pause(&mut self, started: Instant) {
-        let at = Instant::now() + pause(self.bring.row, started.elapsed());
+        let now = Instant::now();
+        let at = now + pause(self.bring.row, started.elapsed());
         self.bring.not_before = Some(at);
+        let at_once = at_once(&self.bring.asked, self.bring.row, now);
         if let Some(due) = &mut self.bring.due
-            && !self.bring.next.iter().any(|waiter| matches!(waiter, Waiter::Client(_)))
+            && !self.bring.next.iter().any(|waiter| !waiter.is_inside() || at_once)
         {
             *due = at.max(*due);
         }
@@ -242,6 +275,18 @@ impl Supervisor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_few_requests_from_inside_do_not_wait_and_more_do() {
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let asked: VecDeque<Instant> = [at(0), at(300), at(600)].into();
+        assert!(at_once(&VecDeque::new(), 0, at(0)));
+        assert!(at_once(&[at(0), at(300)].into(), 2, at(400)));
+        assert!(!at_once(&asked, 3, at(999)), "three within a second");
+        assert!(at_once(&asked, 3, at(1000)), "the first is a second ago");
+        assert!(!at_once(&asked, 2 * CALM, at(5000)), "on and on, without a calm time");
+    }
 
     #[test]
     fn the_pause_grows_and_stays_bounded() {

@@ -17,7 +17,8 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -99,13 +100,15 @@ impl Agent {
 
 type Script = Box<dyn FnOnce(&mut Agent) + Send>;
 
-struct Scripted(Mutex<Option<Script>>);
+/// The agent, and whether the machine stands still (`None`: it cannot).
+struct Scripted(Mutex<Option<Script>>, Option<Arc<AtomicBool>>);
 
 struct Fake {
     control: UnixStream,
     child: Child,
     pidfd: OwnedFd,
     process: ProcessIdentity,
+    frozen: Option<Arc<AtomicBool>>,
 }
 
 impl Driver for Scripted {
@@ -137,7 +140,7 @@ impl Driver for Scripted {
         let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
         let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
         let process = ProcessIdentity { pid: child.id(), start_time: 0, boot_id: String::new() };
-        Ok(Box::new(Fake { control, child, pidfd, process }))
+        Ok(Box::new(Fake { control, child, pidfd, process, frozen: self.1.clone() }))
     }
 }
 
@@ -162,10 +165,12 @@ impl Machine for Fake {
         Some(std::fs::File::open("/dev/null").unwrap().into())
     }
     fn freeze(&mut self) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+        self.frozen.as_ref().ok_or(io::ErrorKind::Unsupported)?.store(true, Ordering::SeqCst);
+        Ok(())
     }
     fn thaw(&mut self) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+        self.frozen.as_ref().ok_or(io::ErrorKind::Unsupported)?.store(false, Ordering::SeqCst);
+        Ok(())
     }
 }
 
@@ -200,16 +205,25 @@ struct Setup {
     commit_back: &'static str,
     auto_commit: bool,
     serve_host: &'static str,
+    freezer: bool,
     /// The network is `allow`, and this is the proxy; its lines end where a line of input does.
     proxy: Option<&'static str>,
 }
 
-const SETUP: Setup =
-    Setup { once: false, timeout: None, commit_back: "true", auto_commit: false, serve_host: "true", proxy: None };
+const SETUP: Setup = Setup {
+    once: false,
+    timeout: None,
+    commit_back: "true",
+    auto_commit: false,
+    serve_host: "true",
+    freezer: false,
+    proxy: None,
+};
 
 struct Running {
     root: tempfile::TempDir,
     dir: SandboxDir,
+    frozen: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
@@ -237,9 +251,10 @@ impl Setup {
             proxy: shell(self.proxy.unwrap_or("false")),
             terminate: None,
         };
-        let driver = Scripted(Mutex::new(Some(Box::new(script))));
+        let frozen = Arc::new(AtomicBool::new(false));
+        let driver = Scripted(Mutex::new(Some(Box::new(script))), self.freezer.then(|| Arc::clone(&frozen)));
         let thread = std::thread::spawn(move || supervise(config, &driver).unwrap());
-        (Running { root, dir, thread }, Connection::new(ours).unwrap())
+        (Running { root, dir, frozen, thread }, Connection::new(ours).unwrap())
     }
 }
 
@@ -635,6 +650,71 @@ fn a_ref_that_moved_comes_home_before_the_end() {
     assert_eq!(answer, Message::Done);
     assert!(std::fs::read_to_string(runs).unwrap().starts_with("run"));
     assert!(running.ended().home);
+}
+
+#[test]
+fn what_a_command_left_is_committed_once_whatever_happens_to_the_helper() {
+    let commit_back = r#"echo "$2 $3" >>"$1/runs"
+        case $(wc -l <"$1/runs") in
+            1) echo 'error: no' >&2; exit 1;;
+            2) kill -9 $$;;
+            3) for dir in "$1"/s/sandboxes/*; do
+                   echo '{"commit":null,"files":0,"why_not":"a merge is in progress"}' >"$dir/auto-commit.json"
+               done;;
+        esac"#;
+    let (running, mut client) = Setup { commit_back, auto_commit: true, ..SETUP }.run(|agent| {
+        for _ in 0..2 {
+            let stream = agent.exec().unwrap();
+            agent.exited(stream, 0);
+        }
+        agent.until_shutdown();
+    });
+    let stream = exec(&mut client, command(true));
+    assert_eq!(collect(&mut client, stream).1, exited(0));
+    let mut failed = 0;
+    while client.ask(&Message::CommitBack, 1 << 20).is_err() {
+        failed += 1;
+    }
+    assert!(failed <= 2, "{failed}");
+    client.ask(&Message::CommitBack, 1 << 20).unwrap();
+    let runs = std::fs::read_to_string(running.root.path().join("runs")).unwrap();
+    assert_eq!(runs, "--auto-commit work\n--auto-commit work\n--auto-commit work\n \n");
+    let log = std::fs::read_to_string(running.dir.log()).unwrap();
+    assert_eq!(log, "git-sandbox: not committed automatically: a merge is in progress\n");
+    // The next command's is its own.
+    let stream = exec(&mut client, command(true));
+    assert_eq!(collect(&mut client, stream).1, exited(0));
+    client.ask(&Message::CommitBack, 1 << 20).unwrap();
+    let runs = std::fs::read_to_string(running.root.path().join("runs")).unwrap();
+    assert!(runs.ends_with(" \n--auto-commit work\n"), "{runs}");
+    running.stop(&mut client);
+}
+
+#[test]
+fn it_stands_still_as_long_as_somebody_who_asked_is_there() {
+    let (running, mut client) = Setup { freezer: true, ..SETUP }.run(Agent::until_shutdown);
+    let still = || running.frozen.load(Ordering::SeqCst);
+    assert!(matches!(client.ask(&Message::Thaw, 1 << 10), Err(ConnectionError::Refused(_))));
+    let mut other = running.connect();
+    assert_eq!(client.ask(&Message::Freeze, 1 << 10).unwrap().0, Message::Done);
+    assert_eq!(other.ask(&Message::Freeze, 1 << 10).unwrap().0, Message::Done);
+    assert!(still());
+    assert_eq!(client.ask(&Message::Thaw, 1 << 10).unwrap().0, Message::Done);
+    assert!(still(), "the other one needs it");
+    // Killed: nothing stays frozen for it.
+    drop(other);
+    let until = Instant::now() + Duration::from_secs(10);
+    while still() {
+        assert!(Instant::now() < until, "it stays frozen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    running.stop(&mut client);
+    let (running, mut client) = SETUP.run(Agent::until_shutdown);
+    match client.ask(&Message::Freeze, 1 << 10) {
+        Err(ConnectionError::Refused(failure)) => assert_eq!(failure.kind, FailureKind::Unsupported),
+        other => panic!("{other:?}"),
+    }
+    running.stop(&mut client);
 }
 
 #[test]
