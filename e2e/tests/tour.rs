@@ -1,8 +1,8 @@
 //! The README's tour, run as it stands there on a clone of this repository: every command must
 //! succeed, and print what the README says it prints (numbers and ids aside).
 
-use sandbox_testkit::TestEnv;
-use std::path::Path;
+use sandbox_testkit::{StandIn, TestEnv, skip, which};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const README: &str = include_str!("../../README.md");
@@ -42,8 +42,20 @@ fn words(line: &str) -> Vec<String> {
         .collect()
 }
 
+/// Takes the stand-in away also when the tour was cut short: its API is a process.
+struct Remove<'e>(&'e TestEnv, PathBuf);
+
+impl Drop for Remove<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.command(self.1.join("examples/stand-in/install"), &self.1).arg("--remove").output();
+    }
+}
+
 #[test]
 fn the_readmes_tour_is_true() {
+    if let Some(missing) = StandIn::missing().or_else(|| which("curl").is_none().then(|| "no curl".to_owned())) {
+        skip!("{missing}");
+    }
     let env = TestEnv::new();
     // The checkout may belong to another user than the one who runs the test.
     env.run(&mut {
@@ -62,12 +74,17 @@ fn the_readmes_tour_is_true() {
         println!("SKIP: the tour: this checkout cannot be cloned by this user: {}", cloned.stderr.trim());
         return;
     }
+    let _remove = Remove(&env, clone.clone());
     let branch = env.git(&clone, &["branch", "--show-current"]).ok().trim().to_owned();
     let steps = steps();
     assert!(steps.len() >= 8, "the tour has shrunk to {} steps", steps.len());
     for step in steps {
         let mut shell = env.command("bash", &clone);
-        shell.args(["-c", &step.command]);
+        // Where people's own programs are, the stand-in's among them.
+        let mut path = env.home().join(".local/bin").into_os_string();
+        path.push(":");
+        path.push(env.path());
+        shell.args(["-c", &step.command]).env("PATH", path);
         let output = env.run(&mut shell);
         assert_eq!(output.status, 0, "$ {}\n{}{}", step.command, output.stdout, output.stderr);
         let printed = words(&format!("{}\n{}", output.stdout, output.stderr));
