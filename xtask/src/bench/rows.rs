@@ -26,6 +26,7 @@ pub const ROWS: &[(&str, Measure)] = &[
     ("status", first_status),
     ("exec", exec),
     ("commit-back", commit_back),
+    ("fork", fork),
     ("compile", compile),
     ("egress", super::egress::egress),
     ("list", list),
@@ -293,6 +294,30 @@ fn commit_back(bench: &Bench) -> Rows {
         fetch,
         3.0,
     )])
+}
+
+/// Forks of 10 MB of changes in 500 files, until an idle one runs.
+fn fork(bench: &Bench) -> Rows {
+    let repo = bench.small()?;
+    let fill = "mkdir made && cd made && for n in $(seq 500); do head -c 20000 /dev/urandom >$n; done";
+    for name in ["fork-live", "fork-stopped"] {
+        bench.spawn(&repo, &["-d", name])?;
+        bench.run(&repo, &["exec", name, "--", "sh", "-c", fill])?;
+    }
+    bench.run(&repo, &["stop", "fork-stopped"])?;
+    let of = |name: &str| {
+        let took = bench.run(&repo, &["fork", "--quiet", "-d", name, "forked"])?;
+        bench.run(&repo, &["drop", "--force", "forked"])?;
+        Ok(took)
+    };
+    let samples = take(bench.rounds(&mut [Box::new(|| of("fork-live")), Box::new(|| of("fork-stopped"))])?)?;
+    let [live, stopped] = samples;
+    bench.run(&repo, &["drop", "--force", "fork-live", "fork-stopped"])?;
+    let row = |what: &str, sample| Row::alone(what, sample, Goal::Absolute(0.05), Unit::Time);
+    Ok(vec![
+        row("`fork -d` of a live sandbox with 10 MB of changes (500 files)", live),
+        row("the same of a stopped one", stopped),
+    ])
 }
 
 fn compile(bench: &Bench) -> Rows {
