@@ -405,7 +405,12 @@ impl Supervisor {
         }
         let fired: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
         drop(fds);
-        Ok(whos.into_iter().zip(fired).filter_map(|(who, fired)| fired.then_some(who)).collect())
+        let mut ready: Vec<Ready> =
+            whos.into_iter().zip(fired).filter_map(|(who, fired)| fired.then_some(who)).collect();
+        // A refusal is written down before the answer goes inside: it is also told before what the session
+        // says next, its end above all. It was polled after the agent, so that what caused that is seen too.
+        ready.sort_by_key(|who| !matches!(who, Ready::EgressLines));
+        Ok(ready)
     }
 
     pub(crate) fn next_timer(&self) -> Option<Duration> {
