@@ -1,7 +1,7 @@
 //! From the landing into the host's repository: objects first, then all refs in one transaction.
 //!
 //! ```text
-//! pack-objects in the landing   what the tips reach and was not granted
+//! pack-objects in the landing   what the tips reach and was neither granted nor given before
 //!   small  ─► unpack-objects    loose objects, synced in one batch
 //!   large  ─► copy + rename     pack, then its index: whole or not there
 //! rev-list in the host          the closure is complete; else everything is given, not only the new
@@ -53,7 +53,7 @@ impl Landing {
         let mut outcome = MoveOutcome::default();
         let tips: BTreeSet<Oid> = updates.iter().filter_map(|update| update.new).collect();
         if !tips.is_empty() {
-            outcome.objects = self.give(host, &tips, &self.granted)?.objects;
+            outcome.objects = self.give_new(host, who, &tips, updates)?;
             if !self.is_complete(host, &tips, updates)? {
                 self.heal(host, &tips, updates, &mut outcome)?;
             }
@@ -67,6 +67,42 @@ impl Landing {
             result => result?,
         }
         Ok(outcome)
+    }
+
+    /// Gives the host what it has not got from this sandbox before. Without that, each commit-back would
+    /// give everything since the spawn once more.
+    fn give_new(&self, host: &HostRepo, who: &str, tips: &BTreeSet<Oid>, updates: &[Update]) -> Result<u32> {
+        let given = self.given(host, who, tips, updates)?;
+        if !given.is_empty() {
+            let known = self.granted.union(&given).copied().collect();
+            // A landing that was cut short can have a commit and not what it stands on.
+            if let Ok(outcome) = self.give(host, tips, &known) {
+                return Ok(outcome.objects);
+            }
+        }
+        Ok(self.give(host, tips, &self.granted)?.objects)
+    }
+
+    /// Commits that the host's refs of this sandbox name and that are here as well.
+    fn given(&self, host: &HostRepo, who: &str, tips: &BTreeSet<Oid>, updates: &[Update]) -> Result<BTreeSet<Oid>> {
+        let mut known: BTreeSet<Oid> = updates.iter().filter_map(|update| update.old).collect();
+        if let Ok(refs) = RefStore::read(&self.git, host.git_dir(), host.common_dir()) {
+            let (main, meta) = (format!("refs/sandbox/{who}"), format!("refs/sandbox-meta/{who}/"));
+            let own =
+                |name: &&RefName| name.as_bytes() == main.as_bytes() || name.as_bytes().starts_with(meta.as_bytes());
+            known.extend(refs.refs.keys().filter(own).filter_map(|name| refs.resolve(name)));
+        }
+        known.retain(|oid| !tips.contains(oid));
+        if known.is_empty() {
+            return Ok(known);
+        }
+        let input: String = known.iter().map(|oid| format!("{oid}\n")).collect();
+        let listing = self.git.landing(&self.dir).args(["cat-file", "--batch-check"]).stdin(input).output()?;
+        let commit = |line: &[u8]| {
+            let (oid, rest) = line.split_at_checked(line.iter().position(|byte| *byte == b' ')?)?;
+            (rest.starts_with(b" commit ") || rest.starts_with(b" tag ")).then(|| Oid::parse(oid))?
+        };
+        Ok(listing.stdout.split(|byte| *byte == b'\n').filter_map(commit).collect())
     }
 
     /// Gives the host everything that the tips reach, granted or not.

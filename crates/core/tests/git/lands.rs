@@ -370,6 +370,67 @@ fn many_objects_come_as_one_pack() {
     });
 }
 
+/// A large file that was brought home once does not come again with each later commit.
+#[test]
+fn what_was_given_before_is_not_given_again() {
+    each_git(|world| {
+        let top = world.repo("r", &[]);
+        let inside = world.spawn(&top, "inside");
+        let host = world.host(&top);
+        let size = || -> u64 {
+            let files = walkdir(&top.join(".git/objects"));
+            files.iter().map(|path| fs::metadata(path).unwrap().len()).sum()
+        };
+        // Does not compress, and is larger than what is given loose.
+        let mut state = 1u64;
+        let noise: String = (0..12 << 20)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                char::from(b' ' + (state >> 58) as u8)
+            })
+            .collect();
+        write(&inside.top, "large.txt", &noise);
+        let mut old = None;
+        let mut sizes = Vec::new();
+        for n in 0..4 {
+            write(&inside.top, "small.txt", &format!("{n}\n"));
+            inside.git(&["add", "-A"]);
+            inside.git(&["commit", "-q", "-m", &format!("number {n}")]);
+            let tip = oid(&inside.git(&["rev-parse", "HEAD"]));
+            let landing = open(&inside, Bounds::default());
+            let landed = land(&inside, &landing, &[("refs/sandbox/x", tip)]).unwrap();
+            assert!(landed.refused.is_empty());
+            landing.move_to_host(&host, "x", &[update("refs/sandbox/x", old, tip)]).unwrap();
+            old = Some(tip);
+            sizes.push(size());
+        }
+        assert!(sizes[0] > 8 << 20, "{sizes:?}");
+        assert!(sizes[3] - sizes[0] < 1 << 20, "{sizes:?}");
+        world.git(&top, &["fsck", "--full", "--strict"]);
+        // A host that has lost all of it since gets all of it.
+        world.git(&top, &["update-ref", "-d", "refs/sandbox/x"]);
+        world.git(&top, &["reflog", "expire", "--expire=now", "--all"]);
+        world.git(&top, &["gc", "-q", "--prune=now"]);
+        let landing = open(&inside, Bounds::default());
+        let tip = old.unwrap();
+        land(&inside, &landing, &[("refs/sandbox/x", tip)]).unwrap();
+        landing.move_to_host(&host, "x", &[update("refs/sandbox/x", None, tip)]).unwrap();
+        world.git(&top, &["fsck", "--full", "--strict"]);
+        assert_eq!(world.git(&top, &["cat-file", "-s", "refs/sandbox/x:large.txt"]).trim(), (12 << 20).to_string());
+    });
+}
+
+fn walkdir(top: &Path) -> Vec<std::path::PathBuf> {
+    let mut files = Vec::new();
+    let mut dirs = vec![top.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).unwrap().flatten() {
+            if entry.file_type().unwrap().is_dir() { dirs.push(entry.path()) } else { files.push(entry.path()) }
+        }
+    }
+    files
+}
+
 #[test]
 fn hooks_and_programs_of_either_side_do_not_run() {
     each_git(|world| {
