@@ -72,6 +72,37 @@ pub const TOOLCHAINS: &[&str] = &[
 /// Directories below the home whose sub-directories are bound one by one, but for those named here.
 const ALL_BUT: &[(&str, &[&str])] = &[(".opam", &["plugins", "log", "download-cache"])];
 
+/// Where files with a login lie below what is bound, relative to it; `*` is any one directory. Beside these,
+/// every file directly in it that [`names_a_credential`].
+const LOGINS_BELOW: &[&str] = &[
+    "etc/npmrc",
+    ".npm/etc/npmrc",
+    ".condarc",
+    "condarc",
+    ".mambarc",
+    "pip.conf",
+    "etc/gemrc",
+    ".git/config",
+    // One version of a language: nvm, n, pyenv and rbenv; fnm; mise and asdf; volta; conda, pipx and uv.
+    "versions/*/etc/npmrc",
+    "versions/*/pip.conf",
+    "versions/*/etc/gemrc",
+    "versions/*/*/etc/npmrc",
+    "node-versions/*/installation/etc/npmrc",
+    "installs/*/*/etc/npmrc",
+    "installs/*/*/.npm/etc/npmrc",
+    "installs/*/*/pip.conf",
+    "tools/image/*/*/etc/npmrc",
+    "envs/*/.condarc",
+    "envs/*/pip.conf",
+    "venvs/*/pip.conf",
+    "*/pip.conf",
+    "*/etc/npmrc",
+    // Of SDKMAN.
+    "maven/*/conf/settings.xml",
+    "*/conf/settings.xml",
+];
+
 /// Directories below the home that hold credentials, with all that is in them.
 const CREDENTIALS: &[&str] =
     &[".ssh", ".gnupg", ".aws", ".azure", ".docker", ".kube", ".password-store", ".mozilla", ".pki"];
@@ -89,9 +120,6 @@ const LOGINS: &[&str] = &[
     ".npmrc",
     ".pypirc",
     "auth.json",
-    "credentials",
-    "credentials.json",
-    "credentials.toml",
     "oauth_creds.json",
     "secrets.json",
     "secrets.toml",
@@ -129,8 +157,9 @@ pub fn toolchains(home: &Path, path: &OsStr, extra: &[PathBuf], trees: &[PathBuf
         if !dir.starts_with(home) || holds_credentials(home, &dir) || !dir.is_dir() {
             continue;
         }
-        if is_credentials(home, &dir) || has_login(&dir) {
-            // Programs beside settings, or in the home itself: each alone.
+        let known = dirs.iter().any(|bound| dir.starts_with(bound));
+        if is_credentials(home, &dir) || has_login(&dir) || (!known && dir.join(".git").exists()) {
+            // Programs beside settings, beside sources, or in the home itself: each alone.
             let entries = fs::read_dir(&dir).into_iter().flatten().flatten().map(|entry| entry.path());
             files.extend(entries.filter(|path| is_program(path) && !is_login(home, path)).take(MAX_LINKS));
         } else {
@@ -150,7 +179,12 @@ pub fn toolchains(home: &Path, path: &OsStr, extra: &[PathBuf], trees: &[PathBuf
         }
     }
     let mut seen = 0;
-    let mut links: Vec<PathBuf> = dirs.iter().cloned().collect();
+    // A known directory may itself be a link: then where it leads is that directory.
+    let moved: Vec<PathBuf> = dirs.iter().flat_map(|dir| chain(dir)).collect();
+    dirs.extend(
+        moved.into_iter().filter(|step| step.starts_with(home) && step.is_dir() && !is_credentials(home, step)),
+    );
+    let mut links: Vec<PathBuf> = Vec::new();
     programs.sort();
     programs.dedup();
     for dir in &programs {
@@ -168,16 +202,14 @@ pub fn toolchains(home: &Path, path: &OsStr, extra: &[PathBuf], trees: &[PathBuf
             if !below || dirs.iter().any(|dir| step.starts_with(dir)) {
                 continue;
             }
-            if step.is_dir() {
-                if !is_credentials(home, &step) {
-                    dirs.insert(step);
-                }
-            } else if let Some(dir) = whole_program(home, &step) {
+            let package = package(home, &step);
+            if let Some(dir) = package {
                 if dir.join("pyvenv.cfg").is_file() {
                     links.push(dir.join("bin/python"));
                 }
                 dirs.insert(dir);
             } else if step.is_file() && !is_login(home, &step) {
+                dirs.extend(libraries(&step));
                 files.insert(step);
             }
         }
@@ -195,16 +227,96 @@ pub fn toolchains(home: &Path, path: &OsStr, extra: &[PathBuf], trees: &[PathBuf
     binds.into_iter().map(|path| Mount { source: path.clone(), at: path }).collect()
 }
 
-/// The directory that holds a program with its libraries and other versions: the outermost
-/// `node_modules`, the virtual environment, else the one that the file is in. `None` when that is the
-/// home, or may hold a login: then the file goes inside alone.
-fn whole_program(home: &Path, file: &Path) -> Option<PathBuf> {
-    let parent = file.parent()?;
-    let modules = file.ancestors().filter(|dir| dir.ends_with("node_modules")).last();
-    let environment = parent.parent().filter(|dir| dir.join("pyvenv.cfg").is_file());
-    let dir = modules.or(environment).unwrap_or(parent);
-    let fits = dir.starts_with(home) && !is_credentials(home, dir) && !has_login(dir);
-    fits.then(|| dir.to_owned())
+/// The directory that *is* the package which a path is in, by its make: the outermost `node_modules`, a
+/// virtual environment, one version of a program (`…/versions/2.1/…`; when the version is the file itself,
+/// the directory of versions). `None` for anything else: beside a script of `~/work/x` lies all of `~/work/x`.
+fn package(home: &Path, path: &Path) -> Option<PathBuf> {
+    let fits = |dir: &&Path| {
+        dir.starts_with(home) && !is_credentials(home, dir) && !has_login(dir) && !dir.join(".git").exists()
+    };
+    let modules = path.ancestors().filter(|dir| dir.ends_with("node_modules")).last();
+    let environment = path.ancestors().find(|dir| dir.join("pyvenv.cfg").is_file());
+    // A link to what is current stands for what it leads to.
+    let version = path.ancestors().find(|dir| {
+        let in_versions = |dir: &Path| dir.parent().is_some_and(|parent| parent.ends_with("versions"));
+        in_versions(dir) || dir.is_symlink() && dir.canonicalize().is_ok_and(|real| in_versions(&real))
+    });
+    let version = version.and_then(|dir| if dir.is_dir() { Some(dir) } else { dir.parent() });
+    // Sources that are kept by version are sources.
+    let version = version.filter(|dir| {
+        let above = dir.ancestors().skip(1).take_while(|dir| dir.starts_with(home) && *dir != home);
+        above.into_iter().all(|dir| !dir.join(".git").exists())
+    });
+    modules.or(environment).or(version).filter(fits).map(Path::to_owned)
+}
+
+/// What a program that goes inside alone looks for beside it: the packages of a script, the library of
+/// an interpreter.
+fn libraries(program: &Path) -> Vec<PathBuf> {
+    let Some(dir) = program.parent() else { return Vec::new() };
+    let mut found = Vec::new();
+    let modules = dir.join("node_modules");
+    if modules.is_dir() && !modules.is_symlink() {
+        found.push(modules);
+    }
+    let python = program.file_name().is_some_and(|name| name.as_bytes().starts_with(b"python"));
+    if let (true, Some(prefix)) = (python && dir.ends_with("bin"), dir.parent()) {
+        let entries = fs::read_dir(prefix.join("lib")).into_iter().flatten().flatten();
+        let library = |entry: &fs::DirEntry| {
+            entry.file_name().as_bytes().starts_with(b"python3.") && entry.file_type().is_ok_and(|kind| kind.is_dir())
+        };
+        found.extend(entries.filter(library).map(|entry| entry.path()));
+    }
+    found
+}
+
+/// Returns the files with a login below what is bound: they are covered inside by an empty file. A link is
+/// followed to where it leads, if that is bound.
+pub fn covers(binds: &[Mount]) -> Vec<PathBuf> {
+    let mut found: BTreeSet<PathBuf> = BTreeSet::new();
+    for bind in binds.iter().filter(|bind| bind.source.is_dir()) {
+        let direct = fs::read_dir(&bind.source).into_iter().flatten().flatten().take(MAX_LINKS);
+        let mut files: Vec<PathBuf> = direct
+            .filter(|entry| names_a_credential(&entry.file_name().to_string_lossy()))
+            .map(|entry| entry.path())
+            .collect();
+        for pattern in LOGINS_BELOW {
+            matching(&bind.source, pattern, &mut files);
+        }
+        for file in files {
+            let Ok(real) = file.canonicalize() else { continue };
+            if !real.is_file() {
+                continue;
+            }
+            for path in [&file, &real] {
+                for bind in binds {
+                    let sources = [Some(bind.source.clone()), bind.source.canonicalize().ok()];
+                    let below = sources.iter().flatten().find_map(|source| path.strip_prefix(source).ok());
+                    found.extend(below.filter(|below| !below.as_os_str().is_empty()).map(|below| bind.at.join(below)));
+                }
+            }
+        }
+    }
+    found.into_iter().collect()
+}
+
+/// Adds the files below `dir` that fit a pattern of [`LOGINS_BELOW`].
+fn matching(dir: &Path, pattern: &str, files: &mut Vec<PathBuf>) {
+    match pattern.split_once("*/") {
+        None => {
+            let file = dir.join(pattern);
+            if file.is_file() {
+                files.push(file);
+            }
+        }
+        Some((before, after)) => {
+            for entry in fs::read_dir(dir.join(before)).into_iter().flatten().flatten().take(MAX_LINKS) {
+                if entry.file_type().is_ok_and(|kind| !kind.is_file()) {
+                    matching(&entry.path(), after, files);
+                }
+            }
+        }
+    }
 }
 
 fn is_program(path: &Path) -> bool {
@@ -231,6 +343,8 @@ pub fn holds_credentials(home: &Path, path: &Path) -> bool {
 pub fn names_a_credential(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     LOGINS.contains(&name.as_str())
+        || name == "credentials"
+        || name.starts_with("credentials.")
         || name.starts_with("id_") && !name.contains('.')
         || name == ".env"
         || name.starts_with(".env.") && !name.ends_with(".example")
@@ -412,7 +526,7 @@ mod tests {
                 &[(".local/bin/claude", "../../.claude/local/claude")],
                 &[]
             ),
-            [".claude/local", ".local/bin"]
+            [".claude/local/node_modules", ".local/bin", ".claude/local/claude"]
         );
         // npm with a prefix of one's own: the package needs its neighbours.
         assert_eq!(
@@ -445,6 +559,8 @@ mod tests {
                     "py/venvs/goose/bin/goose",
                     "py/venvs/goose/pyvenv.cfg",
                     "py/base/bin/python3",
+                    "py/base/lib/python3.12/os.py",
+                    "py/base/notes",
                 ],
                 &[
                     (".local/bin/aider", "../share/uv/tools/aider-chat/bin/aider"),
@@ -453,7 +569,14 @@ mod tests {
                 ],
                 &[".local/bin"]
             ),
-            [".local/bin", ".local/share/uv/python", ".local/share/uv/tools", "py/base/bin", "py/venvs/goose"]
+            [
+                ".local/bin",
+                ".local/share/uv/python",
+                ".local/share/uv/tools",
+                "py/base/lib/python3.12",
+                "py/venvs/goose",
+                "py/base/bin/python3"
+            ]
         );
     }
 
@@ -482,6 +605,80 @@ mod tests {
             ),
             [".gem/ruby", ".opam/default"]
         );
+    }
+
+    #[test]
+    fn a_script_of_ones_own_brings_nothing_of_what_lies_beside_it() {
+        assert_eq!(
+            layout(
+                &[
+                    "work/secret/tool",
+                    "work/secret/.git/config",
+                    "work/plain/tool",
+                    "work/plain/notes.txt",
+                    "work/kept/versions/1/tool",
+                    "work/kept/.git/config",
+                    "work/venv/pyvenv.cfg",
+                    "work/venv/bin/run",
+                    "work/venv/.git/config",
+                    "work/path/run",
+                    "work/path/.git/config",
+                ],
+                &[
+                    (".local/bin/tool", "../../work/secret/tool"),
+                    (".local/bin/whole", "../../work/secret"),
+                    (".local/bin/plain", "../../work/plain/tool"),
+                    (".local/bin/kept", "../../work/kept/versions/1/tool"),
+                    (".local/bin/venv", "../../work/venv/bin/run"),
+                ],
+                &["work/path"]
+            ),
+            [
+                ".local/bin",
+                "work/kept/versions/1/tool",
+                "work/path/run",
+                "work/plain/tool",
+                "work/secret/tool",
+                "work/venv/bin/run"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_known_directory_that_is_a_link_comes_with_where_it_leads() {
+        assert_eq!(
+            layout(&["big/rustup/settings.toml", "big/notes"], &[(".rustup", "big/rustup")], &[]),
+            [".rustup", "big/rustup"]
+        );
+    }
+
+    #[test]
+    fn a_login_below_a_toolchain_is_covered() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let logins = [
+            "n/etc/npmrc",
+            "nvm/versions/node/v20.1.0/etc/npmrc",
+            "nvm/.git/config",
+            "conda/.condarc",
+            "conda/envs/x/pip.conf",
+            "gem/credentials.d",
+            "gem/credentials",
+            "n/kept/npmrc",
+        ];
+        for file in logins.iter().chain(&["n/bin/node", "nvm/nvm.sh", "other/etc/npmrc"]) {
+            fs::create_dir_all(root.join(file).parent().unwrap()).unwrap();
+            fs::write(root.join(file), "x").unwrap();
+        }
+        symlink("../kept/npmrc", root.join("nvm/etc")).unwrap();
+        fs::create_dir_all(root.join("linked/etc")).unwrap();
+        symlink("../../n/kept/npmrc", root.join("linked/etc/npmrc")).unwrap();
+        let bind = |name: &str| Mount { source: root.join(name), at: Path::new("/at").join(name) };
+        let binds = ["n", "nvm", "conda", "gem", "linked", "absent"].map(bind);
+        let mut expected: Vec<PathBuf> = logins.iter().map(|login| Path::new("/at").join(login)).collect();
+        expected.push("/at/linked/etc/npmrc".into());
+        expected.sort();
+        assert_eq!(covers(&binds), expected);
     }
 
     #[test]
