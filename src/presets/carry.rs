@@ -95,8 +95,7 @@ impl Carried {
     /// What is written to the private home.
     pub fn items(&self) -> Vec<&Item> {
         let of_preset = self.found.config.iter().chain(self.login.items.iter().filter(|_| self.wish == Wish::Carry));
-        let of_preset = of_preset.filter(|_| !self.home_is_tree);
-        of_preset.chain(&self.asked).collect()
+        of_preset.chain(&self.asked).filter(|_| !self.home_is_tree).collect()
     }
 
     /// Writes the private home and the policy of a sandbox that was just made.
@@ -121,10 +120,13 @@ impl Carried {
 
     /// Says what goes inside and what does not.
     pub fn tell(&self, context: &Context, args: &cli::Spawn, policy: Option<&Policy>) {
+        if self.home_is_tree && (self.preset.is_some() || !self.asked.is_empty()) {
+            eprintln!(
+                "note: your home is in the working tree: what is in it is there already, nothing more is carried"
+            );
+        }
         if let Some(preset) = &self.preset {
-            if self.home_is_tree {
-                eprintln!("note: your home is the working tree: nothing more is carried for {}", preset.name);
-            } else {
+            if !self.home_is_tree {
                 home::tell(context, preset, &self.found);
             }
             // A version or a help text needs no login.

@@ -26,6 +26,8 @@ use std::path::{Component, Path, PathBuf};
 
 /// Bytes that one preset may carry.
 const MAX_BYTES: u64 = 64 << 20;
+/// Files and directories that one preset may carry.
+const MAX_ITEMS: usize = 20_000;
 /// Directories below one another.
 const MAX_DEPTH: usize = 16;
 /// A structured file of at most this many bytes is looked through for keys.
@@ -151,6 +153,8 @@ struct Walk<'a> {
     home: &'a Path,
     /// Bytes at most.
     limit: u64,
+    /// Files and directories at most.
+    most: usize,
     /// Whether what looks like a login is told apart.
     classify: bool,
     keeps: Vec<PathBuf>,
@@ -164,7 +168,8 @@ struct Walk<'a> {
 impl<'a> Walk<'a> {
     fn new(home: &'a Path, limit: u64, classify: bool) -> Self {
         let (keeps, login, inside) = (Vec::new(), Vec::new(), Vec::new());
-        Self { home, limit, classify, keeps, login, found: Found::default(), inside }
+        let most = if classify { MAX_ITEMS } else { usize::MAX };
+        Self { home, limit, most, classify, keeps, login, found: Found::default(), inside }
     }
 
     fn visit(&mut self, source: &Path, at: &Path, depth: usize) {
@@ -183,6 +188,9 @@ impl<'a> Walk<'a> {
         if linked && (holds_credentials(self.home, &real) || self.home.starts_with(&real)) {
             return self.leave(source, "a link to where credentials are");
         }
+        if self.found.config.len() + self.found.login.len() >= self.most {
+            return self.leave(source, "over the limit of 20000 files");
+        }
         if meta.is_dir() {
             let id = (meta.dev(), meta.ino());
             if depth >= MAX_DEPTH || self.inside.contains(&id) {
@@ -198,6 +206,9 @@ impl<'a> Walk<'a> {
             }
             self.inside.pop();
         } else if meta.is_file() {
+            if open(&real).is_err() {
+                return self.leave(source, "cannot be read");
+            }
             if self.found.bytes.saturating_add(meta.len()) > self.limit {
                 return self.leave(source, "over the limit of 64 MiB");
             }

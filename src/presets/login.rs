@@ -104,7 +104,12 @@ pub fn wish(
         match value.as_str() {
             "none" => return Ok(Wish::Keep),
             value if value == preset.name => return Ok(Wish::Carry),
-            _ => {}
+            value => {
+                super::by_name(context, value).map_err(|_| {
+                    CliError::new(format!("'{}' is not a value of {SETTING}", escape(value)))
+                        .hint("it is the name of a preset (`git sandbox presets` lists them), or none")
+                })?;
+            }
         }
     }
     let Some(id) = repo.known_id(store)? else { return Ok(Wish::Unknown) };
@@ -149,7 +154,8 @@ pub fn tell(preset: &Preset, login: &Login, wish: Wish) {
     }
     match wish {
         Wish::Carry => eprintln!("{name}: its login carried: {}", login.lines().join(", ")),
-        Wish::Keep | Wish::Unknown => {
+        Wish::Keep => eprintln!("left out, because it is a login: {}", login.lines().join(", ")),
+        Wish::Unknown => {
             eprintln!("left out, because it is a login: {}", login.lines().join(", "));
             eprintln!(
                 "hint: `git config --add {SETTING} {name}` carries it, `--env NAME` or `--home-file PATH` a part of it"

@@ -224,32 +224,39 @@ fn toml_files(dir: &Path) -> Result<Vec<(String, PathBuf, String)>, CliError> {
     Ok(files)
 }
 
-/// Returns all presets by name, the user's before ours.
-pub fn all(context: &Context) -> Result<Vec<Preset>, CliError> {
+/// Reads the user's own presets.
+fn own(context: &Context) -> Result<Vec<Preset>, CliError> {
     let mut presets: Vec<Preset> = Vec::new();
     for (name, path, text) in toml_files(&user_dir(context, "presets"))? {
+        if name == NONE {
+            let shown = escape(&tilde(&path, &context.home));
+            return Err(CliError::new(format!("'{shown}' has a name that means no preset")).hint("rename the file"));
+        }
         let mut preset = Preset::parse(&name, &text).map_err(|(line, why)| {
             not_valid(context, &path, line, &why)
                 .hint("`git sandbox presets claude` shows one that is; `--preset none` goes without")
         })?;
-        if name == NONE {
-            return Err(CliError::new(format!(
-                "'{}' has a name that means no preset",
-                escape(&tilde(&path, &context.home))
-            ))
-            .hint("rename the file"));
-        }
         preset.file = Some(path);
         presets.push(preset);
     }
+    Ok(presets)
+}
+
+/// Adds those of ours that the user has not replaced and that `wanted` wants, by name and text.
+fn with_ours(mut presets: Vec<Preset>, wanted: impl Fn(&str, &str) -> bool) -> Result<Vec<Preset>, CliError> {
     for (name, text) in BUILT_IN {
-        if presets.iter().all(|preset| preset.name != *name) {
+        if wanted(name, text) && presets.iter().all(|preset| preset.name != *name) {
             let preset = Preset::parse(name, text)
                 .map_err(|(line, why)| CliError::new(format!("preset '{name}', line {line}: {why}")))?;
             presets.push(preset);
         }
     }
     Ok(presets)
+}
+
+/// Returns all presets, the user's before ours.
+pub fn all(context: &Context) -> Result<Vec<Preset>, CliError> {
+    with_ours(own(context)?, |_, _| true)
 }
 
 /// A file of the user's that cannot be used, with the line.
@@ -268,12 +275,16 @@ pub fn choose(context: &Context, flag: Option<&str>, command: Option<&OsStr>) ->
     let Some(program) = command.and_then(|word| Path::new(word).file_name()).and_then(OsStr::to_str) else {
         return Ok(None);
     };
-    Ok(all(context)?.into_iter().find(|preset| preset.programs.iter().any(|name| name == program)))
+    // Most commands are no agents: a file of ours that does not have the word is not parsed.
+    let word = format!("\"{program}\"");
+    let presets = with_ours(own(context)?, |_, text| text.contains(&word))?;
+    Ok(presets.into_iter().find(|preset| preset.programs.iter().any(|name| name == program)))
 }
 
 /// Finds a preset by its name.
 pub fn by_name(context: &Context, name: &str) -> Result<Preset, CliError> {
-    all(context)?.into_iter().find(|preset| preset.name == name).ok_or_else(|| {
+    let presets = with_ours(own(context)?, |known, _| known == name)?;
+    presets.into_iter().find(|preset| preset.name == name).ok_or_else(|| {
         CliError::usage(format!("there is no preset '{}'", escape(name)))
             .hint("`git sandbox presets` lists them, `--preset none` goes without")
     })

@@ -436,6 +436,10 @@ fn a_login_goes_inside_only_when_the_user_says_so() {
     let told = run(&repo, &["spawn", "a", "-d", "--", "agent"]).expect(0).stderr;
     assert!(told.contains("left out, because it is a login: ~/.agent/keys.json, ~/.agent/login.json\n"), "{told}");
     assert!(told.contains("hint: `git config --add sandbox.carryCredential agent` carries it"), "{told}");
+    // What is carried and reached can be read beforehand.
+    let plan = run(&repo, &["spawn", "a2", "--dry-run", "--", "agent"]).expect(0).stdout;
+    assert!(plan.contains("\ncarry     ~/.agent/config.json\n") && !plan.contains("login.json"), "{plan}");
+    assert!(plan.contains("\nallow     api.agent.test\n"), "{plan}");
     // A part of it, by name.
     let key = |args: &[&str]| {
         let mut spawned = command(&repo, args);
@@ -452,6 +456,13 @@ fn a_login_goes_inside_only_when_the_user_says_so() {
     assert!(all.stdout.contains("keys.json\n") && !all.stdout.contains("sessions"), "{all}");
     repo.git(&["config", "--add", "sandbox.carryCredential", "none"]).ok();
     assert!(!key(&["spawn", "e", "--", "agent"]).stdout.contains("AGENT_KEY"));
+    repo.git(&["config", "--add", "sandbox.carryCredential", "true"]).ok();
+    assert_snapshot!(run(&repo, &["spawn", "f", "--", "agent"]), @r#"
+        ---- stderr
+        error: 'true' is not a value of sandbox.carryCredential
+        hint: it is the name of a preset (`git sandbox presets` lists them), or none
+        ---- status 125
+        "#);
 }
 
 #[test]
