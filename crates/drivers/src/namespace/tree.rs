@@ -184,14 +184,20 @@ impl Tree {
 
     /// Opens a directory of the new tree, making it and its parents as needed.
     fn directory(&self, at: &Path) -> io::Result<OwnedFd> {
-        match mount::open_below(&self.root, at) {
-            Ok(found) => return Ok(found),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+        // Beside one that was just made it is most often not there yet.
+        let beside = matches!(&*self.last.borrow(), Some((parent, _)) if at.parent() == Some(parent));
+        if !beside {
+            match mount::open_below(&self.root, at) {
+                Ok(found) => return Ok(found),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
         let (parent, name) = self.parent(at)?;
         match mkdirat(&*parent, name, Mode::from_raw_mode(0o755)) {
-            Ok(()) | Err(Errno::EXIST) => {}
+            Ok(()) => {}
+            Err(Errno::EXIST) if beside => return mount::open_below(&self.root, at),
+            Err(Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -199,8 +199,8 @@ impl Host {
         let host = spec.network == Network::Host;
         let own_hosts = format!("127.0.0.1\tlocalhost {0}\n::1\tlocalhost ip6-localhost {0}\n", spec.hostname);
         let of_host = |name: &str| {
-            let text = self.read(Path::new(name)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-            if host { text } else { None }
+            let bytes = if host { self.read(Path::new(name)) } else { None };
+            bytes.map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
         };
         let sources = if host { "files dns" } else { "files" };
         vec![
