@@ -259,9 +259,9 @@ fn copy(parent: &Sandbox, dir: &SandboxDir, hold: Hold<'_>) -> Result<Told> {
         done => done?,
     };
     // What it may reach goes along; who changes one of the two changes only that one.
-    let policy = parent.dir.path().join("network.json");
+    let policy = parent.dir.network();
     match fs::read(&policy) {
-        Ok(bytes) => write_whole(&dir.path().join("network.json"), &bytes, false)?,
+        Ok(bytes) => write_whole(&dir.network(), &bytes, false)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(io("read", &policy)(error)),
     }

@@ -16,6 +16,7 @@ over_drivers! {
     it_is_one_instant_while_the_parent_writes,
     a_rename_that_was_cut_is_finished_in_the_fork,
     a_command_runs_in_it_and_the_end_is_as_after_a_spawn,
+    what_it_may_reach_goes_along,
     what_is_wrong_is_said_and_nothing_is_left,
     a_killed_fork_leaves_nothing,
 }
@@ -224,6 +225,23 @@ fn a_command_runs_in_it_and_the_end_is_as_after_a_spawn(subject: &Subject) {
     assert_eq!(repo.sandbox(&["logs", "c"]).ok(), "topic\n");
     let seen = repo.sandbox(&["fork", "a", "d", "--", "no-such-command"]);
     assert_eq!(seen.status, 127, "{seen}");
+}
+
+fn what_it_may_reach_goes_along(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    let args = ["spawn", "--driver", subject.driver, "-d", "--allow", "api.example.com", "a"];
+    repo.sandbox(&args).ok();
+    repo.sandbox(&["fork", "-d", "a", "b"]).ok();
+    let rules = |name: &str| repo.sandbox(&["allow", name]).ok();
+    assert!(rules("b").contains("api.example.com"));
+    assert_eq!(rules("a"), rules("b"));
+    repo.sandbox(&["allow", "b", "only-b.example.com"]).ok();
+    repo.sandbox(&["deny", "a", "only-a.example.com"]).ok();
+    assert!(rules("b").contains("only-b.example.com") && !rules("a").contains("only-b.example.com"));
+    assert!(rules("a").contains("only-a.example.com") && !rules("b").contains("only-a.example.com"));
+    // It has a proxy of its own, which decides by its own rules.
+    let seen = subject.exec(&repo, "b", "env | grep -i https_proxy").ok();
+    assert!(seen.contains("127.0.0.1:3128"), "{seen}");
 }
 
 fn what_is_wrong_is_said_and_nothing_is_left(subject: &Subject) {
