@@ -82,6 +82,8 @@ pub fn launch_spec(store: &Store, sandbox: &Sandbox, mode: Mode, program: &Path)
             file.contents.push_str(&format!("[http]\n\tproxy = {}\n", proxy_url()));
         }
     }
+    let toolchains: Vec<Mount> =
+        record.toolchains.iter().map(|(source, at)| Mount { source: source.clone(), at: at.clone() }).collect();
     Ok(LaunchSpec {
         id: record.id.to_string(),
         name: record.name.to_string(),
@@ -91,11 +93,8 @@ pub fn launch_spec(store: &Store, sandbox: &Sandbox, mode: Mode, program: &Path)
         home: Mount { source: sandbox.dir.home(), at: record.home.clone() },
         tmp: sandbox.dir.tmp(),
         system: crate::host_view::SYSTEM.iter().map(PathBuf::from).collect(),
-        toolchains: record
-            .toolchains
-            .iter()
-            .map(|(source, at)| Mount { source: source.clone(), at: at.clone() })
-            .collect(),
+        covers: crate::host_view::covers(&toolchains),
+        toolchains,
         links,
         files,
         user: record.user.clone(),

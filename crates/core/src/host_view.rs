@@ -19,7 +19,9 @@ pub const SYSTEM: &[&str] = &[
     "/lib64",
     "/libx32",
     "/opt",
-    "/nix",
+    // Never `/nix` itself: the socket of its daemon, which builds with the network, is below `/nix/var`.
+    "/nix/store",
+    "/nix/var/nix/profiles",
     "/snap",
     "/gnu",
     "/home/linuxbrew",

@@ -37,11 +37,14 @@ pub struct LaunchSpec {
     pub home: Mount,
     /// The private `/tmp` (and `/var/tmp`): a directory of the sandbox on disk, emptied at start.
     pub tmp: PathBuf,
-    /// Top directories of the host that are shown read-only when they exist: `/usr`, `/opt`, `/nix`, …;
+    /// Top directories of the host that are shown read-only when they exist: `/usr`, `/opt`, `/nix/store`, …;
     /// where the host has a symlink (`/bin`), the same symlink is made.
     pub system: Vec<PathBuf>,
     /// Read-only binds below the home or elsewhere: toolchains. A missing source is skipped.
     pub toolchains: Vec<Mount>,
+    /// Files below toolchains that hold a login: shown as empty files. One that is not there is skipped.
+    #[serde(default)]
+    pub covers: Vec<PathBuf>,
     /// Symlinks to make (path, target): the caller's spelling of the tree's path, `/workspace`.
     pub links: Vec<(PathBuf, PathBuf)>,
     /// Files to generate (below `/etc` or [`INSIDE`]).

@@ -186,6 +186,7 @@ fn spec() -> LaunchSpec {
         tmp: "/".into(),
         system: vec![],
         toolchains: vec![],
+        covers: vec![],
         links: vec![],
         files: vec![],
         user: User { name, group, uid: 1000, gid: 1000, shell, root: false },

@@ -10,6 +10,7 @@ use std::time::Duration;
 over_drivers! {
     the_wall_stands,
     files_of_the_host_are_not_visible,
+    logins_and_sockets_below_toolchains_are_covered,
     nothing_of_the_callers_environment_comes_in,
     the_terminal_cannot_be_typed_into,
     processes_end_with_their_sandbox,
@@ -189,6 +190,44 @@ fn files_of_the_host_are_not_visible(subject: &Subject) {
         assert!(!names.iter().any(|name| *name == std::path::Path::new(line)), "visible: {seen}");
     }
     assert!(!seen.stdout.lines().any(|line| line.parse::<u32>().is_ok_and(|n| n > 0)), "/etc/shadow: {seen}");
+}
+
+/// What is bound read-only is there as it is, but for logins in it and for sockets of the host's daemons: a
+/// read-only mount does not keep anybody from connecting.
+fn logins_and_sockets_below_toolchains_are_covered(subject: &Subject) {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let repo = subject.repo(State::Plain);
+    let home = subject.env.home();
+    let logins = [".nvm/versions/node/v20.1.0/etc/npmrc", ".npm-global/etc/npmrc", "miniconda3/.condarc"];
+    let beside = ["work/secret/.git/config", "work/secret/notes"];
+    let shown = [".nvm/nvm.sh", "work/secret/tool"];
+    for file in logins.iter().chain(&beside).chain(&shown) {
+        std::fs::create_dir_all(home.join(file).parent().unwrap()).unwrap();
+        std::fs::write(home.join(file), "gs-canary\n").unwrap();
+        std::fs::set_permissions(home.join(file), PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    std::fs::create_dir_all(home.join(".local/bin")).unwrap();
+    symlink("../../work/secret/tool", home.join(".local/bin/tool")).unwrap();
+    let socket = home.join(".nvm/daemon.sock");
+    let _daemon = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o777)).unwrap();
+    let connect = format!(
+        "perl -e 'use Socket; socket(S, PF_UNIX, SOCK_STREAM, 0) or exit 3;
+         exit(connect(S, pack_sockaddr_un(\"{}\")) ? 0 : 1)'",
+        socket.display()
+    );
+    let mut script = "cd".to_owned();
+    for (files, word) in [(&logins[..], "login"), (&beside, "beside"), (&shown, "shown")] {
+        for file in files {
+            script.push_str(&format!("; grep -qs gs-canary {file} && echo {word}"));
+        }
+    }
+    // The name is there, and nothing can be done with it.
+    script.push_str(&format!("; cat {} | wc -c; (rm -f {0} || mv {0} x) 2>/dev/null || echo kept", logins[0]));
+    script.push_str(&format!("; {connect}; echo $?"));
+    assert_eq!(repo.sh(&connect).status, 0, "the control");
+    let seen = subject.spawn(&repo, &["covered"], &script);
+    assert_eq!(seen.stdout, "shown\nshown\n0\nkept\n1\n", "{seen}");
 }
 
 fn nothing_of_the_callers_environment_comes_in(subject: &Subject) {

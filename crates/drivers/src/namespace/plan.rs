@@ -73,6 +73,12 @@ pub enum Step {
         /// A directory, or a file.
         directory: bool,
     },
+    /// An empty file that nobody can write, over a file or socket of the host that is shown. Left out
+    /// where nothing is.
+    Cover {
+        /// Where.
+        at: PathBuf,
+    },
     /// A directory.
     Directory {
         /// Where.
@@ -131,6 +137,7 @@ impl Step {
         match self {
             Self::Tmpfs { at, .. }
             | Self::Bind { at, .. }
+            | Self::Cover { at }
             | Self::Directory { at }
             | Self::Symlink { at, .. }
             | Self::File { at, .. }
@@ -152,6 +159,7 @@ impl fmt::Display for Step {
                 write!(f, "bind      {}  {access}", at.display())?;
                 if source == at { Ok(()) } else { write!(f, "  from {}", source.display()) }
             }
+            Self::Cover { at } => write!(f, "cover     {}", at.display()),
             Self::Directory { at } => write!(f, "directory {}", at.display()),
             Self::Symlink { at, target } => write!(f, "symlink   {} -> {}", at.display(), target.display()),
             Self::File { at, mode, contents } => {
@@ -299,6 +307,12 @@ pub fn plan(spec: &LaunchSpec, host: &Host, kernel: Kernel) -> Result<MountPlan,
             access: Access::SYSTEM,
         });
     }
+    let in_a_tree = |at: &Path| spec.trees.iter().any(|tree| at.starts_with(&tree.at));
+    let mut covers: Vec<PathBuf> = spec.covers.iter().cloned().chain(host.sockets_below(&steps)).collect();
+    covers.retain(|at| !in_a_tree(at));
+    covers.sort();
+    covers.dedup();
+    steps.extend(covers.into_iter().map(|at| Step::Cover { at }));
     let inside = Path::new(INSIDE);
     for view in &spec.views {
         let at = inside.join("objects").join(&view.key);
@@ -433,6 +447,7 @@ pub(crate) mod tests {
             tmp: state.join("tmp"),
             system: vec!["/usr".into(), "/bin".into()],
             toolchains: vec![Mount { source: "/usr".into(), at: "/home/dev/.rustup".into() }],
+            covers: vec![],
             links: vec![("/workspace".into(), "/home/dev/project".into())],
             files: vec![GeneratedFile {
                 path: "/run/git-sandbox/repo.config".into(),
@@ -597,6 +612,41 @@ symlink   /workspace -> /home/dev/project
         let text = text(&spec);
         assert!(!text.contains(".rustup"), "{text}");
         assert!(text.find("bind      /home/dev ").unwrap() < text.find("overlay   /home/dev ").unwrap());
+    }
+
+    #[test]
+    fn logins_and_sockets_below_what_is_shown_are_covered() {
+        let (dir, host) = host();
+        let root = dir.path();
+        for path in ["proc/net", "opt/d", "usr/lib/x y", "var"] {
+            std::fs::create_dir_all(root.join(path)).unwrap();
+        }
+        std::os::unix::fs::symlink("opt", root.join("alias")).unwrap();
+        let _sockets = ["opt/d/s", "usr/lib/x y/s", "var/s"]
+            .map(|path| std::os::unix::net::UnixListener::bind(root.join(path)).unwrap());
+        std::fs::write(root.join("opt/d/file"), "").unwrap();
+        let line = |path: &str| format!("0000000000000000: 00000002 00000000 00010000 0001 01 12345 {path}\n");
+        let table = "Num       RefCount Protocol Flags    Type St Inode Path\n".to_owned()
+            + &["/alias/d/s", "/usr/lib/x y/s", "/usr/lib/x y/s", "/var/s", "/opt/d/file", "/opt/gone", "@/usr/s", "s"]
+                .map(line)
+                .concat()
+            + "0000000000000000: 00000003 00000000 00000000 0001 03 12346\n";
+        std::fs::write(root.join("proc/net/unix"), table).unwrap();
+        let mut spec = spec();
+        spec.system.push("/opt".into());
+        spec.covers = vec!["/home/dev/.rustup/etc/npmrc".into(), "/home/dev/project/etc/npmrc".into()];
+        let plan = plan(&spec, &host, KERNEL).unwrap().to_string();
+        let covers: Vec<&str> = plan.lines().filter(|line| line.starts_with("cover")).collect();
+        assert_eq!(
+            covers,
+            [
+                "cover     /home/dev/.rustup/etc/npmrc",
+                "cover     /home/dev/.rustup/lib/x y/s",
+                "cover     /opt/d/s",
+                "cover     /usr/lib/x y/s"
+            ]
+        );
+        assert!(plan.find("bind      /home/dev/.rustup").unwrap() < plan.find("cover ").unwrap());
     }
 
     #[test]

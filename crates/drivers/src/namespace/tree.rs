@@ -94,6 +94,8 @@ fn memory(step: &Step) -> io::Result<OwnedFd> {
 pub struct Tree {
     /// Its root, mounted where nobody looks yet.
     pub root: OwnedFd,
+    /// An empty file of the root file system, where no path leads to once `/run` is mounted.
+    empty: OwnedFd,
     proc: Option<Proc>,
     /// The last directory that something was made in; forgotten when something is mounted over it.
     last: RefCell<Option<(PathBuf, Rc<OwnedFd>)>>,
@@ -120,7 +122,12 @@ impl Tree {
         let old = openat(CWD, "/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
             .during(|| "open the root directory".to_owned())?;
         mount::attach(&root, &old).during(|| "attach the new root directory".to_owned())?;
-        Ok(Self { root, proc: None, last: RefCell::new(None) })
+        let step = || "make an empty file".to_owned();
+        mkdirat(&root, "run", Mode::from_raw_mode(0o755)).during(step)?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDONLY | OFlags::CLOEXEC;
+        openat(&root, "run/empty", flags, Mode::from_raw_mode(0o444)).during(step)?;
+        let empty = openat(&root, "run/empty", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).during(step)?;
+        Ok(Self { root, empty, proc: None, last: RefCell::new(None) })
     }
 
     /// Carries out one step.
@@ -140,6 +147,7 @@ impl Tree {
                     self.attach(tree, &Path::new("/dev").join(name), false)?;
                 }
             }
+            Step::Cover { at } => self.cover(at)?,
             Step::Directory { at } => {
                 self.directory(at).during(|| format!("make '{}'", at.display()))?;
             }
@@ -175,6 +183,32 @@ impl Tree {
         let target = self.mount_point(at, directory)?;
         self.last.borrow_mut().take_if(|(path, _)| path.starts_with(at));
         mount::attach(mount, &target).during(|| format!("mount '{}'", at.display()))
+    }
+
+    /// Mounts the empty file over what is at `at`, unless nothing is, or it is reached by a link only.
+    fn cover(&self, at: &Path) -> Result<(), Report> {
+        let step = || format!("cover '{}'", at.display());
+        let target = match mount::open_below(&self.root, at) {
+            Ok(target) => target,
+            Err(error)
+                if matches!(
+                    mount::errno(&error).map(Errno::from_raw_os_error),
+                    Some(Errno::NOENT | Errno::LOOP | Errno::NOTDIR)
+                ) =>
+            {
+                return Ok(());
+            }
+            other => other.during(step)?,
+        };
+        let kind = FileType::from_raw_mode(fstat(&target).during(step)?.st_mode);
+        // Only what a file can be mounted on, and no link: what that leads to is covered itself.
+        if matches!(kind, FileType::Directory | FileType::Symlink) {
+            return Ok(());
+        }
+        let cover = mount::clone_at(&self.empty, Path::new(""), false).during(step)?;
+        let attributes = Attributes { read_only: true, no_suid: true, no_dev: true, no_exec: true };
+        mount::set_attributes(&cover, attributes, false).during(step)?;
+        mount::attach(&cover, &target).during(step)
     }
 
     fn mount_point(&self, at: &Path, directory: bool) -> Result<OwnedFd, Report> {

@@ -9,9 +9,12 @@
 
 use super::plan::{Access, Step};
 use sandbox_core::launch::{LaunchSpec, Network};
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// The host's root directory: `/`, or a made-up one in tests.
@@ -118,6 +121,43 @@ impl Host {
             }
         }
         steps
+    }
+
+    /// Where inside the sockets are that somebody listens on, or did, below directories that the steps show
+    /// read-only: whoever can see a socket can connect to it, whatever the mount forbids. Read from the kernel's
+    /// own list (`proc_net(5)`, "unix"), which is cheap where a walk is not.
+    pub fn sockets_below(&self, steps: &[Step]) -> Vec<PathBuf> {
+        let shown: Vec<(PathBuf, &Path)> = steps
+            .iter()
+            .filter_map(|step| match step {
+                Step::Bind { source, at, access, directory: true } if access.read_only => {
+                    Some((fs::canonicalize(self.real(source)).ok()?, at.as_path()))
+                }
+                _ => None,
+            })
+            .collect();
+        let table = fs::read(self.real(Path::new("/proc/net/unix"))).unwrap_or_default();
+        // Seven fields, then the path as it was given; a process may have given one with spaces.
+        let path_of = |line: &[u8]| {
+            let mut rest = line;
+            for _ in 0..7 {
+                rest = rest.trim_ascii_start();
+                rest = &rest[rest.iter().position(|byte| *byte == b' ')?..];
+            }
+            rest.strip_prefix(b" ").filter(|path| path.starts_with(b"/")).map(<[u8]>::to_vec)
+        };
+        let paths: BTreeSet<Vec<u8>> = table.split(|byte| *byte == b'\n').filter_map(path_of).collect();
+        let mut found = Vec::new();
+        for path in paths {
+            let path = Path::new(OsStr::from_bytes(&path));
+            let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { continue };
+            let Ok(real) = fs::canonicalize(self.real(parent)).map(|parent| parent.join(name)) else { continue };
+            if !fs::symlink_metadata(&real).is_ok_and(|facts| facts.file_type().is_socket()) {
+                continue;
+            }
+            found.extend(shown.iter().filter_map(|(source, at)| Some(at.join(real.strip_prefix(source).ok()?))));
+        }
+        found
     }
 
     /// The steps that make `/etc`, without the files that the spec generates itself.

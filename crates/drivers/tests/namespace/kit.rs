@@ -78,6 +78,7 @@ impl Kit {
             tmp: root.join("tmp"),
             system: ["/usr", "/opt", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix"].map(PathBuf::from).to_vec(),
             toolchains: vec![],
+            covers: vec![],
             links: vec![("/workspace".into(), tree.to_owned())],
             files: vec![],
             user: User {
