@@ -42,7 +42,10 @@ enum State {
 impl Screen {
     /// Follows what the terminal is sent; sequences and characters may be cut anywhere.
     pub fn watch(&mut self, bytes: &[u8]) {
-        for byte in bytes {
+        // Most output has no sequence in it: then only its last line says how things are.
+        let plain = matches!(self.state, State::Ground) && !bytes.contains(&0x1b);
+        let from = if plain { bytes.iter().rposition(|byte| *byte == b'\n').unwrap_or(0) } else { 0 };
+        for byte in &bytes[from..] {
             self.step(*byte);
         }
     }
@@ -214,6 +217,16 @@ mod tests {
         screen.watch(b"\x1b]0;");
         screen.watch(&vec![b'x'; TEXT + 1]);
         assert!(screen.may_write());
+    }
+
+    #[test]
+    fn plain_output_is_read_from_its_last_line() {
+        for text in ["a\nb\n", "a\nb", "a\n\u{e9}", "\n\n", "no end", "x\n\r"] {
+            let (mut at_once, mut each) = (Screen::default(), Screen::default());
+            at_once.watch(text.as_bytes());
+            text.bytes().for_each(|byte| each.watch(&[byte]));
+            assert_eq!(format!("{at_once:?}"), format!("{each:?}"), "{text:?}");
+        }
     }
 
     #[test]

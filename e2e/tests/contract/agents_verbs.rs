@@ -18,6 +18,8 @@ over_drivers! {
     list_tells_who_ended_how,
     wait_for_any_returns_with_the_first,
     hosts_are_allowed_before_there_is_a_network,
+    sets_of_hosts_are_allowed_as_their_rules,
+    changes_at_once_all_count,
     a_refusal_is_told_at_once,
     a_refusal_does_not_spoil_a_full_screen,
     rules_act_on_a_running_sandbox,
@@ -289,6 +291,38 @@ fn hosts_are_allowed_before_there_is_a_network(subject: &Subject) {
     );
     let again = says(&["allow", "live", "b.example"]);
     assert!(again.contains("from its next start"), "{again}");
+}
+
+fn sets_of_hosts_are_allowed_as_their_rules(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    subject.spawn(&repo, &["s"], "true").ok();
+    let dir = subject.env.root().join("config/git-sandbox/hosts");
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("mine.toml"), "hosts = [\"a.example\", \"*.b.example:8443\"]\n").unwrap();
+    repo.sandbox(&["allow", "s", "@mine", "a.example,c.example:80,81"]).ok();
+    let all = "allow  a.example\nallow  *.b.example:8443\nallow  c.example:80,81\n";
+    assert_eq!(repo.sandbox(&["allow", "s", "--list"]).ok(), all);
+    repo.sandbox(&["allow", "--remove", "s", "@mine"]).ok();
+    assert_eq!(repo.sandbox(&["allow", "s"]).ok(), "allow  c.example:80,81\n");
+}
+
+fn changes_at_once_all_count(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    subject.spawn(&repo, &["s"], "true").ok();
+    std::thread::scope(|scope| {
+        for n in 0..8 {
+            let repo = &repo;
+            scope.spawn(move || {
+                repo.sandbox(&["allow", "s", &format!("allowed{n}.example")]).ok();
+                repo.sandbox(&["deny", "s", &format!("denied{n}.example")]).ok();
+            });
+        }
+    });
+    let json: Value = serde_json::from_str(&repo.sandbox(&["allow", "s", "--json"]).ok()).expect("JSON");
+    assert_eq!(json["network"], "allow");
+    for verb in ["allow", "deny"] {
+        assert_eq!(json[verb].as_array().map(Vec::len), Some(8), "{json}");
+    }
 }
 
 fn a_refusal_is_told_at_once(subject: &Subject) {
