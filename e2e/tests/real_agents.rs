@@ -43,7 +43,8 @@ const AGENTS: &[Agent] = &[
         preset: include_str!("../../presets/gemini.toml"),
         prompt: &["-p", "say hello"],
         env: &["GEMINI_API_KEY=not-a-key", "GEMINI_CLI_TRUST_WORKSPACE=true"],
-        host: "googleapis.com",
+        // Its telemetry goes elsewhere in the same domain.
+        host: "generativelanguage.googleapis.com",
     },
     Agent {
         program: "opencode",
@@ -141,7 +142,7 @@ fn try_one(env: &TestEnv, dir: &Path, agent: &Agent) -> Result<(), String> {
     let name = agent.program;
     let spawn = |sandbox: &str, args: &[&str]| {
         let mut words =
-            vec!["git-sandbox", "spawn", sandbox, "--net", "allow", "--timeout", "90s", "--on-exit", "keep"];
+            vec!["git-sandbox", "spawn", sandbox, "--net", "allow", "--timeout", "40s", "--on-exit", "keep"];
         for variable in agent.env {
             words.extend(["--env", variable]);
         }

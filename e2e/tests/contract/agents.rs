@@ -243,6 +243,9 @@ fn a_key_is_in_no_list_of_arguments_and_in_no_log(subject: &Subject) {
             assert!(!secret(&fs::read(file.path()).unwrap()), "{}", file.path().display());
         }
     }
+    // It is kept for the next start, where nobody else can read.
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(fs::metadata(subject.env.state()).unwrap().permissions().mode() & 0o077, 0);
     // What comes home has it neither.
     let home = repo.git(&["log", "-p", "--all"]).ok();
     assert!(!secret(home.as_bytes()));
