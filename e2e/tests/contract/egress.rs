@@ -625,8 +625,15 @@ fn allow_and_deny_act_at_once(subject: &Subject) {
     assert!(reached());
     // What was allowed stays so over stop and start.
     repo.sandbox(&["stop", "live"]).ok();
+    wait_until("the proxy has ended with its sandbox", LIMIT, || proxies(subject).is_empty());
     repo.sandbox(&["start", "live"]).ok();
     assert!(reached());
+    // Nor does a proxy outlive a supervisor that was killed.
+    let supervisor =
+        subject.env.live_processes().into_iter().find(|(role, _)| role == "supervisor").expect("it runs").1;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(supervisor).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    wait_until("the proxy has ended with its supervisor", LIMIT, || proxies(subject).is_empty());
     // Another sandbox has heard nothing of it.
     idle(subject, &repo, "other", &[]);
     assert_eq!(probe(&repo, "other", "end(connect(b'allow.test:443') == 403)").status, 0);
