@@ -35,12 +35,16 @@ use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Rounds at most, as of a capture.
 const ROUNDS: usize = 5;
 
 /// Inode times move in ticks: what was written in the tick of the look is looked at again after this.
-const TICK: std::time::Duration = std::time::Duration::from_millis(25);
+const TICK: Duration = Duration::from_millis(25);
+
+/// Bytes of a file that alone takes longer than anybody should stand still.
+const LARGE: u64 = 32 << 20;
 
 /// Why a tree could not be copied.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +94,10 @@ struct Tree {
     /// A change of some file might have left no trace.
     racy: bool,
     left_out: Vec<PathBuf>,
-    bytes: u64,
+    /// When this round is to be given up.
+    until: Option<Instant>,
+    /// It was.
+    late: bool,
 }
 
 /// One name of the copy.
@@ -119,7 +126,8 @@ impl Twin {
                 moved: Vec::new(),
                 racy: false,
                 left_out: Vec::new(),
-                bytes: 0,
+                until: None,
+                late: false,
             })
         });
         Ok(Self { copier: Copier::new(), trees: trees.collect::<Result<_, _>>()?, rounds: 0, live: true })
@@ -142,6 +150,31 @@ impl Twin {
         self.live = false;
     }
 
+    /// As [`Twin::still`] and [`Twin::round`], given up when it takes longer than `limit` or meets a file that
+    /// alone would: false then, and the source may be written to again.
+    pub fn still_round(&mut self, limit: Duration) -> Result<bool, TwinError> {
+        self.live = false;
+        self.rounds += 1;
+        let until = Some(Instant::now() + limit);
+        for n in 0..self.trees.len() {
+            let tree = &mut self.trees[n];
+            tree.until = until;
+            let done = tree.round(&self.copier, false);
+            tree.until = None;
+            match done {
+                Err(_) if tree.late => {
+                    self.live = true;
+                    for tree in &mut self.trees {
+                        tree.start_again();
+                    }
+                    return Ok(false);
+                }
+                done => done?,
+            }
+        }
+        Ok(true)
+    }
+
     /// Repeats until nothing is different, at most five rounds in all.
     pub fn settle(&mut self) -> Result<(), TwinError> {
         while self.rounds < ROUNDS && !self.round()? {}
@@ -155,7 +188,11 @@ impl Twin {
             tree.finish()?;
             let plain = |seen: &&Seen| matches!(seen.stat.kind(), Kind::File | Kind::Symlink);
             done.files += tree.seen.values().filter(plain).count() as u64;
-            done.bytes += tree.bytes;
+            // What they take, not how long they are; each once, whatever names it has.
+            let mut linked = std::collections::HashSet::new();
+            let counts =
+                |seen: &&Seen| seen.stat.kind() == Kind::File && (seen.stat.nlink == 1 || linked.insert(seen.stat.ino));
+            done.bytes += tree.seen.values().filter(counts).map(|seen| seen.stat.weight()).sum::<u64>();
             done.left_out.append(&mut tree.left_out);
             if self.live {
                 done.unsettled.extend(tree.moved.iter().map(|path| to_path(path)));
@@ -169,6 +206,16 @@ impl Twin {
 impl Tree {
     fn error(&self, path: &[u8], source: impl Into<io::Error>) -> TwinError {
         TwinError { path: self.path.join(to_path(path)), source: source.into() }
+    }
+
+    /// What is in the copy was read without care for later writes: the next round copies it again.
+    fn start_again(&mut self) {
+        self.late = false;
+        self.round = 0;
+        for seen in self.seen.values_mut() {
+            seen.racy = true;
+            seen.round = 0;
+        }
     }
 
     fn round(&mut self, copier: &Copier, live: bool) -> Result<(), TwinError> {
@@ -254,34 +301,41 @@ impl Tree {
         let looked = Time::now();
         let stat = Stat::from_kernel(&kernel);
         let round = self.round;
+        if let Some(until) = self.until
+            && (Instant::now() > until || (stat.kind() == Kind::File && stat.weight() > LARGE))
+        {
+            self.late = true;
+            return Err(Errno::TIMEDOUT);
+        }
+        let mut again = false;
         if let Some(seen) = self.seen.get_mut(path) {
-            let same =
-                if stat.kind() == Kind::Dir { seen.stat.kind() == Kind::Dir } else { seen.stat == stat && !seen.racy };
-            if same {
+            let same = if stat.kind() == Kind::Dir { seen.stat.kind() == Kind::Dir } else { seen.stat == stat };
+            // Only the content of files can have changed without a trace.
+            again = same && seen.racy && stat.kind() == Kind::File;
+            if same && !again {
                 seen.round = round;
                 return Ok(stat.kind() == Kind::Dir);
             }
-            // Racy ones are copied again and are no change: nobody knows of one.
-            if seen.stat != stat {
-                self.moved.push(path.to_owned());
-            }
+        }
+        let known = if again { None } else { self.seen.remove(path) };
+        if let Some(seen) = known {
+            self.moved.push(path.to_owned());
             let was_dir = seen.stat.kind() == Kind::Dir;
             remove_at(to, name)?;
-            self.seen.remove(path);
             if was_dir {
                 let below = join(path, b"");
                 self.seen.retain(|known, _| !known.starts_with(&below));
             }
-        } else {
+        } else if !again {
             self.moved.push(path.to_owned());
         }
         let mut racy = false;
         let kind = FileType::from_raw_mode(kernel.st_mode);
         match kind {
             FileType::Directory => rustix::fs::mkdirat(to, name, Mode::RWXU)?,
-            FileType::RegularFile => match self.file(copier, live, from, to, name, path, &stat)? {
-                Some(bytes) => self.bytes += bytes,
-                None => return Ok(false),
+            FileType::RegularFile => match self.file(copier, live, from, to, name, path, &stat, again)? {
+                true => {}
+                false => return Ok(false),
             },
             FileType::Symlink => match rustix::fs::readlinkat(from, name, Vec::new()) {
                 Ok(target) => rustix::fs::symlinkat(&target, to, name)?,
@@ -305,7 +359,7 @@ impl Tree {
                 own(to, name, owner_of(&kernel))?;
                 rustix::fs::utimensat(to, name, &times(&kernel), AtFlags::SYMLINK_NOFOLLOW)?;
             }
-            racy = live && stat.racy(looked);
+            racy = live && kind == FileType::RegularFile && stat.racy(looked);
         }
         self.racy |= racy;
         // What a directory has besides entries is copied when it is entered: until then its stat is not known.
@@ -315,7 +369,8 @@ impl Tree {
         Ok(stat.kind() == Kind::Dir)
     }
 
-    /// Copies a file, or makes a further name of its copy; `None` when it is gone or another thing by now.
+    /// Copies a file, or makes a further name of its copy; false when it is gone or another thing by now.
+    /// `again`: into the copy that there is, whatever other names that has.
     #[allow(clippy::too_many_arguments, reason = "both sides of one name")]
     fn file(
         &mut self,
@@ -326,14 +381,16 @@ impl Tree {
         name: &CStr,
         path: &[u8],
         stat: &Stat,
-    ) -> Result<Option<u64>, Errno> {
+        again: bool,
+    ) -> Result<bool, Errno> {
         if stat.nlink > 1
+            && !again
             && let Some((first, known)) = self.links.get(&stat.ino)
             && known == stat
         {
             let dir = open_beneath(self.to.as_fd(), parent(first), LOOK)?;
             match rustix::fs::linkat(&dir, name_c(base(first)), to, name, AtFlags::empty()) {
-                Ok(()) => return Ok(Some(0)),
+                Ok(()) => return Ok(true),
                 // The file system has no more names for it.
                 Err(Errno::MLINK) => {}
                 Err(errno) => return Err(errno),
@@ -341,21 +398,27 @@ impl Tree {
         }
         let file = match rustix::fs::openat(from, name, READ, Mode::empty()) {
             Ok(file) => file,
-            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) if live => return Ok(None),
+            Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) if live => return Ok(false),
             Err(errno) => return Err(errno),
         };
         let opened = rustix::fs::fstat(&file)?;
         if kind_of(opened.st_mode) != Kind::File {
-            return if live { Ok(None) } else { Err(Errno::STALE) };
+            return if live { Ok(false) } else { Err(Errno::STALE) };
         }
         if live {
             // So that a later write through a mapping shows in the times.
             clean_pages(file.as_fd());
         }
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = if again {
+            rustix::fs::chmodat(to, name, Mode::RUSR | Mode::WUSR, AtFlags::empty())?;
+            flags | OFlags::TRUNC
+        } else {
+            flags | OFlags::CREATE | OFlags::EXCL
+        };
         let new = rustix::fs::openat(to, name, flags, Mode::RUSR | Mode::WUSR)?;
         let size = opened.st_size as u64;
-        let copied = copier
+        copier
             .copy(file.as_fd(), new.as_fd(), size, opened.st_blocks as u64, opened.st_dev as u64)
             .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
         if rustix::process::geteuid().is_root() {
@@ -369,8 +432,7 @@ impl Tree {
         if stat.nlink > 1 {
             self.links.insert(stat.ino, (path.to_owned(), *stat));
         }
-        // What it takes, not how long it is: holes cost nothing.
-        Ok(Some(copied.bytes.min(stat.weight())))
+        Ok(true)
     }
 
     fn finish(&mut self) -> Result<(), TwinError> {
@@ -596,6 +658,58 @@ mod tests {
         assert!(twin.finish().unwrap().unsettled.is_empty());
         assert_eq!(Two::told(&two.to), Two::told(&two.from));
         assert_eq!(fs::read(two.to.join("moved/y2")).unwrap(), b"through both names");
+    }
+
+    #[test]
+    fn names_of_one_fresh_file_stay_together() {
+        // Fresh files are copied twice, into the copy that there is: read-only ones too.
+        let two = Two::new();
+        fs::write(two.from.join("a"), "one").unwrap();
+        fs::set_permissions(two.from.join("a"), fs::Permissions::from_mode(0o400)).unwrap();
+        fs::create_dir(two.from.join("d")).unwrap();
+        for name in ["b", "c", "d/e"] {
+            fs::hard_link(two.from.join("a"), two.from.join(name)).unwrap();
+        }
+        let mut twin = two.twin();
+        twin.settle().unwrap();
+        let seen = twin.finish().unwrap();
+        assert_eq!((seen.files, seen.bytes), (4, 3));
+        assert_eq!(Two::told(&two.to), Two::told(&two.from));
+    }
+
+    #[test]
+    fn a_round_that_takes_too_long_is_given_up_and_forgotten() {
+        let two = Two::new();
+        for dir in ["a", "b", "c"] {
+            fs::create_dir(two.from.join(dir)).unwrap();
+            fs::write(two.from.join(dir).join("f"), dir).unwrap();
+        }
+        fs::hard_link(two.from.join("a/f"), two.from.join("c/again")).unwrap();
+        fs::File::create(two.from.join("zeros")).unwrap().set_len(LARGE * 2).unwrap();
+        let mut twin = two.twin();
+        assert!(!twin.still_round(Duration::ZERO).unwrap());
+        // What a mapping writes may leave no trace: nothing of the first try counts.
+        let before = fs::metadata(two.from.join("a/f")).unwrap();
+        fs::write(two.from.join("a/f"), "z").unwrap();
+        let file = fs::File::options().write(true).open(two.from.join("a/f")).unwrap();
+        file.set_modified(before.modified().unwrap()).unwrap();
+        fs::remove_dir_all(two.from.join("b")).unwrap();
+        assert!(!twin.round().unwrap());
+        twin.settle().unwrap();
+        assert!(twin.finish().unwrap().unsettled.is_empty());
+        assert_eq!(Two::told(&two.to), Two::told(&two.from));
+        assert_eq!(fs::read(two.to.join("c/again")).unwrap(), b"z");
+        // Holes are no reason: it is what must be read that counts.
+        let whole = Two::new();
+        fs::File::create(whole.from.join("zeros")).unwrap().set_len(LARGE * 2).unwrap();
+        assert!(whole.twin().still_round(Duration::from_secs(60)).unwrap());
+        fs::write(whole.from.join("full"), vec![1; LARGE as usize + 1]).unwrap();
+        let again = Two::new();
+        let mut twin = Twin::new(&[(whole.from.clone(), again.to.clone())]).unwrap();
+        assert!(!twin.still_round(Duration::from_secs(60)).unwrap());
+        twin.settle().unwrap();
+        twin.finish().unwrap();
+        assert_eq!(fs::metadata(again.to.join("full")).unwrap().len(), LARGE + 1);
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //!       │
 //!       ▼
 //!  copy upper directories and home ── stopped: its lock is held, one round
-//!       │                             live:    round, freeze, round, thaw
+//!       │                             live:    frozen for one round, if that is short; else
+//!       │                                      round, freeze, round for the difference, thaw
 //!       │                             no freezer: rounds until nothing changed
 //!       ▼
 //!  lock repository ─ the snapshot still is there ─ record ─ unlock
@@ -37,6 +38,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How long a git command that runs in the parent may take, before its lock is copied with everything.
 const LOCKED: Duration = Duration::from_secs(2);
+
+/// How long a parent stands still for all of the copy.
+const STILL: Duration = Duration::from_millis(50);
 
 /// Files of the git directory that say that a git command is at work.
 const LOCKS: [&str; 4] = ["index.lock", "HEAD.lock", "packed-refs.lock", "config.lock"];
@@ -289,23 +293,25 @@ fn contents(parent: &Sandbox, trees: &[(PathBuf, PathBuf)], hold: &mut Hold<'_>)
             twin.round().map_err(failed)?;
         }
         Hold::Live(connection) => {
-            // Most of the copy while it goes on working: it stands still only for the difference.
-            twin.round().map_err(failed)?;
             let until = Instant::now() + LOCKED;
-            loop {
-                frozen = Some(ask(connection, &Message::Freeze).is_ok());
-                locked = git_lock(parent);
-                if locked.is_none() || Instant::now() >= until {
-                    break;
-                }
-                thaw(parent, connection, frozen)?;
-                std::thread::sleep(Duration::from_millis(5));
-            }
+            (frozen, locked) = freeze(parent, connection, until)?;
             if frozen == Some(true) {
-                twin.still();
-                let last = twin.round();
+                // A small copy is over before anybody notices.
+                let mut done = twin.still_round(STILL);
                 thaw(parent, connection, frozen)?;
-                last.map_err(failed)?;
+                if !done.map_err(failed)? {
+                    // Most of a large one while the parent goes on: it stands still only for the difference.
+                    twin.round().map_err(failed)?;
+                    (frozen, locked) = freeze(parent, connection, until)?;
+                    if frozen == Some(true) {
+                        twin.still();
+                        done = twin.round();
+                        thaw(parent, connection, frozen)?;
+                        done.map_err(failed)?;
+                    } else {
+                        twin.settle().map_err(failed)?;
+                    }
+                }
             } else {
                 twin.settle().map_err(failed)?;
             }
@@ -318,6 +324,20 @@ fn contents(parent: &Sandbox, trees: &[(PathBuf, PathBuf)], hold: &mut Hold<'_>)
     }
     let shown = |paths: Vec<PathBuf>| paths.iter().map(|path| escape_bytes(path.as_os_str().as_bytes())).collect();
     Ok(Told { files, bytes, frozen, left_out: shown(left_out), unsettled: shown(unsettled), locked })
+}
+
+/// Lets the parent stand still between two git commands, or after `until` in the middle of one. Returns
+/// whether it does, and the lock of the one in whose middle it is.
+fn freeze(parent: &Sandbox, connection: &mut Connection, until: Instant) -> Result<(Option<bool>, Option<String>)> {
+    loop {
+        let frozen = Some(ask(connection, &Message::Freeze).is_ok());
+        let locked = git_lock(parent);
+        if locked.is_none() || Instant::now() >= until {
+            return Ok((frozen, locked));
+        }
+        thaw(parent, connection, frozen)?;
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// A git command in the parent's main repository has not ended.
