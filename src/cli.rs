@@ -71,8 +71,12 @@ pub enum Verb {
     Push(Push),
     /// Tell which sandboxes collide, with each other and with the branch here
     Conflicts(Conflicts),
-    /// Merge a sandbox's commits into the branch that is checked out here
+    /// Merge commits of sandboxes into the branch that is checked out here
     Merge(Merge),
+    /// Put chosen commits of a sandbox on top of the branch that is checked out here
+    Pick(Pick),
+    /// Write a sandbox's commits into a file that git can fetch from
+    Bundle(Bundle),
     /// Put what a sandbox changed and did not commit here as uncommitted edits
     Apply(Apply),
     /// Commit, inside a sandbox, what is not committed there
@@ -521,20 +525,37 @@ pub struct Conflicts {
 /// Merge a sandbox's commits.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  git sandbox merge fix-login\n  git sandbox merge --squash -m 'Fix login' fix-login"
+    after_help = "Examples:\n  git sandbox merge fix-login\n  git sandbox merge --squash -m 'Fix login' fix-login\n  \
+git sandbox merge --all                  status 1 if one is left out\n  git sandbox merge --atomic --dry-run a b c"
 )]
 pub struct Merge {
-    /// Which sandbox
-    pub name: String,
+    /// Which sandboxes
+    #[arg(value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
+    pub names: Vec<String>,
+    /// All of this repository that have commits
+    #[arg(long)]
+    pub all: bool,
     /// Only if no merge commit is needed
-    #[arg(long, conflicts_with_all = ["no_ff", "squash"])]
+    #[arg(long, conflicts_with_all = ["no_ff", "squash", "rebase"])]
     pub ff_only: bool,
     /// Always make a merge commit
-    #[arg(long, conflicts_with = "squash")]
+    #[arg(long, conflicts_with_all = ["squash", "rebase"])]
     pub no_ff: bool,
-    /// One commit with all changes
-    #[arg(long)]
+    /// One commit with all changes (of each sandbox)
+    #[arg(long, conflicts_with = "rebase")]
     pub squash: bool,
+    /// The commits one by one on top of the branch
+    #[arg(long)]
+    pub rebase: bool,
+    /// One commit with all sandboxes as its parents
+    #[arg(long, conflicts_with_all = ["ff_only", "squash", "rebase"])]
+    pub octopus: bool,
+    /// All of them or none; otherwise one that conflicts is left out, and told
+    #[arg(long)]
+    pub atomic: bool,
+    /// In the order given, not in that in which most of them merge
+    #[arg(long)]
+    pub in_order: bool,
     /// Message of the commit
     #[arg(short, long, value_name = "MSG")]
     pub message: Option<String>,
@@ -544,6 +565,43 @@ pub struct Merge {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Put chosen commits on top.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "REV is a commit that the sandbox made, a range A..B of them, or HEAD, HEAD~2: of the sandbox.\n\n\
+Examples:\n  git sandbox pick fix-login\n  git sandbox pick fix-login 1a2b3c4 HEAD~2..HEAD"
+)]
+pub struct Pick {
+    /// Which sandbox
+    pub name: String,
+    /// Which commits; all that it made when left out, the oldest first
+    #[arg(value_name = "REV")]
+    pub revs: Vec<String>,
+    /// Name the original in the message
+    #[arg(short = 'x')]
+    pub note: bool,
+    /// Show the plan and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Write commits into a file.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  git sandbox bundle fix-login fix.bundle\n  \
+git fetch fix.bundle refs/sandbox/fix-login     in any clone that has the base commit")]
+pub struct Bundle {
+    /// Which sandbox
+    pub name: String,
+    /// The file
+    pub file: PathBuf,
+    /// Even if the file exists
+    #[arg(short, long)]
+    pub force: bool,
 }
 
 /// Put uncommitted changes here.
@@ -694,10 +752,8 @@ pub struct Setup {
 
 /// List presets.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  git sandbox presets\n  git sandbox presets claude\n  \
-git sandbox presets --sets registries    the hosts that @registries stands for here and now"
-)]
+#[command(after_help = "Examples:\n  git sandbox presets\n  git sandbox presets claude\n  \
+git sandbox presets --sets registries    the hosts that @registries stands for here and now")]
 pub struct Presets {
     /// Which preset (with --sets: which set)
     pub name: Option<String>,

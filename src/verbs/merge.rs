@@ -1,34 +1,39 @@
 //! `merge` and `apply`: a sandbox's work comes into this working tree. A plan first, then all of
 //! it or nothing.
 
+use super::conflicts::{HERE, Table, one_repository};
 use super::list::print_json;
+use super::stop::chosen;
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
-use crate::text::{count, escape_lines};
+use crate::text::{count, escape, escape_lines};
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::{Store, make_dir};
 use sandbox_core::work::{self, Changed};
 use sandbox_git::Oid;
 use sandbox_integrate::{
-    Edit, EditsRequest, Grade, How, Identity, Kind, Layers, MergeError, MergePlan, MergeRequest, Relation, Repo,
-    RepoPath, StashRequest, What,
+    Commit, Conflicts, Edit, EditsRequest, Grade, How, Identity, Kind, Landed, Layers, LeftOut, MergeError, MergePlan,
+    MergeRequest, Pair, Relation, Repo, RepoPath, StashRequest, What, best_order,
 };
 use sandbox_protocol::{Exec, escape_bytes};
 use sandbox_sys::lock::FileLock;
+use serde::Serialize;
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 pub fn run(context: &Context, args: &cli::Merge) -> Outcome {
     let store = context.store()?;
-    let sandbox = context.sandbox(&store, &args.name)?;
-    let how = match (args.ff_only, args.no_ff, args.squash) {
+    let how = match (args.ff_only, args.no_ff, args.squash, args.rebase) {
         (true, ..) => How::FastForwardOnly,
-        (_, true, _) => How::NoFf,
-        (.., true) => How::Squash,
+        (_, true, ..) => How::NoFf,
+        (_, _, true, _) => How::Squash,
+        (.., true) => How::Rebase,
         _ => How::FastForward,
     };
+    let [name] = args.names.as_slice() else { return several(context, &store, args, how) };
+    let sandbox = context.sandbox(&store, name)?;
     super::fetch::bring(context, &store, &sandbox)?;
     let plan = plan(context, &store, &sandbox, how, args.message.as_deref())?;
     let (repo, plan) = match plan {
@@ -49,6 +54,125 @@ pub fn run(context: &Context, args: &cli::Merge) -> Outcome {
     }
     do_it(&store, &sandbox, &repo, &plan)?;
     Ok(0)
+}
+
+/// Schema version 1.
+#[derive(Serialize)]
+struct Several<'a> {
+    version: u32,
+    plan: Option<&'a MergePlan>,
+    merged: &'a [Landed],
+    left_out: Vec<Left<'a>>,
+}
+
+#[derive(Serialize)]
+struct Left<'a> {
+    name: &'a str,
+    error: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    conflicts: Option<&'a Conflicts>,
+    here: &'a [Commit],
+    there: &'a [Commit],
+}
+
+/// Several at once: each onto the result of those before, and this working tree changes once.
+fn several(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Outcome {
+    let named = chosen(context, store, &args.names, args.all)?;
+    one_repository(&named)?;
+    for sandbox in &named {
+        super::fetch::bring(context, store, sandbox)?;
+    }
+    let Some(table) = Table::read(context, store, &named, false)? else {
+        eprintln!("no sandbox of this repository has commits");
+        return Ok(1);
+    };
+    let has_commits = |sandbox: &&Sandbox| !table.without.iter().any(|name| name == sandbox.name());
+    let given: Vec<&Sandbox> = named.iter().filter(has_commits).collect();
+    let order = if args.in_order || how == How::FastForwardOnly {
+        (0..given.len()).collect()
+    } else {
+        let at = |name: &str| table.tips.iter().position(|tip| tip.name == name);
+        let collide = |a: Option<usize>, b: Option<usize>| {
+            a.zip(b).is_some_and(|(a, b)| matches!(table.pair(a, b), Pair::Conflict { .. }))
+        };
+        let numbers: Vec<Option<usize>> = given.iter().map(|sandbox| at(sandbox.name())).collect();
+        best_order(given.len(), |a, b| collide(numbers[a], numbers[b]), |n| collide(at(HERE), numbers[n]))
+    };
+    let sandboxes: Vec<&Sandbox> = order.iter().map(|n| given[*n]).collect();
+    let Some(first) = sandboxes.first() else {
+        eprintln!("no sandbox of this repository has commits");
+        return Ok(1);
+    };
+    if !order.is_sorted() {
+        let names: Vec<&str> = sandboxes.iter().map(|sandbox| sandbox.name()).collect();
+        eprintln!("in this order, so that most of them merge: {}", names.join(", "));
+    }
+    let repo = open(context, store, first)?;
+    // A plan that is only shown leaves no object behind.
+    let repo = if args.dry_run { repo.thrown_away()? } else { repo };
+    let known = sandboxes.iter().map(|sandbox| Known::of(context, store, sandbox)).collect::<Result<Vec<_>, _>>()?;
+    let identity = identity(context, &repo)?;
+    let requests: Vec<MergeRequest<'_>> =
+        known.iter().flatten().map(|known| known.request(how, args.message.as_deref(), &identity)).collect();
+    let found = sandbox_integrate::plan_several(&repo, &requests, args.octopus)?;
+    if args.json {
+        let left = found.left_out.iter().map(|left| Left {
+            name: &left.name,
+            error: left.error.to_string(),
+            conflicts: match &left.error {
+                MergeError::Conflicts { conflicts, .. } => Some(conflicts),
+                _ => None,
+            },
+            here: &left.sides.0,
+            there: &left.sides.1,
+        });
+        let (plan, left_out) = (found.plan.as_ref(), left.collect());
+        print_json(&Several { version: 1, plan, merged: &found.merged, left_out })?;
+    } else if let Some(plan) = found.plan.as_ref().filter(|_| args.dry_run) {
+        print!("{}", escape_lines(&plan.describe()));
+    }
+    for landed in found.merged.iter().filter(|landed| landed.what == What::UpToDate && !args.all) {
+        eprintln!("nothing to merge from '{}'", landed.name);
+    }
+    for left in &found.left_out {
+        tell_left_out(left);
+    }
+    if !found.left_out.is_empty() && (args.atomic || args.octopus) {
+        let names: Vec<String> = found.left_out.iter().map(|left| format!("'{}'", left.name)).collect();
+        let flag = if args.octopus { "--octopus" } else { "--atomic" };
+        return Err(CliError::new(format!("cannot merge all of them: {} would be left out", names.join(", ")))
+            .hint(format!("nothing was written; without `{flag}` the others are merged"))
+            .status(1));
+    }
+    let Some(plan) = found.plan else {
+        if found.left_out.is_empty() {
+            eprintln!("nothing to merge");
+        }
+        return Ok(1);
+    };
+    warn(&plan);
+    if !args.dry_run {
+        do_it(store, first, &repo, &plan)?;
+    }
+    Ok((!found.left_out.is_empty()).into())
+}
+
+/// One that does not fit: why, and which commits are against each other.
+fn tell_left_out(left: &LeftOut) {
+    let error = CliError::chain(&left.error);
+    eprintln!("left out '{}': {}", left.name, error.message);
+    let causes = match &left.error {
+        MergeError::Conflicts { conflicts, .. } => conflicts.to_string().lines().map(str::to_owned).collect(),
+        _ => error.causes,
+    };
+    for cause in causes {
+        eprintln!("  {cause}");
+    }
+    for (side, commits) in [("here ", &left.sides.0), ("there", &left.sides.1)] {
+        for commit in commits {
+            eprintln!("  {side} {} {}", commit.id.short(), escape(&commit.subject));
+        }
+    }
 }
 
 fn nothing(context: &Context, store: &Store, sandbox: &Sandbox, json: bool) -> Outcome {
@@ -135,28 +259,54 @@ fn plan(
     how: How,
     message: Option<&str>,
 ) -> Result<Option<(Repo, MergePlan)>, CliError> {
-    let Some(tip) = work::tip(context.git()?, store, sandbox)? else { return Ok(None) };
+    let Some(known) = Known::of(context, store, sandbox)? else { return Ok(None) };
     let repo = open(context, store, sandbox)?;
-    let snapshot = sandbox.snapshot(store, 0)?;
-    let dir = store.repo(&sandbox.record.repos[0].repo);
-    let captured = Layers::new(snapshot.layers.iter().map(|id| dir.layer_tree(id)));
-    let index = dir.layer_tree(&snapshot.git_layer).join(".git/index");
-    let left = left_inside(context, store, sandbox)?;
     let identity = identity(context, &repo)?;
-    let request = MergeRequest {
-        name: sandbox.name(),
-        base: snapshot.git.base.as_deref().and_then(Oid::parse),
-        tip,
-        captured: Some(&captured),
-        captured_index: Some(&index).filter(|index| index.exists()).map(PathBuf::as_path),
-        left_inside: left.as_ref(),
-        how,
-        message,
-        identity: &identity,
-    };
-    match sandbox_integrate::plan(&repo, &request) {
+    match sandbox_integrate::plan(&repo, &known.request(how, message, &identity)) {
         Ok(plan) => Ok(Some((repo, plan))),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// What is known of a sandbox when it is merged.
+struct Known {
+    name: String,
+    base: Option<Oid>,
+    tip: Oid,
+    captured: Layers,
+    index: Option<PathBuf>,
+    left: Option<BTreeSet<RepoPath>>,
+}
+
+impl Known {
+    /// `None` if it has no commit.
+    fn of(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Option<Self>, CliError> {
+        let Some(tip) = work::tip(context.git()?, store, sandbox)? else { return Ok(None) };
+        let snapshot = sandbox.snapshot(store, 0)?;
+        let dir = store.repo(&sandbox.record.repos[0].repo);
+        let index = dir.layer_tree(&snapshot.git_layer).join(".git/index");
+        Ok(Some(Self {
+            name: sandbox.name().to_owned(),
+            base: snapshot.git.base.as_deref().and_then(Oid::parse),
+            tip,
+            captured: Layers::new(snapshot.layers.iter().map(|id| dir.layer_tree(id))),
+            index: Some(index).filter(|index| index.exists()),
+            left: left_inside(context, store, sandbox)?,
+        }))
+    }
+
+    fn request<'a>(&'a self, how: How, message: Option<&'a str>, identity: &'a Identity) -> MergeRequest<'a> {
+        MergeRequest {
+            name: &self.name,
+            base: self.base,
+            tip: self.tip,
+            captured: Some(&self.captured),
+            captured_index: self.index.as_deref(),
+            left_inside: self.left.as_ref(),
+            how,
+            message,
+            identity,
+        }
     }
 }
 
@@ -185,7 +335,7 @@ fn left_inside(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Op
 }
 
 /// Who makes a merge commit: as git resolves it in the host repository.
-fn identity(context: &Context, repo: &Repo) -> Result<Identity, CliError> {
+pub fn identity(context: &Context, repo: &Repo) -> Result<Identity, CliError> {
     let line = context.git()?.user(repo.worktree()).args(["var", "GIT_COMMITTER_IDENT"]).line().map_err(|error| {
         CliError::new("git does not know who you are")
             .cause(error.stderr().unwrap_or_default().to_owned())
@@ -196,7 +346,7 @@ fn identity(context: &Context, repo: &Repo) -> Result<Identity, CliError> {
     Ok(Identity { name: name.to_owned(), email: email.to_owned(), date: None })
 }
 
-fn warn(plan: &MergePlan) {
+pub fn warn(plan: &MergePlan) {
     if plan.warnings.is_empty() {
         return;
     }
@@ -213,7 +363,7 @@ fn warn(plan: &MergePlan) {
     }
 }
 
-fn do_it(store: &Store, sandbox: &Sandbox, repo: &Repo, plan: &MergePlan) -> Result<(), CliError> {
+pub fn do_it(store: &Store, sandbox: &Sandbox, repo: &Repo, plan: &MergePlan) -> Result<(), CliError> {
     let changing = Changing::begin(store, sandbox, repo)?;
     let merged = match sandbox_integrate::apply(repo, plan, changing.undo()) {
         Ok(merged) => merged,
@@ -231,11 +381,16 @@ fn do_it(store: &Store, sandbox: &Sandbox, repo: &Repo, plan: &MergePlan) -> Res
         What::FastForward { commits } => format!("fast-forwarded by {}", count(commits as usize, "commit")),
         What::Merge { commits, .. } => format!("merged {}", count(commits as usize, "commit")),
         What::Squash { commits } => format!("squashed {} into one", count(commits as usize, "commit")),
+        What::Rebase { commits } => format!("put {} on top", count(commits as usize, "commit")),
+        What::Pick { commits } => format!("picked {}", count(commits as usize, "commit")),
+        What::Several { sandboxes } => format!("merged {sandboxes} sandboxes"),
+        What::Octopus { sandboxes } => format!("merged {sandboxes} sandboxes in one commit"),
     };
+    let names: Vec<String> = plan.name.split(' ').map(|name| format!("'{name}'")).collect();
     let onto = plan.head.reference.as_deref().map_or("HEAD", |name| name.strip_prefix("refs/heads/").unwrap_or(name));
     eprintln!(
-        "{what} from '{}' into '{}': now at {}",
-        sandbox.name(),
+        "{what} from {} into '{}': now at {}",
+        names.join(", "),
         crate::text::escape(onto),
         plan.head.new.short()
     );
@@ -418,7 +573,7 @@ impl From<MergeError> for CliError {
     fn from(error: MergeError) -> Self {
         let hint = error.hint();
         let failure = match &error {
-            MergeError::Conflicts { conflicts, .. } => {
+            MergeError::Conflicts { conflicts, .. } | MergeError::PickConflicts { conflicts, .. } => {
                 let mut failure = Self::new(error.to_string()).status(1);
                 for line in conflicts.to_string().lines() {
                     failure = failure.cause(line.to_owned());

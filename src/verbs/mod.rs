@@ -2,6 +2,7 @@
 
 mod allow;
 mod branch;
+mod bundle;
 pub mod commit;
 mod completions;
 mod conflicts;
@@ -18,6 +19,7 @@ mod help;
 pub mod list;
 mod logs;
 pub mod merge;
+mod pick;
 mod presets;
 mod setup;
 mod show;
@@ -61,6 +63,8 @@ pub fn run(context: &Context, verb: Verb) -> Outcome {
         Verb::Fetch(args) => fetch::run(context, &args),
         Verb::Conflicts(args) => conflicts::run(context, &args),
         Verb::Merge(args) => merge::run(context, &args),
+        Verb::Pick(args) => pick::run(context, &args),
+        Verb::Bundle(args) => bundle::run(context, &args),
         Verb::Apply(args) => merge::apply(context, &args),
         Verb::Commit(args) => commit::run(context, &args),
         Verb::Branch(args) => branch::run(context, &args),
@@ -97,6 +101,8 @@ fn word(verb: &Verb) -> &'static str {
         Verb::Push(_) => "push",
         Verb::Conflicts(_) => "conflicts",
         Verb::Merge(_) => "merge",
+        Verb::Pick(_) => "pick",
+        Verb::Bundle(_) => "bundle",
         Verb::Apply(_) => "apply",
         Verb::Commit(_) => "commit",
         Verb::Branch(_) => "branch",

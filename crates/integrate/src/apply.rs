@@ -65,6 +65,9 @@ fn reflog(plan: &MergePlan) -> String {
         What::UpToDate | What::FastForward { .. } => "Fast-forward",
         What::Merge { .. } => "Merge commit",
         What::Squash { .. } => "Squash commit",
+        What::Rebase { .. } => "Rebase",
+        What::Pick { .. } => return format!("pick sandbox/{}", plan.name),
+        What::Several { .. } | What::Octopus { .. } => return format!("merge sandboxes {}", plan.name),
     };
     format!("merge sandbox/{}: {how}", plan.name)
 }

@@ -22,6 +22,18 @@ impl MergePlan {
                     let _ = write!(out, " beside {}", commits(behind));
                 }
             }
+            What::Rebase { commits: n } => {
+                let _ = write!(out, "put {} of '{name}' on top of '{onto}'", commits(n));
+            }
+            What::Pick { commits: n } => {
+                let _ = write!(out, "pick {} of '{name}' onto '{onto}'", commits(n));
+            }
+            What::Several { sandboxes } => {
+                let _ = write!(out, "merge {sandboxes} sandboxes into '{onto}': {name}");
+            }
+            What::Octopus { sandboxes } => {
+                let _ = write!(out, "merge {sandboxes} sandboxes into '{onto}' in one commit: {name}");
+            }
             What::Squash { commits: n } => {
                 let _ = write!(out, "squash '{name}' into one commit on '{onto}', {}", commits(n));
             }

@@ -20,6 +20,23 @@ pub enum MergeError {
         #[source]
         conflicts: Conflicts,
     },
+    /// A commit cannot be put on top of what is here.
+    #[error("cannot pick {} of '{name}'", commit.short())]
+    PickConflicts {
+        /// The sandbox.
+        name: String,
+        /// Its commit.
+        commit: sandbox_git::Oid,
+        /// Which paths, and why.
+        #[source]
+        conflicts: Conflicts,
+    },
+    /// There is no commit to put anything on top of.
+    #[error("'{branch}' has no commit yet")]
+    Unborn {
+        /// The host's branch.
+        branch: String,
+    },
     /// Only a fast-forward was asked for.
     #[error("cannot fast-forward to '{name}': '{onto}' has {behind} commit{s} that it has not", s = if *behind == 1 { "" } else { "s" })]
     NotFastForward {
@@ -122,6 +139,11 @@ impl MergeError {
                  uncommitted edits with `git sandbox apply {name}`, or keep the commits on a branch of their own with \
                  `git sandbox branch {name} BRANCH`"
             )),
+            Self::PickConflicts { name, .. } => Some(format!(
+                "nothing was written; `git sandbox merge {name}` takes all of its commits, `git sandbox branch {name} \
+                 BRANCH` keeps them on a branch of their own"
+            )),
+            Self::Unborn { .. } => Some("`git sandbox merge` takes all commits of a sandbox".into()),
             Self::NotFastForward { name, .. } => Some(format!(
                 "`git sandbox merge {name}` makes a merge commit; `git sandbox branch {name} BRANCH` keeps the commits \
                  on a branch of their own"

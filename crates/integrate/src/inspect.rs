@@ -89,6 +89,27 @@ pub struct Commit {
 
 /// Lists the commits of `tip` that `without` has not, the newest first, at most `limit`.
 pub fn commits(repo: &Repo, without: Option<Oid>, tip: Oid, limit: Option<u32>) -> Result<Vec<Commit>, MergeError> {
+    listed(repo, without, tip, &[], limit)
+}
+
+/// Lists those that changed one of the paths.
+pub(crate) fn commits_of(
+    repo: &Repo,
+    without: Oid,
+    tip: Oid,
+    paths: &[&RepoPath],
+    limit: u32,
+) -> Result<Vec<Commit>, MergeError> {
+    listed(repo, Some(without), tip, paths, Some(limit))
+}
+
+fn listed(
+    repo: &Repo,
+    without: Option<Oid>,
+    tip: Oid,
+    paths: &[&RepoPath],
+    limit: Option<u32>,
+) -> Result<Vec<Commit>, MergeError> {
     const FIELDS: usize = 8;
     let format = "--format=%H%x00%P%x00%an%x00%ae%x00%at%x00%ct%x00%s%x00%b";
     let mut git = repo.pure().args(["log", "-z", "--no-show-signature", "--no-mailmap", "--no-notes", format]);
@@ -99,7 +120,7 @@ pub fn commits(repo: &Repo, without: Option<Oid>, tip: Oid, limit: Option<u32>) 
     if let Some(without) = without {
         git = git.arg(format!("^{without}"));
     }
-    let output = git.arg("--").output()?.stdout;
+    let output = git.arg("--").args(paths.iter().map(|path| path.as_path())).output()?.stdout;
     let text = String::from_utf8_lossy(&output);
     let fields: Vec<_> = text.split_terminator('\0').collect();
     let bad = || MergeError::from(unexpected("git log", &output));

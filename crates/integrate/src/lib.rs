@@ -45,9 +45,11 @@ mod path;
 mod paths;
 mod plan;
 mod refs;
+mod replay;
 mod repo;
 mod risk;
 mod run;
+mod several;
 mod sparse;
 mod threeway;
 mod undo;
@@ -64,6 +66,7 @@ pub use path::{Entry, Mode, RepoPath};
 pub use plan::{FileAction, HeadMove, How, Identity, IndexAction, MergePlan, MergeRequest, PathPlan, What, Why, plan};
 pub use repo::{Operation, Repo};
 pub use risk::{Grade, Warning};
+pub use several::{Landed, LeftOut, SeveralPlan, plan_pick, plan_several};
 pub use undo::restore;
 
 #[cfg(test)]

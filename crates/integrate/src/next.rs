@@ -7,6 +7,7 @@ use crate::inspect::{Relation, commits, merge_base, relation, tree_of};
 use crate::objects::{checked, differences};
 use crate::path::RepoPath;
 use crate::plan::{How, Identity, MergeRequest, What, refused};
+use crate::replay::{Replayed, replay};
 use crate::repo::{Head, Repo, parse_oid};
 use crate::run::{Answer, unexpected};
 use sandbox_git::{Oid, printable};
@@ -41,6 +42,22 @@ pub(crate) fn next_commit(
         // There is nothing to merge with, and no parent for a commit.
         (_, None) => Ok(Some(fast_forward)),
         (How::FastForward | How::FastForwardOnly, _) if behind == 0 => Ok(Some(fast_forward)),
+        (How::Rebase, Some(_)) if behind == 0 => Ok(Some(fast_forward)),
+        (How::Rebase, Some(onto)) => {
+            let range = format!("{onto}..{tip}");
+            let args = ["rev-list", "--reverse", "--topo-order", "--no-merges", &range, "--"];
+            let listed = repo.pure().args(args).output()?.stdout;
+            let listed = String::from_utf8_lossy(&listed);
+            let commits = listed.lines().map(parse_oid).collect::<Result<Vec<_>, _>>()?;
+            match replay(repo, rules, onto, &commits, request.identity, false)? {
+                Ok(replayed) if replayed.commits == 0 => Ok(None),
+                Ok(Replayed { commit, commits }) => {
+                    let tree = tree_of(repo, Some(commit));
+                    Ok(Some(Next { what: What::Rebase { commits }, commit, tree }))
+                }
+                Err(stopped) => Err(refused(request, stopped.conflicts)),
+            }
+        }
         (How::FastForwardOnly, _) => {
             Err(MergeError::NotFastForward { name: name(), onto: head.short().to_owned(), behind })
         }
@@ -65,9 +82,47 @@ pub(crate) fn next_commit(
 
 /// Merges two commits as `git merge` would, by the merge attributes of the host only.
 fn merge_trees(repo: &Repo, request: &MergeRequest<'_>, onto: Oid, rules: &Rules) -> Result<Oid, MergeError> {
-    let drivers = set_merge_attributes(repo, request.tip, onto, rules)?;
-    let args = ["merge-tree", "--write-tree", "-z", "--messages", &onto.to_string(), &request.tip.to_string()];
-    let answer = Answer::of(repo.pure().args(args));
+    merge_commits(repo, None, onto, request.tip, rules)?.map_err(|conflicts| refused(request, conflicts))
+}
+
+/// Merges `theirs` into `ours` by the merge attributes of the host only, over their merge base or over
+/// the one that is named (`Some(None)`: over nothing). Returns the tree, or what conflicts.
+pub(crate) fn merge_commits(
+    repo: &Repo,
+    base: Option<Option<Oid>>,
+    ours: Oid,
+    theirs: Oid,
+    rules: &Rules,
+) -> Result<Result<Oid, Vec<Conflict>>, MergeError> {
+    let over = match base {
+        Some(base) => base,
+        None => merge_base(repo, ours, theirs)?,
+    };
+    let drivers = set_merge_attributes(repo, over, ours, theirs, rules)?;
+    let mut git = repo.pure().args(["merge-tree", "--write-tree", "-z", "--messages"]);
+    git = match base {
+        None => git.args([ours, theirs].map(|commit| commit.to_string())),
+        Some(base) => {
+            // A commit without parents stands for the base: `--merge-base` has to be a commit.
+            let bare = |commit: Option<Oid>, parents: &[Oid]| {
+                let tree = repo.pure().args(["rev-parse", &tree_of(repo, commit)]).line()?;
+                let who = Identity { name: "base".into(), email: String::new(), date: Some("@0 +0000".into()) };
+                commit_tree(repo, &tree, parents, "base", &who)
+            };
+            if repo.merge_tree_has_base()? {
+                let base = match base {
+                    Some(base) => base,
+                    None => bare(None, &[])?,
+                };
+                git.arg(format!("--merge-base={base}")).args([ours, theirs].map(|commit| commit.to_string()))
+            } else {
+                let base = bare(base, &[])?;
+                let sides = [bare(Some(ours), &[base])?, bare(Some(theirs), &[base])?];
+                git.args(sides.map(|commit| commit.to_string()))
+            }
+        }
+    };
+    let answer = Answer::of(git);
     repo.set_pure_attributes(b"")?;
     let answer = answer?;
     let code = answer.code();
@@ -77,7 +132,7 @@ fn merge_trees(repo: &Repo, request: &MergeRequest<'_>, onto: Oid, rules: &Rules
     let output = answer.stdout();
     let merged = MergeTree::parse(&output).ok_or_else(|| unexpected("git merge-tree", &output))?;
     if code == Some(0) {
-        return Ok(merged.tree);
+        return Ok(Ok(merged.tree));
     }
     let mut conflicts = Vec::new();
     for (path, message) in merged.conflicts {
@@ -91,23 +146,24 @@ fn merge_trees(repo: &Repo, request: &MergeRequest<'_>, onto: Oid, rules: &Rules
     if conflicts.is_empty() {
         return Err(unexpected("git merge-tree", &output).into());
     }
-    Err(refused(request, conflicts))
+    Ok(Err(conflicts))
 }
 
 /// Gives the scratch repository the host's merge attributes for paths that both sides changed.
 /// Returns those that a driver of the user would have to merge; they conflict instead.
 fn set_merge_attributes(
     repo: &Repo,
-    tip: Oid,
-    onto: Oid,
+    over: Option<Oid>,
+    ours: Oid,
+    theirs: Oid,
     rules: &Rules,
 ) -> Result<BTreeMap<RepoPath, String>, MergeError> {
-    let base = tree_of(repo, merge_base(repo, onto, tip)?);
+    let base = tree_of(repo, over);
     let names = |commit: Oid| -> Result<BTreeSet<RepoPath>, MergeError> {
         let all = differences(repo, &base, &tree_of(repo, Some(commit)))?;
         Ok(all.into_iter().map(|difference| difference.path).collect())
     };
-    let (here, there) = (names(onto)?, names(tip)?);
+    let (here, there) = (names(ours)?, names(theirs)?);
     let both: BTreeSet<RepoPath> = here.intersection(&there).cloned().collect();
     let (lines, drivers) = attribute_lines(repo, rules, &both)?;
     repo.set_pure_attributes(&lines)?;
@@ -195,14 +251,26 @@ pub(crate) fn commit_tree(
     message: &str,
     identity: &Identity,
 ) -> Result<Oid, MergeError> {
+    commit_as(repo, tree, parents, message, identity, identity)
+}
+
+/// The same, of somebody else's work.
+pub(crate) fn commit_as(
+    repo: &Repo,
+    tree: &str,
+    parents: &[Oid],
+    message: &str,
+    author: &Identity,
+    committer: &Identity,
+) -> Result<Oid, MergeError> {
     let mut git = repo.pure().args(["commit-tree", tree]);
     for parent in parents {
         git = git.arg("-p").arg(parent.to_string());
     }
-    for who in ["AUTHOR", "COMMITTER"] {
-        git = git.env(format!("GIT_{who}_NAME"), &identity.name).env(format!("GIT_{who}_EMAIL"), &identity.email);
-        if let Some(date) = &identity.date {
-            git = git.env(format!("GIT_{who}_DATE"), date);
+    for (role, who) in [("AUTHOR", author), ("COMMITTER", committer)] {
+        git = git.env(format!("GIT_{role}_NAME"), &who.name).env(format!("GIT_{role}_EMAIL"), &who.email);
+        if let Some(date) = &who.date {
+            git = git.env(format!("GIT_{role}_DATE"), date);
         }
     }
     parse_oid(&git.args(["-F", "-"]).stdin(format!("{}\n", message.trim_end())).line()?)

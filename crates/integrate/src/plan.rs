@@ -11,7 +11,7 @@ use crate::next::next_commit;
 use crate::objects::{Difference, Objects, differences};
 use crate::path::{Entry, RepoPath};
 use crate::paths::{Gatherer, Incoming, Settings};
-use crate::repo::Repo;
+use crate::repo::{Head, Repo};
 use crate::risk::{self, Grade, Warning};
 use crate::worktree::State;
 use sandbox_git::Oid;
@@ -31,6 +31,8 @@ pub enum How {
     NoFf,
     /// One ordinary commit with all that the sandbox changed.
     Squash,
+    /// Its commits one by one on top of what is here, if no fast-forward is possible.
+    Rebase,
 }
 
 /// Who makes a merge commit.
@@ -109,6 +111,26 @@ pub enum What {
     Squash {
         /// Commits of the sandbox that are in it.
         commits: u64,
+    },
+    /// Commits one by one on top.
+    Rebase {
+        /// How many.
+        commits: u64,
+    },
+    /// Chosen commits one by one on top.
+    Pick {
+        /// How many.
+        commits: u64,
+    },
+    /// Several sandboxes one after the other.
+    Several {
+        /// How many.
+        sandboxes: u64,
+    },
+    /// Several sandboxes in one commit.
+    Octopus {
+        /// How many.
+        sandboxes: u64,
     },
 }
 
@@ -220,24 +242,9 @@ pub fn plan(repo: &Repo, request: &MergeRequest<'_>) -> Result<MergePlan, MergeE
         });
     };
 
-    let touched = differences(repo, &tree_of(repo, head.commit), &next.tree)?;
-    let now = attributes::read(repo, touched.iter().map(|difference| &difference.path))?;
-    let then = attributes_then(repo, &next.tree, &touched)?;
-    let mut objects = Objects::new(repo);
-    let warnings = warnings(&mut objects, &rules, &touched, &now, &then)?;
-    let incoming = Incoming { touched, base: request.base, tip: request.tip, head: head.commit, next: next.tree };
-    let settings = Settings { rules: &rules, now: &now, then: &then, index: &index };
-    let planned = Gatherer::new(&mut objects, request, settings)?.plan(&incoming)?;
-    let paths = planned.map_err(|conflicts| refused(request, conflicts))?;
-    for path in &paths {
-        // What was merged here must be an object before the working tree or the index can have it.
-        if let FileAction::Write { entry } = path.file {
-            objects.store(entry.id)?;
-        }
-        if let IndexAction::Set { entry, .. } = path.index {
-            objects.store(entry.id)?;
-        }
-    }
+    let Planned { paths, warnings } =
+        planned(repo, &rules, &index, &head, &next.tree, &[Group { paths: None, request }])?
+            .map_err(|(_, conflicts)| refused(request, conflicts))?;
     Ok(MergePlan {
         name: request.name.to_owned(),
         what: next.what,
@@ -247,6 +254,66 @@ pub fn plan(repo: &Repo, request: &MergeRequest<'_>) -> Result<MergePlan, MergeE
         index: index.mark(),
         identity: request.identity.clone(),
     })
+}
+
+/// Paths whose uncommitted changes are judged by what one sandbox knew of them.
+pub(crate) struct Group<'a> {
+    /// `None`: all.
+    pub paths: Option<BTreeSet<RepoPath>>,
+    pub request: &'a MergeRequest<'a>,
+}
+
+/// What a plan has of paths.
+pub(crate) struct Planned {
+    pub paths: Vec<PathPlan>,
+    pub warnings: Vec<Warning>,
+}
+
+/// The number of a group, and what is in its way.
+pub(crate) type Blocked = (usize, Vec<Conflict>);
+
+/// Plans all paths in which HEAD and `next` differ.
+pub(crate) fn planned(
+    repo: &Repo,
+    rules: &Rules,
+    index: &Index,
+    head: &Head,
+    next: &str,
+    groups: &[Group<'_>],
+) -> Result<Result<Planned, Blocked>, MergeError> {
+    let touched = differences(repo, &tree_of(repo, head.commit), next)?;
+    let now = attributes::read(repo, touched.iter().map(|difference| &difference.path))?;
+    let then = attributes_then(repo, next, &touched)?;
+    let mut objects = Objects::new(repo);
+    let warnings = warnings(&mut objects, rules, &touched, &now, &then)?;
+    let mut paths = Vec::new();
+    for (n, group) in groups.iter().enumerate() {
+        let of = |difference: &&Difference| group.paths.as_ref().is_none_or(|paths| paths.contains(&difference.path));
+        let request = group.request;
+        let incoming = Incoming {
+            touched: touched.iter().filter(of).cloned().collect(),
+            base: request.base,
+            tip: request.tip,
+            head: head.commit,
+            next: next.to_owned(),
+        };
+        let settings = Settings { rules, now: &now, then: &then, index };
+        match Gatherer::new(&mut objects, request, settings)?.plan(&incoming)? {
+            Ok(planned) => paths.extend(planned),
+            Err(conflicts) => return Ok(Err((n, conflicts))),
+        }
+    }
+    paths.sort_by(|a, b| a.path.cmp(&b.path));
+    for path in &paths {
+        // What was merged here must be an object before the working tree or the index can have it.
+        if let FileAction::Write { entry } = path.file {
+            objects.store(entry.id)?;
+        }
+        if let IndexAction::Set { entry, .. } = path.index {
+            objects.store(entry.id)?;
+        }
+    }
+    Ok(Ok(Planned { paths, warnings }))
 }
 
 pub(crate) fn refused(request: &MergeRequest<'_>, conflicts: Vec<Conflict>) -> MergeError {

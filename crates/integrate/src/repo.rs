@@ -121,6 +121,11 @@ impl Repo {
         Ok(self)
     }
 
+    /// Whether `git merge-tree` can be told the merge base.
+    pub(crate) fn merge_tree_has_base(&self) -> Result<bool, MergeError> {
+        Ok(self.git.version()?.has_merge_tree_base())
+    }
+
     /// Where a shallow history ends; empty if it is whole.
     pub(crate) fn shallow(&self) -> Vec<u8> {
         fs::read(self.common.join("shallow")).unwrap_or_default()

@@ -9,6 +9,7 @@ mod faults;
 mod host;
 mod model;
 mod shapes;
+mod together;
 
 use crate::{
     Captured, How, Identity, Layers, MergeError, MergePlan, MergeRequest, Merged, Repo, RepoPath, apply, plan,
