@@ -10,13 +10,14 @@ use crate::record::ViewRecord;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::Store;
 use sandbox_capture::{MANIFEST, Manifest, ManifestError};
-use sandbox_git::{Git, GitError, Oid};
+use sandbox_git::{Git, GitError, Oid, Running};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::ChildStdout;
 
 /// Why the work of a sandbox cannot be told.
 #[derive(Debug, thiserror::Error)]
@@ -281,7 +282,7 @@ fn sorted(git: &Git, store: &Store, sandbox: &Sandbox, without_committed: bool) 
     // entry of the outer tree.
     for (view, changes) in by_repository(&snapshot.git.views, all) {
         let inner = match view {
-            Some(view) => HostRepo::nested(&snapshot.worktree.join(&view.path)).ok(),
+            Some(view) => crate::commit_back::nested_host(view, &snapshot, &host).ok(),
             None => Some(host.clone()),
         };
         let prefix = view.map(|view| [view.path.as_os_str().as_bytes(), b"/"].concat()).unwrap_or_default();
@@ -298,13 +299,14 @@ fn sorted(git: &Git, store: &Store, sandbox: &Sandbox, without_committed: bool) 
             _ => BTreeMap::new(),
         };
         let mut asked = Vec::new();
+        let mut sizes = Sizes { git, repo: inner.as_ref(), conversation: None };
         for change in changes {
             let known = committed.get(&change.path);
             let same = match (change.what, known) {
                 // Its deletion was committed; or it was untracked, and the host still has it.
                 (Changed::Deleted, None) => without_committed,
                 (Changed::Deleted, Some(_)) => false,
-                (_, Some((mode, oid))) => without_committed && is_same(sandbox, &change, mode, oid),
+                (_, Some((mode, oid))) => without_committed && is_same(sandbox, &mut sizes, &change, mode, oid),
                 (_, None) => false,
             };
             match (same, known) {
@@ -377,8 +379,34 @@ fn listed(
     Ok(found)
 }
 
+/// Files up to this size are hashed without asking what size they should have, in bytes.
+const HASHED_UNASKED: u64 = 1 << 20;
+
+/// The sizes of committed blobs, from one `git cat-file` that is started when the first is asked for.
+struct Sizes<'a> {
+    git: &'a Git,
+    repo: Option<&'a HostRepo>,
+    conversation: Option<(Running, BufReader<ChildStdout>)>,
+}
+
+impl Sizes<'_> {
+    fn of(&mut self, oid: &Oid) -> Option<u64> {
+        if self.conversation.is_none() {
+            let mut running =
+                self.repo?.read(self.git).args(["cat-file", "--batch-check=%(objectsize)"]).converse().ok()?;
+            let out = BufReader::new(running.stdout.take()?);
+            self.conversation = Some((running, out));
+        }
+        let (running, out) = self.conversation.as_mut()?;
+        running.stdin.as_mut()?.write_all(format!("{oid}\n").as_bytes()).ok()?;
+        let mut line = String::new();
+        out.read_line(&mut line).ok()?;
+        line.trim_end().parse().ok()
+    }
+}
+
 /// The changed file is what the commit has: same kind, same executable bit, same bytes.
-fn is_same(sandbox: &Sandbox, change: &ChangedFile, mode: &str, oid: &Oid) -> bool {
+fn is_same(sandbox: &Sandbox, sizes: &mut Sizes<'_>, change: &ChangedFile, mode: &str, oid: &Oid) -> bool {
     use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
     let upper = sandbox.dir.upper(0);
     let Ok(root) = rustix::fs::open(&upper, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) else {
@@ -404,6 +432,10 @@ fn is_same(sandbox: &Sandbox, change: &ChangedFile, mode: &str, oid: &Oid) -> bo
     let regular = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile;
     let executable = stat.st_mode & 0o100 != 0;
     if !regular || executable != (mode == "100755") {
+        return false;
+    }
+    // One that was made long with `truncate` would be read for hours: sizes before contents.
+    if stat.st_size as u64 > HASHED_UNASKED && sizes.of(oid) != Some(stat.st_size as u64) {
         return false;
     }
     sandbox_git::hash_file(oid.format(), &mut fs::File::from(file), stat.st_size as u64).is_ok_and(|hash| hash == *oid)
@@ -451,17 +483,27 @@ pub fn unsaved(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Unsaved> {
         ignored_bytes: left.ignored_bytes,
         ..Unsaved::default()
     };
-    for view in sandbox.snapshot(store, 0)?.git.views.iter().filter(|view| !view.path.as_os_str().is_empty()) {
-        if let Ok(nested) = HostRepo::from_git_dir(&view.host_gitdir) {
-            let commits = only_here(git, &nested, sandbox.name())?;
-            if commits > 0 {
-                unsaved.elsewhere.push(format!(
-                    "{commits} commits of '{}' only at refs/sandbox/{} there",
-                    view.path.display(),
-                    sandbox.name()
-                ));
-            }
+    let snapshot = sandbox.snapshot(store, 0)?;
+    for view in snapshot.git.views.iter().filter(|view| !view.path.as_os_str().is_empty()) {
+        let path = view.path.display();
+        // One that is not found has nothing of what was brought to it.
+        let Ok(nested) = crate::commit_back::nested_host(view, &snapshot, &host) else {
+            unsaved.elsewhere.push(format!("the repository of '{path}' is gone: its commits may be only here"));
+            continue;
+        };
+        let commits = only_here(git, &nested, sandbox.name())?;
+        if commits > 0 {
+            let name = sandbox.name();
+            unsaved.elsewhere.push(format!("{commits} commits of '{path}' only at refs/sandbox/{name} there"));
         }
+    }
+    for path in crate::made_inside::repositories(sandbox, &snapshot).map_err(WorkError::Changes)? {
+        unsaved.elsewhere.push(format!(
+            "'{path}' is a repository that the host does not have: its commits cannot be brought home"
+        ));
+    }
+    for path in crate::made_inside::worktrees_at_home(sandbox) {
+        unsaved.elsewhere.push(format!("'{path}' is a worktree in the sandbox's home: its files are only there"));
     }
     if let Some(refused) = crate::commit_back::refused(sandbox) {
         unsaved.elsewhere.extend(refused);
@@ -475,6 +517,11 @@ fn host_has(host: &HostRepo, sandbox: &Sandbox, change: &ChangedFile) -> bool {
     let Some(top) = host.top() else { return false };
     let path = top.join(change.as_path());
     let there = fs::symlink_metadata(&path);
+    // Sizes before contents.
+    let size = fs::symlink_metadata(sandbox.dir.upper(0).join(change.as_path())).ok().filter(fs::Metadata::is_file);
+    if size.is_some_and(|size| there.as_ref().is_ok_and(|there| there.is_file() && there.len() != size.len())) {
+        return false;
+    }
     match (change.what, there) {
         (Changed::Deleted, there) => there.is_err(),
         (_, Err(_)) => false,

@@ -16,6 +16,31 @@ over_drivers! {
     the_setting_merges_without_asking,
     autocommit_commits_for_agents_that_never_do,
     the_prompt_names_the_sandbox,
+    a_sparse_file_is_not_read_to_its_end,
+    a_fifo_in_the_git_directory_holds_nobody_up,
+}
+
+/// Each command must end within the time that the harness gives it: the file is 4 TiB long.
+fn a_sparse_file_is_not_read_to_its_end(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    let tracked = repo.git(&["ls-files"]).ok().lines().next().unwrap().to_owned();
+    subject.spawn(&repo, &["sparse"], &format!("truncate -s 4T {tracked}")).ok();
+    let listed = repo.sandbox(&["list"]).ok();
+    assert!(listed.contains("sparse") && listed.contains('1'), "{listed}");
+    let refused = repo.sandbox(&["drop", "sparse"]);
+    assert!(refused.status != 0 && refused.stderr.contains("1 file"), "{refused}");
+    repo.sandbox(&["drop", "--force", "sparse"]).ok();
+}
+
+/// Nobody ever writes into it.
+fn a_fifo_in_the_git_directory_holds_nobody_up(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    subject.spawn(&repo, &["fifo"], "rm -f .git/packed-refs; mkfifo .git/packed-refs");
+    let refused = repo.sandbox(&["drop", "fifo"]);
+    assert!(refused.status != 0, "{refused}");
+    assert!(refused.stderr.contains("not a regular file"), "{refused}");
+    repo.sandbox(&["drop", "--force", "fifo"]).ok();
+    assert_eq!(repo.sandbox(&["list"]).ok(), "");
 }
 
 /// A shell in a new sandbox on a terminal, with `script` typed into it and left.
