@@ -164,7 +164,7 @@ impl From<ConnectionError> for CliError {
                 _ => failure,
             },
             ConnectionError::TooLong => failure.hint("the command line of a session has a limit: put it into a script"),
-            ConnectionError::TooMuch(_) | ConnectionError::Io(_) => failure,
+            ConnectionError::TooMuch(_) | ConnectionError::Late(_) | ConnectionError::Io(_) => failure,
         }
     }
 }

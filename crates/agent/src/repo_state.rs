@@ -7,17 +7,43 @@
 mod nested;
 mod operation;
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use sandbox_protocol::{RepoState, escape_bytes};
 use std::collections::HashSet;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::{Duration, Instant};
 
 /// The most tips that only a reflog reaches.
 const MAX_REFLOG_TIPS: usize = 1000;
 
 /// The most stash entries.
 const MAX_STASH: usize = 1000;
+
+/// How long all questions to git may take together.
+const MAX_TIME: Duration = Duration::from_secs(20);
+
+/// Files that git opens for every question: at a FIFO it would wait for a writer. (It may be put elsewhere, too:
+/// then the time is over at some point.)
+const READ_BY_GIT: &[&str] = &[
+    "HEAD",
+    "config",
+    "config.worktree",
+    "commondir",
+    "packed-refs",
+    "index",
+    "shallow",
+    "info/grafts",
+    "objects/info/alternates",
+    "objects/info/commit-graph",
+    "objects/pack/multi-pack-index",
+    "logs/HEAD",
+    "refs/stash",
+    "logs/refs/stash",
+];
 
 /// Variables that would lead git to another repository, or have it run what nobody asked for.
 const CLEARED: [&str; 11] = [
@@ -46,6 +72,18 @@ pub enum RepoStateError {
     /// git could not be run.
     #[error("cannot run git")]
     Git(#[source] io::Error),
+    /// Something in the git directory that git would wait at for ever.
+    #[error("'{path}' is not a regular file", path = path.display())]
+    NotAFile {
+        /// It.
+        path: PathBuf,
+    },
+    /// git took too long, and was ended.
+    #[error("`git {command}` did not end")]
+    Late {
+        /// The subcommand.
+        command: String,
+    },
     /// git refused.
     #[error("`git {command}` failed: {message}")]
     Refused {
@@ -62,7 +100,13 @@ type Result<T> = std::result::Result<T, RepoStateError>;
 /// `granted` reaches are no tips of reflogs.
 pub fn repo_state(path: &Path, granted: &[String]) -> Result<RepoState> {
     let gitdir = gitdir_of(path).ok_or_else(|| RepoStateError::NotARepository { path: path.to_owned() })?;
-    let git = Git { gitdir: &gitdir, work_tree: path };
+    for name in READ_BY_GIT {
+        let path = gitdir.join(name);
+        if path.metadata().is_ok_and(|meta| !meta.is_file() && !meta.is_dir()) {
+            return Err(RepoStateError::NotAFile { path });
+        }
+    }
+    let git = Git { gitdir: &gitdir, work_tree: path, until: Instant::now() + MAX_TIME };
     let mut state = RepoState {
         head_ref: git.line(&["symbolic-ref", "-q", "HEAD"])?,
         head: git.line(&["rev-parse", "-q", "--verify", "HEAD^{commit}"])?,
@@ -131,6 +175,7 @@ fn gitdir_of(path: &Path) -> Option<PathBuf> {
 struct Git<'a> {
     gitdir: &'a Path,
     work_tree: &'a Path,
+    until: Instant,
 }
 
 impl Git<'_> {
@@ -152,21 +197,42 @@ impl Git<'_> {
             .args(args)
             .stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() })
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+            .stderr(Stdio::piped())
+            // So that what it starts ends with it.
+            .process_group(0);
         for name in CLEARED {
             command.env_remove(name);
         }
         let mut child = command.spawn().map_err(RepoStateError::Git)?;
         // From another thread: git may write before it has read all.
-        let stdin = child.stdin.take();
-        let output = std::thread::scope(|scope| {
+        let (stdin, mut stdout, mut stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let group = Pid::from_child(&child);
+        let left = self.until.saturating_duration_since(Instant::now());
+        let (ended, end) = std::sync::mpsc::channel::<()>();
+        let (late, stdout, stderr) = std::thread::scope(|scope| {
             if let Some(mut stdin) = stdin {
                 // What git does not read it does not want; its status tells.
                 scope.spawn(move || drop(stdin.write_all(input)));
             }
-            child.wait_with_output()
+            // It is reaped only below, so the number is still its own.
+            let watch = scope.spawn(move || {
+                let late = end.recv_timeout(left) == Err(RecvTimeoutError::Timeout);
+                if late {
+                    let _ = kill_process_group(group, Signal::KILL);
+                }
+                late
+            });
+            let errors = scope.spawn(move || read_all(stderr.as_mut()));
+            let stdout = read_all(stdout.as_mut());
+            let stderr = errors.join().unwrap_or_default();
+            drop(ended);
+            (watch.join().unwrap_or_default(), stdout, stderr)
         });
-        let output = output.map_err(RepoStateError::Git)?;
+        let status = child.wait().map_err(RepoStateError::Git)?;
+        if late {
+            return Err(RepoStateError::Late { command: args[0].into() });
+        }
+        let output = Output { status, stdout, stderr };
         if matches!(output.status.code(), Some(0 | 1)) {
             return Ok(output);
         }
@@ -182,6 +248,32 @@ impl Git<'_> {
         let line = output.stdout.split(|byte| *byte == b'\n').next().unwrap_or_default();
         Ok((output.status.success() && !line.is_empty()).then(|| escape_bytes(line)))
     }
+}
+
+fn read_all(pipe: Option<&mut impl Read>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    if let Some(pipe) = pipe {
+        // What came before an error is what git said.
+        let _ = pipe.read_to_end(&mut bytes);
+    }
+    bytes
+}
+
+/// Reads a file of at most `limit` bytes; never waits, and opens nothing but regular files.
+fn read_regular(path: &Path, limit: u64) -> Option<Vec<u8>> {
+    use std::os::unix::fs::OpenOptionsExt;
+    // A FIFO is opened at once, a device not at all.
+    if !path.metadata().ok()?.is_file() {
+        return None;
+    }
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let file = std::fs::OpenOptions::new().read(true).custom_flags(nonblocking).open(path).ok()?;
+    if !file.metadata().ok().filter(|meta| meta.len() <= limit)?.is_file() {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes).ok()?;
+    Some(bytes)
 }
 
 fn lines(output: &Output) -> Vec<String> {

@@ -238,6 +238,25 @@ fn a_hostile_repository_says_nothing_it_should_not() {
     });
 }
 
+/// Nobody ever writes into these FIFOs: whoever opens one waits.
+#[test]
+fn nothing_is_waited_for() {
+    with_each_git(|repo| {
+        repo.sh("cd top; mkdir a b; mkfifo a/.git; git init -q b; rm b/.git/config; mkfifo b/.git/config; \
+                 mkdir -p .git/modules/m; cp -r b/.git/objects b/.git/refs b/.git/HEAD .git/modules/m; \
+                 mkfifo .git/modules/m/config .git/BISECT_START .git/BISECT_LOG; mkdir .git/rebase-merge; \
+                 mkfifo .git/rebase-merge/msgnum");
+        assert_eq!(repo.state().operation.as_deref(), Some("rebase"));
+        repo.sh("cd top; git pack-refs --all; mv .git/packed-refs kept; mkfifo .git/packed-refs");
+        let said = repo.ask(&repo.top(), &[]).unwrap_err();
+        assert!(said.contains("packed-refs' is not a regular file"), "{said}");
+        repo.sh("cd top; rm .git/packed-refs; ln -s /dev/zero .git/packed-refs");
+        assert!(repo.ask(&repo.top(), &[]).is_err());
+        repo.sh("cd top; rm .git/packed-refs; mv kept .git/packed-refs");
+        assert!(repo.state().head.is_some());
+    });
+}
+
 #[test]
 fn the_agent_answers_for_a_repository_inside() {
     let home = Home::new();

@@ -33,9 +33,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// Bytes of a repository's state at most: 100 000 refs with long names.
 const MAX_STATE: usize = 32 << 20;
+
+/// How long one repository may take to tell its state. Inside, it is given less.
+const MAX_TIME: Duration = Duration::from_secs(30);
 
 /// What came home.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -137,7 +141,7 @@ pub fn commit_back(connection: &mut Connection, git: &Git, store: &Store, sandbo
         let main = view.path.as_os_str().is_empty();
         let state = ask(connection, view)?;
         if main {
-            brought.unknown = unknown_repositories(&state, &snapshot);
+            brought.unknown = crate::made_inside::repositories(sandbox, &snapshot).unwrap_or_default();
         }
         let host = if main {
             work::host(store, sandbox)?
@@ -153,7 +157,7 @@ pub fn commit_back(connection: &mut Connection, git: &Git, store: &Store, sandbo
 }
 
 /// Of a submodule or nested repository: its own git directory on the host.
-fn nested_host(view: &ViewRecord, snapshot: &Snapshot, main: &HostRepo) -> Result<HostRepo> {
+pub(crate) fn nested_host(view: &ViewRecord, snapshot: &Snapshot, main: &HostRepo) -> Result<HostRepo> {
     if view.host_gitdir.exists() {
         return Ok(HostRepo::from_git_dir(&view.host_gitdir)?);
     }
@@ -177,30 +181,15 @@ pub(crate) fn ask(connection: &mut Connection, view: &ViewRecord) -> Result<Repo
         internal: true,
         ..Exec::default()
     };
-    let (status, out, err) = connection.run(exec, &input, MAX_STATE)?;
+    let (status, out, err) = match connection.run_within(exec, &input, MAX_STATE, MAX_TIME) {
+        Err(error @ ConnectionError::Late(_)) => return Err(CommitBackError::State { why: error.to_string() }),
+        answer => answer?,
+    };
     if status != ExitStatus::Code(0) {
         let said = sandbox_git::printable(err.trim_ascii());
         return Err(CommitBackError::State { why: format!("status {} {said}", status.shell()) });
     }
     serde_json::from_slice(&out).map_err(|error| CommitBackError::State { why: error.to_string() })
-}
-
-/// Repositories that were made inside: the host has nowhere to put their commits.
-fn unknown_repositories(state: &RepoState, snapshot: &Snapshot) -> Vec<String> {
-    let known = |gitdir: &str| {
-        let gitdir = sandbox_protocol::unescape_bytes(gitdir);
-        snapshot.git.views.iter().any(|view| view.inside_gitdir.as_os_str().as_bytes() == gitdir)
-    };
-    let mut unknown: Vec<String> = state
-        .nested
-        .iter()
-        .filter(|nested| !known(&nested.gitdir))
-        .take(100)
-        .map(|nested| sandbox_git::printable(&sandbox_protocol::unescape_bytes(&nested.path)))
-        .collect();
-    unknown.sort();
-    unknown.dedup();
-    unknown
 }
 
 /// One repository of one sandbox.
@@ -366,10 +355,7 @@ fn refused_file(sandbox: &Sandbox) -> PathBuf {
 
 fn refused_lines(brought: &Brought) -> Vec<String> {
     let refused = brought.refused.iter().map(|(name, why)| format!("'{name}' was refused: {why}"));
-    let unknown = brought.unknown.iter().map(|path| {
-        format!("'{path}' is a repository that the host does not have: its commits cannot be brought home")
-    });
-    refused.chain(unknown).collect()
+    refused.collect()
 }
 
 /// What the last commit-back could not bring home, one line each.

@@ -49,6 +49,9 @@ pub enum ConnectionError {
     /// The request does not fit into a message.
     #[error("a command line and its environment of more than {} KiB cannot be passed on", MAX_PAYLOAD / 1024)]
     TooLong,
+    /// The command inside took too long, and was ended.
+    #[error("no answer from inside in {0} s")]
+    Late(u64),
     /// The socket failed.
     #[error("cannot speak with the sandbox's supervisor")]
     Io(#[from] io::Error),
@@ -108,8 +111,27 @@ impl Connection {
     /// Waits for the next frame. Hellos are consumed and checked.
     pub fn recv(&mut self) -> Result<Frame> {
         loop {
-            if let Some(frame) = self.buffered()? {
+            if let Some(frame) = self.recv_until(None)? {
                 return Ok(frame);
+            }
+        }
+    }
+
+    /// As [`Connection::recv`]; `None` when the deadline is over.
+    fn recv_until(&mut self, deadline: Option<Instant>) -> Result<Option<Frame>> {
+        loop {
+            if let Some(frame) = self.buffered()? {
+                return Ok(Some(frame));
+            }
+            if let Some(deadline) = deadline {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let left = Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos().into() };
+                match poll(&mut [PollFd::new(&self.stream, PollFlags::IN)], Some(&left)) {
+                    Ok(0) => return Ok(None),
+                    Ok(_) => {}
+                    Err(rustix::io::Errno::INTR) => continue,
+                    Err(error) => return Err(io::Error::from(error).into()),
+                }
             }
             let mut bytes = [0u8; 16 * 1024];
             match self.stream.read(&mut bytes) {
@@ -192,6 +214,29 @@ impl Connection {
     /// Runs a command to its end with `input` on its standard input; returns its status,
     /// standard output and standard error, each at most `limit` bytes.
     pub fn run(&mut self, exec: Exec, input: &[u8], limit: usize) -> Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
+        self.run_until(exec, input, limit, None)
+    }
+
+    /// As [`Connection::run`], but ends the command when it takes longer than `time`: whoever is inside can
+    /// make it wait for ever.
+    pub fn run_within(
+        &mut self,
+        exec: Exec,
+        input: &[u8],
+        limit: usize,
+        time: Duration,
+    ) -> Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
+        self.run_until(exec, input, limit, Some(time))
+    }
+
+    fn run_until(
+        &mut self,
+        exec: Exec,
+        input: &[u8],
+        limit: usize,
+        time: Option<Duration>,
+    ) -> Result<(ExitStatus, Vec<u8>, Vec<u8>)> {
+        let deadline = time.map(|time| Instant::now() + time);
         let stream = self.open();
         self.send(stream, &Message::Exec(exec))?;
         let (mut sent, mut window, mut closed) = (0, WINDOW as usize, false);
@@ -207,7 +252,13 @@ impl Connection {
                 self.send(stream, &Message::CloseStdin)?;
                 closed = true;
             }
-            let frame = self.recv()?;
+            // Whoever sends one frame after the other is late all the same.
+            let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            let frame = if late { None } else { self.recv_until(deadline)? };
+            let Some(frame) = frame else {
+                self.send(stream, &Message::Signal { signal: 9 })?;
+                return Err(ConnectionError::Late(time.unwrap_or_default().as_secs()));
+            };
             if frame.stream != stream {
                 continue;
             }
@@ -351,6 +402,20 @@ impl AsFd for Connection {
 mod tests {
     use super::*;
     use sandbox_protocol::encode_control;
+
+    #[test]
+    fn a_command_that_does_not_end_is_ended() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut connection = Connection::new(ours).unwrap();
+        let time = Duration::from_millis(50);
+        assert!(matches!(connection.run_within(Exec::default(), b"", 10, time), Err(ConnectionError::Late(0))));
+        let mut peer = Connection::new(theirs).unwrap();
+        let asked: Vec<Message> = (0..3).map(|_| peer.recv().unwrap().message().unwrap()).collect();
+        assert!(
+            matches!(asked[..], [Message::Exec(_), Message::CloseStdin, Message::Signal { signal: 9 }]),
+            "{asked:?}"
+        );
+    }
 
     #[test]
     fn a_long_command_line_is_an_error_and_huge_credit_is_none() {

@@ -40,7 +40,7 @@ pub fn is_gitdir(path: &Path) -> bool {
 
 /// Returns the directory that a `.git` file names.
 pub fn read_gitfile(file: &Path) -> Option<PathBuf> {
-    let bytes = std::fs::read(file).ok().filter(|bytes| bytes.len() < 8192)?;
+    let bytes = super::read_regular(file, 8191)?;
     let named = bytes.strip_prefix(b"gitdir:")?.trim_ascii();
     Some(clean(&file.parent()?.join(OsStr::from_bytes(named))))
 }
@@ -139,7 +139,7 @@ fn collect_modules(directory: &Path, depth: u32, out: &mut Vec<PathBuf>) {
 
 /// Returns `core.worktree` of a submodule's git directory; git writes it on a line of its own.
 fn configured_work_tree(gitdir: &Path) -> Option<PathBuf> {
-    let config = std::fs::read(gitdir.join("config")).ok()?;
+    let config = super::read_regular(&gitdir.join("config"), 1 << 20)?;
     let line = config.split(|byte| *byte == b'\n').find_map(|line| line.trim_ascii().strip_prefix(b"worktree"))?;
     let value = line.trim_ascii().strip_prefix(b"=")?.trim_ascii();
     Some(clean(&gitdir.join(OsStr::from_bytes(value))))

@@ -14,7 +14,7 @@ use std::path::Path;
 /// Returns the operation in words and the branch that it came from.
 pub fn in_progress(gitdir: &Path, state: &RepoState) -> (Option<String>, Option<String>) {
     let read = |name: &str| -> Option<Vec<u8>> {
-        let bytes = std::fs::read(gitdir.join(name)).ok()?;
+        let bytes = super::read_regular(&gitdir.join(name), 1 << 20)?;
         Some(bytes.trim_ascii_end().to_vec())
     };
     let number = |name: &str| read(name).and_then(|text| String::from_utf8(text).ok()?.parse::<u32>().ok());
