@@ -470,16 +470,25 @@ pub struct Log {
 
 /// Show what a sandbox changed.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  git sandbox diff fix-login --stat\n  git sandbox diff fix-login --uncommitted")]
+#[command(
+    after_help = "Examples:\n  git sandbox diff fix-login --stat\n  git sandbox diff fix-login --uncommitted\n  \
+git sandbox diff fix-login other-try --stat\n  git sandbox diff fix-login --patch >fix.patch"
+)]
 pub struct Diff {
     /// Which sandbox
     pub name: String,
+    /// Another sandbox: what differs from the first one's commits to those of this one
+    #[arg(value_name = "OTHER", conflicts_with = "uncommitted")]
+    pub other: Option<String>,
     /// Only which files and how much
     #[arg(long)]
     pub stat: bool,
     /// What is not committed inside, against the state that it started from
     #[arg(long)]
     pub uncommitted: bool,
+    /// A patch that `git apply` takes, binary files included; not to a terminal
+    #[arg(short, long, conflicts_with_all = ["stat", "uncommitted"])]
+    pub patch: bool,
 }
 
 /// Sandboxes, or all.

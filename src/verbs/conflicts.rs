@@ -72,7 +72,7 @@ impl Table {
         uncommitted: bool,
     ) -> Result<Option<Self>, CliError> {
         let Some(first) = sandboxes.first() else { return Ok(None) };
-        one_repository(sandboxes)?;
+        one_repository(&sandboxes.iter().collect::<Vec<_>>())?;
         let repo = open_aside(context, store, first)?;
         let head = repo.head()?;
         let here = head.commit.map(|commit| Tip {
@@ -175,9 +175,9 @@ impl Table {
 }
 
 /// Refuses sandboxes of different repositories: they have nothing to do with each other.
-pub fn one_repository(sandboxes: &[Sandbox]) -> Result<(), CliError> {
+pub fn one_repository(sandboxes: &[&Sandbox]) -> Result<(), CliError> {
     let repo = |sandbox: &Sandbox| sandbox.record.repos[0].repo.clone();
-    match sandboxes.iter().find(|other| repo(other) != repo(&sandboxes[0])) {
+    match sandboxes.iter().find(|other| repo(other) != repo(sandboxes[0])) {
         Some(other) => {
             let names = (sandboxes[0].name(), other.name());
             Err(CliError::usage(format!("'{}' and '{}' are of different repositories", names.0, names.1))

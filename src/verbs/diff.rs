@@ -12,10 +12,12 @@ use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_core::work;
 use sandbox_git::Oid;
-use sandbox_integrate::{Captured, Commit, Kind, Layers, RepoPath, commits, diffstat, patch};
+use sandbox_integrate::{
+    Captured, Commit, Form, Kind, Layers, RepoPath, commits, diffstat, diffstat_between, patch, patch_between,
+};
 use serde::Serialize;
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -26,6 +28,9 @@ const SHOWN: u64 = 4 << 20;
 pub fn run(context: &Context, args: &cli::Diff) -> Outcome {
     let store = context.store()?;
     let sandbox = context.sandbox(&store, &args.name)?;
+    if let Some(second) = &args.other {
+        return between(context, &store, &sandbox, second, args);
+    }
     if args.uncommitted {
         return uncommitted(context, &store, &sandbox, args.stat);
     }
@@ -35,11 +40,46 @@ pub fn run(context: &Context, args: &cli::Diff) -> Outcome {
         return Ok(0);
     };
     let repo = open(context, &store, &sandbox)?;
-    if args.stat {
-        print(diffstat(&repo, base, tip)?.text().as_bytes())
-    } else {
-        print(escape_lines(&String::from_utf8_lossy(&patch(&repo, base, tip)?)).as_bytes())
+    match (args.stat, args.patch) {
+        (true, _) => print(diffstat(&repo, base, tip)?.text().as_bytes()),
+        (_, true) => for_git(&patch(&repo, base, tip, Form::Apply)?),
+        _ => print(escape_lines(&String::from_utf8_lossy(&patch(&repo, base, tip, Form::Read)?)).as_bytes()),
     }
+}
+
+/// What differs from one sandbox's tip to another's.
+fn between(context: &Context, store: &Store, first: &Sandbox, second: &str, args: &cli::Diff) -> Outcome {
+    let second = context.sandbox(store, second)?;
+    super::conflicts::one_repository(&[first, &second])?;
+    let tip = |sandbox: &Sandbox| -> Result<Oid, CliError> {
+        super::fetch::bring(context, store, sandbox)?;
+        let base = sandbox.snapshot(store, 0)?.git.base.as_deref().and_then(Oid::parse);
+        work::tip(context.git()?, store, sandbox)?.or(base).ok_or_else(|| {
+            CliError::new(format!("the sandbox '{}' has no commit", sandbox.name()))
+                .hint(format!("`git sandbox commit {} -m MSG` makes one of its files", sandbox.name()))
+                .status(1)
+        })
+    };
+    let (from, to) = (tip(first)?, tip(&second)?);
+    let repo = open(context, store, first)?;
+    if from == to {
+        eprintln!("nothing differs between '{}' and '{}'", first.name(), second.name());
+        return Ok(0);
+    }
+    match (args.stat, args.patch) {
+        (true, _) => print(diffstat_between(&repo, from, to)?.text().as_bytes()),
+        (_, true) => for_git(&patch_between(&repo, from, to, Form::Apply)?),
+        _ => print(escape_lines(&String::from_utf8_lossy(&patch_between(&repo, from, to, Form::Read)?)).as_bytes()),
+    }
+}
+
+/// A patch as git made it. A terminal gets none: its bytes come from inside.
+fn for_git(patch: &[u8]) -> Outcome {
+    if io::stdout().is_terminal() {
+        return Err(CliError::usage("a patch for other tools is not safe for a terminal")
+            .hint("`git sandbox diff --patch NAME >FILE`, or without `--patch` to read it"));
+    }
+    print(patch)
 }
 
 /// The base commit and the tip, if there is a tip that is not the base.

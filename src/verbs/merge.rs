@@ -78,7 +78,7 @@ struct Left<'a> {
 /// Several at once: each onto the result of those before, and this working tree changes once.
 fn several(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Outcome {
     let named = chosen(context, store, &args.names, args.all)?;
-    one_repository(&named)?;
+    one_repository(&named.iter().collect::<Vec<_>>())?;
     for sandbox in &named {
         super::fetch::bring(context, store, sandbox)?;
     }

@@ -220,7 +220,16 @@ impl DiffStat {
 /// if there is none).
 pub fn diffstat(repo: &Repo, onto: Option<Oid>, tip: Oid) -> Result<DiffStat, MergeError> {
     let base = fork_point(repo, onto, tip)?;
-    let args = ["diff-tree", "-r", "-z", "--numstat", "-M", "--no-ext-diff", "--no-textconv", &base];
+    diffstat_of(repo, &base, tip)
+}
+
+/// Returns how much differs from one commit to another.
+pub fn diffstat_between(repo: &Repo, from: Oid, to: Oid) -> Result<DiffStat, MergeError> {
+    diffstat_of(repo, &tree_of(repo, Some(from)), to)
+}
+
+fn diffstat_of(repo: &Repo, base: &str, tip: Oid) -> Result<DiffStat, MergeError> {
+    let args = ["diff-tree", "-r", "-z", "--numstat", "-M", "--no-ext-diff", "--no-textconv", base];
     let output = repo.pure().args(args).arg(format!("{tip}^{{tree}}")).output()?.stdout;
     let mut fields = output.split(|b| *b == 0);
     let mut files = Vec::new();
@@ -246,11 +255,32 @@ pub fn diffstat(repo: &Repo, onto: Option<Oid>, tip: Oid) -> Result<DiffStat, Me
 
 /// Returns the patch from the best common ancestor of `onto` and `tip` to `tip`: bytes as git prints
 /// them, not safe for a terminal. Every file is shown as text if its content is; no attribute hides it.
-pub fn patch(repo: &Repo, onto: Option<Oid>, tip: Oid) -> Result<Vec<u8>, MergeError> {
+pub fn patch(repo: &Repo, onto: Option<Oid>, tip: Oid, form: Form) -> Result<Vec<u8>, MergeError> {
     let base = fork_point(repo, onto, tip)?;
-    let args =
-        ["diff-tree", "-r", "-p", "-M", "--no-ext-diff", "--no-textconv", "--no-color", "--submodule=short", &base];
-    Ok(repo.pure().args(args).arg(format!("{tip}^{{tree}}")).output()?.stdout)
+    patch_of(repo, &base, tip, form)
+}
+
+/// Returns the patch from one commit to another, as [`patch`].
+pub fn patch_between(repo: &Repo, from: Oid, to: Oid, form: Form) -> Result<Vec<u8>, MergeError> {
+    patch_of(repo, &tree_of(repo, Some(from)), to, form)
+}
+
+/// What a patch is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// To be read: a binary file is only named.
+    Read,
+    /// For `git apply`: with the content of binary files.
+    Apply,
+}
+
+fn patch_of(repo: &Repo, base: &str, tip: Oid, form: Form) -> Result<Vec<u8>, MergeError> {
+    let args = ["diff-tree", "-r", "-p", "-M", "--no-ext-diff", "--no-textconv", "--no-color", "--submodule=short"];
+    let mut git = repo.pure().args(args);
+    if form == Form::Apply {
+        git = git.args(["--binary", "--full-index"]);
+    }
+    Ok(git.arg(base).arg(format!("{tip}^{{tree}}")).output()?.stdout)
 }
 
 fn fork_point(repo: &Repo, onto: Option<Oid>, tip: Oid) -> Result<String, MergeError> {

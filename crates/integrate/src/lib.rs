@@ -60,7 +60,10 @@ pub use apply::{Merged, apply};
 pub use captured::{Captured, CapturedFile, Kind, Layers};
 pub use edits::{Edit, EditsPlan, EditsRequest, StashRequest, apply_edits, plan_edits, stash, with_edits};
 pub use error::{Conflict, Conflicts, MergeError, Reason};
-pub use inspect::{Commit, DiffStat, FileStat, Relation, commits, diffstat, patch, relation, status_paths};
+pub use inspect::{
+    Commit, DiffStat, FileStat, Form, Relation, commits, diffstat, diffstat_between, patch, patch_between, relation,
+    status_paths,
+};
 pub use matrix::{Cache, Matrix, Pair, best_order, matrix};
 pub use path::{Entry, Mode, RepoPath};
 pub use plan::{FileAction, HeadMove, How, Identity, IndexAction, MergePlan, MergeRequest, PathPlan, What, Why, plan};

@@ -18,6 +18,9 @@ over_drivers! {
     uncommitted_work_here_is_kept_by_a_merge_of_many,
     commits_are_picked,
     a_bundle_is_a_file_to_fetch_from,
+    two_sandboxes_are_compared,
+    a_patch_is_for_other_tools,
+    a_name_of_another_repository_is_refused,
 }
 
 /// A sandbox that replaces a line of `src/b.c` and commits.
@@ -332,4 +335,42 @@ fn a_bundle_is_a_file_to_fetch_from(subject: &Subject) {
     repo.sandbox(&["bundle", "s", "no/such/dir/x"]).expect(128);
     subject.spawn(&repo, &["-q", "none"], "true").ok();
     assert_eq!(repo.sandbox(&["bundle", "none", "x"]).expect(1).stderr, "no commits in 'none'\n");
+}
+
+fn two_sandboxes_are_compared(subject: &Subject) {
+    let repo = four(subject);
+    let seen = repo.sandbox(&["diff", "a", "c"]).expect(0);
+    assert!(seen.stdout.contains("\n-AAA\n+CCC\n"), "{seen}");
+    let seen = repo.sandbox(&["diff", "--stat", "a", "d"]).expect(0);
+    assert_eq!(seen.stdout, " d       |   1 +\n src/b.c |   2 +-\n 2 files changed, 2 insertions(+), 1 deletion(-)\n");
+    let seen = repo.sandbox(&["diff", "a", "a"]).expect(0);
+    assert_eq!((seen.stdout.as_str(), seen.stderr.as_str()), ("", "nothing differs between 'a' and 'a'\n"));
+    repo.sandbox(&["diff", "--uncommitted", "a", "c"]).expect(129);
+}
+
+fn a_patch_is_for_other_tools(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    subject
+        .spawn(&repo, &["-q", "s"], "printf 'a\\033\\0b' >bin; echo text >>src/b.c; git add -A; git commit -qm s")
+        .ok();
+    let patch = repo.env().root().join("s.patch");
+    let mut command = repo.env().sandbox_command(repo.dir(), &["diff", "--patch", "s"]);
+    command.stdout(std::fs::File::create(&patch).unwrap());
+    Child::spawn(&mut command).wait(Duration::from_secs(20));
+    repo.git(&["apply", "--index", patch.to_str().unwrap()]).ok();
+    assert_eq!(repo.git(&["write-tree"]).ok(), repo.git(&["rev-parse", "sandbox/s^{tree}"]).ok());
+}
+
+fn a_name_of_another_repository_is_refused(subject: &Subject) {
+    let (one, two) = (State::Plain.build(&subject.env, "one"), State::Plain.build(&subject.env, "two"));
+    line(subject, &one, "a", "line 1", "AAA");
+    line(subject, &two, "b", "line 1", "BBB");
+    for args in [&["conflicts", "a", "b"][..], &["merge", "a", "b"], &["diff", "a", "b"]] {
+        let seen = subject.env.sandbox(&subject.env.home(), args).expect(129);
+        let text =
+            "error: 'a' and 'b' are of different repositories\nhint: run this inside the repository that is meant\n";
+        assert_eq!(seen.stderr, text);
+    }
+    // Inside one of them the other's name is unknown.
+    assert!(one.sandbox(&["conflicts", "a", "b"]).expect(128).stderr.starts_with("error: no sandbox named 'b'"));
 }

@@ -379,5 +379,9 @@ fn relation_log_and_statistics() {
     let here = sandbox_git::Oid::parse(world.git(&["rev-parse", "HEAD"]).trim());
     assert_eq!(relation(&repo, here, tip).unwrap(), Relation::Diverged { ahead: 1, behind: 1 });
     assert_eq!(diffstat(&repo, here, tip).unwrap(), stat);
-    assert!(String::from_utf8(crate::patch(&repo, here, tip).unwrap()).unwrap().contains("rename to new name"));
+    assert!(
+        String::from_utf8(crate::patch(&repo, here, tip, crate::Form::Read).unwrap())
+            .unwrap()
+            .contains("rename to new name")
+    );
 }
