@@ -258,24 +258,27 @@ impl Machine<'_> {
         found.urls.retain(|url| is_web(url));
     }
 
-    /// npmrc(5): `registry=URL` and `@scope:registry=URL`, of the user and of the system.
+    /// npmrc(5): `registry=URL` and `@scope:registry=URL`, of the user and of the system. Where nothing
+    /// names the registry for everything else, npm itself is asked.
     fn npm(&self, found: &mut Found) {
         let own = self.vars.get("NPM_CONFIG_USERCONFIG").map_or_else(|| self.home.join(".npmrc"), PathBuf::from);
+        let mut whole = false;
         for file in [own, self.etc.join("npmrc"), self.home.join(".config/pnpm/rc")] {
             for line in fs::read_to_string(file).unwrap_or_default().lines() {
-                if let Some((key, value)) = line.split_once('=')
-                    && (key.trim() == "registry" || key.trim().ends_with(":registry"))
-                {
-                    found.urls.insert(value.trim().trim_matches('"').to_owned());
+                let Some((key, value)) = line.split_once('=') else { continue };
+                let (key, value) = (key.trim(), value.trim().trim_matches('"'));
+                if (key == "registry" || key.ends_with(":registry")) && is_web(value) {
+                    whole |= key == "registry";
+                    found.urls.insert(value.to_owned());
                 }
             }
         }
-        let of_variable = |name: &&String| name.eq_ignore_ascii_case("npm_config_registry");
-        found.urls.extend(self.vars.keys().filter(of_variable).filter_map(|name| self.vars.get(name).cloned()));
-        found.urls.retain(|url| is_web(url));
-        // A scope's registry does not replace the one for everything else.
-        if let Some(url) = (self.ask)(&["npm", "config", "get", "registry"]) {
-            found.urls.extend([url.trim().to_owned()].into_iter().filter(|url| is_web(url)));
+        for (_, value) in self.vars.iter().filter(|(name, _)| name.eq_ignore_ascii_case("npm_config_registry")) {
+            whole |= is_web(value);
+            found.urls.extend(Some(value.clone()).filter(|url| is_web(url)));
+        }
+        if !whole && let Some(url) = (self.ask)(&["npm", "config", "get", "registry"]) {
+            found.urls.extend(Some(url.trim().to_owned()).filter(|url| is_web(url)));
         }
     }
 
@@ -488,9 +491,15 @@ mod tests {
     fn npms_and_pips_files_else_they_are_asked() {
         let npmrc = "registry=https://npm.example/\n@own:registry = \"http://scope.example:4873/\"\n//npm.example/:_authToken=x\n";
         assert_eq!(
-            found(Tool::Npm, &[("home/.npmrc", npmrc)], &[], Some("https://npm.example/\n")),
+            found(Tool::Npm, &[("home/.npmrc", npmrc)], &[], Some("https://not-asked.example/\n")),
             ["scope.example:4873", "npm.example"]
         );
+        let scoped = "@own:registry=https://scope.example/\n";
+        assert_eq!(
+            found(Tool::Npm, &[("etc/npmrc", scoped)], &[], Some("https://asked.example/\n")),
+            ["asked.example", "scope.example"]
+        );
+        assert_eq!(found(Tool::Npm, &[], &[("npm_config_registry", "https://var.example/")], None), ["var.example"]);
         assert_eq!(found(Tool::Npm, &[], &[], Some("https://asked.example/\n")), ["asked.example"]);
         assert_eq!(found(Tool::Npm, &[], &[], Some("undefined\n")), [""; 0]);
         let conf = "[global]\nindex-url = https://user:pass@pip.example/simple\nextra-index-url =\n    https://one.example/\n    https://two.example/\n[install]\ntimeout = 5\n";
