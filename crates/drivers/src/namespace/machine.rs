@@ -6,7 +6,7 @@ use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
 use sandbox_core::driver::{DriverError, Machine, ProcessIdentity};
 use sandbox_sys::process;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -43,12 +43,13 @@ impl Starting {
         identity: ProcessIdentity,
         notes: Vec<String>,
         egress: Option<OwnedFd>,
+        mounts: Option<OwnedFd>,
     ) -> Result<NamespaceMachine, DriverError> {
         let Some(pidfd) = self.child.take() else {
             return Err(DriverError::NotReady { source: io::ErrorKind::NotFound.into() });
         };
         let cgroup = std::mem::take(&mut self.cgroup);
-        Ok(NamespaceMachine { control, identity, pidfd, notes, cgroup, egress })
+        Ok(NamespaceMachine { control, identity, pidfd, notes, cgroup, egress, mounts })
     }
 }
 
@@ -89,6 +90,9 @@ pub struct NamespaceMachine {
     notes: Vec<String>,
     cgroup: Cgroup,
     egress: Option<OwnedFd>,
+    /// Its mount namespace, so that it does not go with the first process: unmounting an overlay writes back
+    /// the whole file system below it, of all who write there, and the first process would only then be gone.
+    mounts: Option<OwnedFd>,
 }
 
 impl Machine for NamespaceMachine {
@@ -133,5 +137,8 @@ impl Drop for NamespaceMachine {
     fn drop(&mut self) {
         end(&self.pidfd);
         self.cgroup.remove();
+        // Left to the end of this process, after whoever waits for the sandbox has been answered. Nothing can
+        // reach those mounts any more; a start that comes at once stands on the same directories.
+        let _ = self.mounts.take().map(IntoRawFd::into_raw_fd);
     }
 }

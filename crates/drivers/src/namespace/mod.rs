@@ -190,9 +190,11 @@ fn launch(spec: &LaunchSpec) -> Result<NamespaceMachine, DriverError> {
         start_time: process::start_time(pid).map_err(during("read the first process's start time"))?,
         boot_id: process::boot_id().map_err(during("read the boot id"))?,
     };
+    // What cannot be opened only makes the end slower.
+    let mounts = fs::File::open(format!("/proc/{pid}/ns/mnt")).ok().map(OwnedFd::from);
     wait_until_ready(&ours, &mut machine)?;
     let egress = egress_ours.map(listening).transpose().map_err(during("take over the socket of the proxy"))?;
-    machine.finish(UnixStream::from(ours), identity, notes, egress)
+    machine.finish(UnixStream::from(ours), identity, notes, egress, mounts)
 }
 
 /// The listening socket that the child has made inside its network namespace.
