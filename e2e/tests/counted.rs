@@ -87,6 +87,8 @@ fn a_warm_spawn() {
                 let name = argv[0].rsplit('/').next().unwrap();
                 programs.push(match name {
                     "git-sandbox" => format!("{name} {}", argv[1]),
+                    // The product may have another name in its directory.
+                    _ if argv.get(1).is_some_and(|role| role.starts_with("__")) => format!("git-sandbox {}", argv[1]),
                     "git" => argv.join(" "),
                     name => name.to_owned(),
                 });
