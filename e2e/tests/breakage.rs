@@ -100,6 +100,77 @@ fn what_nobody_needs_goes_by_itself() {
     nothing_left(&env, &repo);
 }
 
+/// What `drop` has found out is true until the sandbox is gone: a command that comes in between waits, and
+/// then there is no sandbox, or it is refused.
+#[test]
+fn nothing_is_made_between_the_look_and_the_drop() {
+    let env = TestEnv::new();
+    let repo = State::Plain.build(&env, "repo");
+    repo.sandbox(&["spawn", "-q", "x", "--", "sh", "-c", "echo x >x && git add x && git commit -qm x"]).ok();
+    repo.git(&["branch", "keep", "refs/sandbox/x"]).ok();
+    // A git that is slow when it counts what only the sandbox has.
+    let wrapper = env.root().join("slow");
+    fs::create_dir(&wrapper).unwrap();
+    let begun = env.root().join("begun");
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *rev-list*--count*--stdin*) touch '{}'; sleep 2;; esac\nexec '{}' \"$@\"\n",
+        begun.display(),
+        env.git_used().path.display()
+    );
+    fs::write(wrapper.join("git"), script).unwrap();
+    fs::set_permissions(wrapper.join("git"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let mut command = env.sandbox_command(repo.dir(), &["drop", "x"]);
+    let path =
+        std::env::join_paths([wrapper.clone(), "/usr/local/bin".into(), "/usr/bin".into(), "/bin".into()]).unwrap();
+    command.env("PATH", path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut dropping = Child::spawn(&mut command);
+    wait_until("drop looks at what is there", LIMIT, || begun.exists());
+    let script = "echo late >late && git add late && git commit -qm late";
+    let late = repo.sandbox(&["exec", "x", "--", "sh", "-c", script]);
+    assert_eq!(dropping.wait(LIMIT), 0);
+    assert!(late.status != 0, "it was made, and is gone: {late}");
+    assert!(late.stderr.contains("no sandbox named 'x'") || late.stderr.contains("busy"), "{late}");
+    nothing_left(&env, &repo);
+}
+
+/// Commits that the host has no place for, and files that no look at the tree finds, are told of.
+#[test]
+fn what_lies_beside_the_tree_is_not_dropped_in_silence() {
+    let env = TestEnv::new();
+    let repo = State::Dirty.build(&env, "repo");
+    let made = |name: &str, script: &str| repo.sandbox(&["spawn", "-q", name, "--", "sh", "-ec", script]);
+    let kept = |name: &str, why: &str| {
+        let refused = repo.sandbox(&["drop", name]);
+        assert_eq!(refused.status, 1, "{refused}");
+        assert!(refused.stderr.contains(why), "{refused}");
+        repo.sandbox(&["drop", "--force", name]).ok();
+        repo.sandbox(&["trash", "restore", name]).ok();
+        repo.sandbox(&["drop", "--force", name]).ok();
+    };
+    let nested = "mkdir -p build/n && cd build/n && git init -q && echo x >x && git add x && git commit -qm nested";
+    made("ignored", nested).ok();
+    kept("ignored", "'build/n' is a repository that the host does not have");
+    made("linked", "git worktree add -q ~/fix -b fix && echo x >~/fix/new").ok();
+    kept("linked", "is a worktree in the sandbox's home");
+    // What is no work is no reason.
+    made("neither", "git worktree add -q ~/gone -b gone && git worktree remove ~/gone && git branch -qD gone").ok();
+    repo.sandbox(&["drop", "neither"]).ok();
+
+    // The outer repository was moved, and the inner one with it: what was brought to the inner one counts.
+    let env = TestEnv::new();
+    let repo = State::Submodule.build(&env, "repo");
+    let script = "cd lib && git config user.name A && git config user.email a@b && git add -A && git commit -qm inner";
+    repo.sandbox(&["spawn", "-q", "s", "--", "sh", "-ec", script]).ok();
+    repo.sandbox(&["fetch", "s"]);
+    let moved = repo.dir().with_file_name("moved");
+    fs::rename(repo.dir(), &moved).unwrap();
+    env.sandbox(&moved, &["list"]).ok();
+    let refused = env.sandbox(&moved, &["drop", "s"]);
+    assert_eq!(refused.status, 1, "{refused}");
+    assert!(refused.stderr.contains("commits of 'lib' only at refs/sandbox/s"), "{refused}");
+    fs::rename(&moved, repo.dir()).unwrap();
+}
+
 #[test]
 fn the_command_is_killed_at_any_moment_of_a_spawn() {
     let env = TestEnv::new();

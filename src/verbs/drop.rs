@@ -78,7 +78,9 @@ pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Forc
         }
         stop::stop(sandbox, Duration::from_secs(2))?;
     }
-    let brought = fetch::bring(context, store, sandbox);
+    // From here on nobody starts it: what is found out below stays true until it is gone.
+    let lock = sandbox.take(Duration::from_secs(10))?;
+    let brought = fetch::bring_locked(context, store, sandbox, &lock);
     if force == Force::No {
         brought?;
     }
@@ -91,15 +93,14 @@ pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Forc
     if force == Force::No && !unsaved.is_empty() {
         return Err(refusal(sandbox, &unsaved));
     }
-    let lock = sandbox.take(Duration::from_secs(10))?;
     if unsaved.is_empty() {
         commit_back::remove_refs(context.git()?, store, sandbox)?;
         removal::remove(store, sandbox, lock)?;
         return Ok(format!("dropped '{name}'{}", ignored_words(&unsaved)));
     }
-    // The host repository may be gone.
-    let _ = commit_back::remove_refs(context.git()?, store, sandbox);
-    trash::discard(store, sandbox, lock)?;
+    let dir = trash::discard(store, sandbox, lock)?;
+    // Afterwards: as long as it is not safe in the trash, its refs stay. The host repository may be gone.
+    let _ = commit_back::remove_refs(context.git()?, store, &Sandbox { dir, record: sandbox.record.clone() });
     Ok(format!(
         "dropped '{name}' into the trash{}\nhint: `git sandbox trash restore {name}` brings it back for {} days",
         ignored_words(&unsaved),

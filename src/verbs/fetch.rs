@@ -15,6 +15,7 @@ use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_core::work;
 use sandbox_protocol::Message;
+use sandbox_sys::lock::FileLock;
 use std::time::Duration;
 
 pub fn run(context: &Context, args: &cli::Many) -> Outcome {
@@ -53,8 +54,16 @@ fn stopped(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<String
     if !work::git_changed(store, sandbox)? {
         return Ok(String::new());
     }
+    bring_locked(context, store, sandbox, &sandbox.take(Duration::from_secs(10))?)
+}
+
+/// As [`bring`], of a sandbox whose lock is held and that does not run.
+pub fn bring_locked(context: &Context, store: &Store, sandbox: &Sandbox, lock: &FileLock) -> Result<String, CliError> {
+    if !work::git_changed(store, sandbox)? {
+        return Ok(String::new());
+    }
     store.writable()?;
-    with_helper(context, store, sandbox, |connection| {
+    helper(context, store, sandbox, lock, |connection| {
         let brought = commit_back::commit_back(connection, context.git()?, store, sandbox)?;
         told(&brought)
     })
@@ -79,7 +88,16 @@ pub fn with_helper<T>(
     sandbox: &Sandbox,
     act: impl FnOnce(&mut Connection) -> Result<T, CliError>,
 ) -> Result<T, CliError> {
-    let _lock = sandbox.take(Duration::from_secs(10))?;
+    helper(context, store, sandbox, &sandbox.take(Duration::from_secs(10))?, act)
+}
+
+fn helper<T>(
+    context: &Context,
+    store: &Store,
+    sandbox: &Sandbox,
+    _lock: &FileLock,
+    act: impl FnOnce(&mut Connection) -> Result<T, CliError>,
+) -> Result<T, CliError> {
     let spec = launch_spec(store, sandbox, Mode::Helper, &context.program)?;
     let driver = super::spawn::driver(&sandbox.record.driver)?;
     alone();

@@ -93,6 +93,46 @@ pub fn changes(upper: &Path, layers_dir: &Path, manifest: &Manifest) -> Result<V
     Ok(walk.changes)
 }
 
+/// Lists the directories of an overlay's upper directory, but its top, that have an entry named `.git` of
+/// their own: repositories that were made or written to inside. `true` beside it: the entry is a directory, else
+/// a file that names one. Sorted; what may not be read is passed over.
+pub fn repositories(upper: &Path) -> Result<Vec<(PathBuf, bool)>, ChangesError> {
+    let error = |path: &[u8], errno: Errno| ChangesError { path: upper.join(to_path(path)), source: errno.into() };
+    let root = match rustix::fs::open(upper, LOOK, Mode::empty()) {
+        Ok(root) => root,
+        Err(Errno::NOENT) => return Ok(Vec::new()),
+        Err(errno) => return Err(error(b"", errno)),
+    };
+    let mut found = Vec::new();
+    let mut waiting: Vec<(Vec<u8>, usize)> = vec![(Vec::new(), 0)];
+    while let Some((dir, depth)) = waiting.pop() {
+        let mut names: Vec<CString> = Vec::new();
+        let listed = open_beneath(root.as_fd(), &dir, LIST).and_then(|fd| {
+            paths::list(fd.as_fd(), |name| names.push(name.to_owned()))?;
+            Ok(fd)
+        });
+        let fd = match listed {
+            Ok(fd) => fd,
+            Err(Errno::ACCESS | Errno::PERM | Errno::NOENT | Errno::NOTDIR) => continue,
+            Err(errno) => return Err(error(&dir, errno)),
+        };
+        for name in names {
+            let Ok(stat) = rustix::fs::statat(&fd, &name, AtFlags::SYMLINK_NOFOLLOW) else { continue };
+            let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+            if name.as_bytes() == b".git" {
+                // Anything but a whiteout; a link to a directory is a repository for git too.
+                if !dir.is_empty() && kind != rustix::fs::FileType::CharacterDevice {
+                    found.push((to_path(&dir).to_owned(), kind == rustix::fs::FileType::Directory));
+                }
+            } else if kind == rustix::fs::FileType::Directory && depth < MAX_DEPTH {
+                waiting.push((join(&dir, name.as_bytes()), depth + 1));
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
 /// A directory of the upper directory that is still to be read.
 struct Dir {
     path: Vec<u8>,

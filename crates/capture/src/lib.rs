@@ -43,7 +43,7 @@ mod stat;
 mod twin;
 
 pub use capture::{capture, sync};
-pub use changes::{Change, ChangeKind, ChangesError, changes};
+pub use changes::{Change, ChangeKind, ChangesError, changes, repositories};
 pub use describe::describe;
 pub use manifest::{CopyStat, Entry, MANIFEST, Manifest, ManifestError, Reason, TREE, Walk};
 pub use remove::remove_tree;

@@ -31,7 +31,7 @@ use crate::store::{self, StoreError};
 use crate::view::View;
 use crate::{host_repo, view};
 use sandbox_git::refs::write_packed;
-use sandbox_git::{Git, GitError, ObjectFormat, Oid, RefName};
+use sandbox_git::{Git, GitCommand, GitError, ObjectFormat, Oid, RefName};
 use sandbox_sys::child::ChildLimits;
 use std::collections::BTreeSet;
 use std::fs;
@@ -238,7 +238,7 @@ impl Landing {
             }
         }
         received.extend(present);
-        let verdicts = budget::judge(self, &mut walker, &received)?;
+        let verdicts = budget::judge(self, &mut walker, &received, self.bounds.time)?;
         if clean && verdicts.iter().all(Option::is_none) {
             self.unspoil()?;
         }
@@ -253,7 +253,7 @@ impl Landing {
 
     /// Writes a blob of ours (the owner record) and returns its id.
     pub fn blob(&self, bytes: &[u8]) -> Result<Oid> {
-        let hex = self.git.landing(&self.dir).args(["hash-object", "-w", "--stdin"]).stdin(bytes).line()?;
+        let hex = self.command().args(["hash-object", "-w", "--stdin"]).stdin(bytes).line()?;
         Oid::parse(&hex).ok_or_else(|| {
             GitError::Unexpected { command: "git hash-object".into(), what: sandbox_git::printable(hex.as_bytes()) }
                 .into()
@@ -272,7 +272,7 @@ impl Landing {
         let (theirs, relay) = relay::start(conversation, bytes).map_err(LandingError::Connect)?;
         let number = std::os::fd::AsRawFd::as_raw_fd(&theirs);
         let specs: String = wants.iter().map(|want| format!("+{}:refs/in/{}\n", want.oid, want.oid)).collect();
-        let mut command = self.git.landing(&self.dir);
+        let mut command = self.command();
         for setting in FETCH_CONFIG {
             command = command.config(setting);
         }
@@ -281,7 +281,7 @@ impl Landing {
             .arg(format!("fd::{number}/sandbox"))
             .stdin(specs)
             .inherit(theirs)
-            .limits(self.child_limits())
+            .limits(ChildLimits { file_size: Some(self.bounds.bytes), ..child_limits(self.bounds) })
             .timeout(time)
             .run();
         let relayed = relay.finish();
@@ -291,12 +291,9 @@ impl Landing {
         Ok((result, relayed.bytes))
     }
 
-    fn child_limits(&self) -> ChildLimits {
-        ChildLimits {
-            address_space: Some(self.bounds.memory),
-            cpu_seconds: Some(self.bounds.time.as_secs()),
-            file_size: Some(self.bounds.bytes),
-        }
+    /// A command in the landing.
+    fn command(&self) -> GitCommand {
+        command(&self.git, &self.dir, self.bounds)
     }
 
     /// What is in here now may not be trusted by a later land.
@@ -311,6 +308,21 @@ impl Landing {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
             _ => Ok(()),
         }
+    }
+}
+
+/// A command in a landing, over objects that come from inside: whatever it is, its memory, its time on a processor
+/// and its time on the clock are bounded.
+fn command(git: &Git, dir: &Path, bounds: Bounds) -> GitCommand {
+    git.landing(dir, child_limits(bounds), bounds.time)
+}
+
+fn child_limits(bounds: Bounds) -> ChildLimits {
+    ChildLimits {
+        address_space: Some(bounds.memory),
+        cpu_seconds: Some(bounds.time.as_secs().max(1)),
+        // What was granted may be larger than what may be sent.
+        file_size: None,
     }
 }
 
@@ -334,11 +346,6 @@ const FETCH_CONFIG: &[&str] = &[
     // The server must not send us elsewhere.
     "transfer.bundleURI=false",
     "promisor.acceptFromServer=none",
-    // Memory stays bounded.
-    "pack.threads=1",
-    "core.packedGitWindowSize=32m",
-    "core.packedGitLimit=256m",
-    "core.bigFileThreshold=64m",
     // Thrown away: the host gets its own copy, synced.
     "core.fsync=none",
 ];

@@ -18,6 +18,7 @@ pub mod host_view;
 pub mod id;
 pub mod landing;
 pub mod launch;
+pub mod made_inside;
 pub mod prepare;
 pub mod prune;
 pub mod record;

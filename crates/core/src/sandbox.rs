@@ -181,8 +181,6 @@ impl Sandbox {
         match &status.supervisor {
             Some(supervisor) if alive(supervisor) => State::Running,
             Some(_) => State::Crashed,
-            // Written, locked by a supervisor that is still launching.
-            None if matches!(FileLock::try_exclusive(&self.dir.lock_file()), Ok(None)) => State::Running,
             None if status.started.is_some() && !status.stopped => State::Crashed,
             None => State::Stopped,
         }
@@ -224,8 +222,14 @@ impl Sandbox {
         let io = |source| SandboxError::Io { step: format!("lock '{}'", path.display()), source };
         let until = Instant::now() + patience;
         let lock = loop {
-            if let Some(lock) = FileLock::try_exclusive(&path).map_err(io)? {
-                break lock;
+            match FileLock::try_exclusive(&path) {
+                Ok(Some(lock)) => break lock,
+                Ok(None) => {}
+                // Dropped meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(SandboxError::Unknown { name: self.name().to_owned(), known: Vec::new() });
+                }
+                Err(error) => return Err(io(error)),
             }
             if Instant::now() >= until {
                 let name = self.name().to_owned();

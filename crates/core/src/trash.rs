@@ -8,6 +8,7 @@ use crate::store::{SandboxDir, Store, StoreError, read_json, write_json};
 use sandbox_sys::lock::FileLock;
 use serde::{Deserialize, Serialize};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -55,7 +56,9 @@ pub fn list(store: &Store) -> Result<Vec<Trashed>, StoreError> {
         let dir = store.trash(&id);
         let Some(record) = read_json::<SandboxRecord>(&dir.record())? else { continue };
         let dropped: Option<Dropped> = read_json(&dir.path().join("dropped.json"))?;
-        let age_seconds = dropped.map_or(0, |dropped| now().saturating_sub(dropped.at));
+        // Where there was no room to write down when, the rename itself is remembered by the file system.
+        let moved = || fs::metadata(dir.path()).map_or(now(), |meta| u64::try_from(meta.ctime()).unwrap_or(0));
+        let age_seconds = now().saturating_sub(dropped.map_or_else(moved, |dropped| dropped.at));
         let disk = crate::work::disk_of(dir.path());
         all.push(Trashed { dir, record, age_seconds, disk });
     }
@@ -63,16 +66,17 @@ pub fn list(store: &Store) -> Result<Vec<Trashed>, StoreError> {
     Ok(all)
 }
 
-/// Moves a sandbox, whose lock is held and that does not run, into the trash.
-pub fn discard(store: &Store, sandbox: &Sandbox, lock: FileLock) -> Result<(), StoreError> {
+/// Moves a sandbox, whose lock is held and that does not run, into the trash; returns where it is now.
+/// Needs no room on the disk: on a full one this is how room is made.
+pub fn discard(store: &Store, sandbox: &Sandbox, lock: FileLock) -> Result<SandboxDir, StoreError> {
     let target = store.trash(&sandbox.record.id);
-    write_json(&sandbox.dir.path().join("dropped.json"), &Dropped { at: now() }, true)?;
     fs::rename(sandbox.dir.path(), target.path()).map_err(StoreError::io("move away", sandbox.dir.path()))?;
+    let _ = write_json(&target.path().join("dropped.json"), &Dropped { at: now() }, true);
     for mount in &sandbox.record.repos {
         Names::of(&store.repo(&mount.repo)).take_back(&sandbox.record.name, &sandbox.record.id);
     }
     drop(lock);
-    Ok(())
+    Ok(target)
 }
 
 /// Brings one back, under its name or, when that was given again, under that name with a number;
@@ -149,5 +153,30 @@ mod tests {
         assert!(delete_dir(&store, dir.path()).unwrap());
         assert!(!dir.path().exists());
         assert_eq!(fs::read_dir(store.tmp()).unwrap().count(), 0);
+    }
+
+    /// On a full disk nothing can be written, and this is how room is made.
+    #[test]
+    fn what_cannot_be_written_down_does_not_keep_it_out_of_the_trash() {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(&root.path().join("s")).unwrap();
+        let record: SandboxRecord = serde_json::from_value(serde_json::json!({
+            "id": SandboxId::random().to_string(), "name": "full", "unnamed": false, "driver": "namespace",
+            "repos": [], "created": 0, "argv": [], "cwd": "/", "home": "/",
+            "user": {"name": "u", "group": "u", "uid": 1000, "gid": 1000, "shell": "/bin/sh", "root": false},
+            "env": [], "network": "none", "limits": {},
+        }))
+        .unwrap();
+        let dir = store.sandbox(&record.id);
+        // Nothing can take the place of a directory: writing fails, whoever tries.
+        crate::store::make_dir(&dir.path().join("dropped.json")).unwrap();
+        write_json(&dir.record(), &record, false).unwrap();
+        let lock = FileLock::exclusive(&dir.lock_file()).unwrap();
+        let there = discard(&store, &Sandbox { dir: dir.clone(), record }, lock).unwrap();
+        assert!(!dir.path().exists() && there.record().exists());
+        fs::remove_dir(there.path().join("dropped.json")).unwrap();
+        let listed = list(&store).unwrap();
+        assert_eq!(listed.len(), 1);
+        assert!(listed[0].age_seconds < 60, "{}", listed[0].age_seconds);
     }
 }

@@ -498,9 +498,9 @@ pub fn unsaved(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Unsaved> {
         }
     }
     for path in crate::made_inside::repositories(sandbox, &snapshot).map_err(WorkError::Changes)? {
-        unsaved.elsewhere.push(format!(
-            "'{path}' is a repository that the host does not have: its commits cannot be brought home"
-        ));
+        unsaved
+            .elsewhere
+            .push(format!("'{path}' is a repository that the host does not have: its commits cannot be brought home"));
     }
     for path in crate::made_inside::worktrees_at_home(sandbox) {
         unsaved.elsewhere.push(format!("'{path}' is a worktree in the sandbox's home: its files are only there"));

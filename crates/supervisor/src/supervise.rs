@@ -180,12 +180,6 @@ pub(crate) struct Supervisor {
 /// Launches the sandbox and runs until it is gone. Must be called by the main thread of a
 /// process without other threads.
 pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseError> {
-    let mut machine = driver.launch(&config.spec)?;
-    let egress = start_proxy(&config, driver, machine.as_mut())?;
-    let control = machine.control().try_clone().map_err(step("use the control channel"))?;
-    let agent = Peer::new(control, MOST_FOR_AGENT).map_err(step("use the control channel"))?;
-    let listener = listen(&config.dir).map_err(step("listen on the control socket"))?;
-    let log = RingLog::open(&config.dir.log()).map_err(step("open the log"))?;
     let pid = std::process::id();
     let identity = (|| -> io::Result<ProcessIdentity> {
         Ok(ProcessIdentity { pid, start_time: process::start_time(pid)?, boot_id: process::boot_id()? })
@@ -193,6 +187,24 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
     .map_err(step("identify the supervisor"))?;
     // How the last main command ended is still true until there is a new one.
     let before: StatusRecord = read_json(&config.dir.status())?.unwrap_or_default();
+    // From here on it runs, for all who look; who reads from a stopped one holds the same lock and has no name here.
+    let launching = StatusRecord { supervisor: Some(identity.clone()), init: None, ..before.clone() };
+    write_json(&config.dir.status(), &launching, false)?;
+    let launched = driver.launch(&config.spec).map_err(SuperviseError::from).and_then(|mut machine| {
+        let egress = start_proxy(&config, driver, machine.as_mut())?;
+        Ok((machine, egress))
+    });
+    let (machine, egress) = match launched {
+        Ok(launched) => launched,
+        Err(error) => {
+            let _ = write_json(&config.dir.status(), &before, false);
+            return Err(error);
+        }
+    };
+    let control = machine.control().try_clone().map_err(step("use the control channel"))?;
+    let agent = Peer::new(control, MOST_FOR_AGENT).map_err(step("use the control channel"))?;
+    let listener = listen(&config.dir).map_err(step("listen on the control socket"))?;
+    let log = RingLog::open(&config.dir.log()).map_err(step("open the log"))?;
     let status = StatusRecord {
         exited: before.exited,
         timed_out: before.timed_out,

@@ -31,13 +31,28 @@ impl FileLock {
         }
     }
 
+    /// Whether somebody holds the exclusive lock of `path`. Does not get in the way of others who ask.
+    pub fn is_held(path: &Path) -> bool {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let Ok(fd) = rustix::fs::open(path, flags, Mode::empty()) else { return false };
+        rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
+    }
+
     fn take(path: &Path, operation: FlockOperation) -> io::Result<Self> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let fd = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?;
         loop {
+            let fd = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?;
             match rustix::fs::flock(&fd, operation) {
-                Ok(()) => return Ok(Self { fd }),
-                Err(rustix::io::Errno::INTR) => {}
+                Ok(()) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            // Removed with its directory while it was waited for: whoever opens the path now gets another file,
+            // and the lock of this one says nothing.
+            let ours = rustix::fs::fstat(&fd)?;
+            match rustix::fs::stat(path) {
+                Ok(there) if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino) => return Ok(Self { fd }),
+                Ok(_) | Err(rustix::io::Errno::NOENT) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -57,5 +72,35 @@ impl FileLock {
 impl AsFd for FileLock {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_of_what_was_removed_is_no_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let first = FileLock::exclusive(&path).unwrap();
+        assert!(FileLock::is_held(&path));
+        assert!(FileLock::try_exclusive(&path).unwrap().is_none());
+        let waiting = {
+            let path = path.clone();
+            std::thread::spawn(move || FileLock::exclusive(&path).map(|lock| (lock, path)))
+        };
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        std::fs::remove_file(&path).unwrap();
+        drop(first);
+        // It waited for a file that is gone, and has the lock of the one that is there.
+        let (second, path) = waiting.join().unwrap().unwrap();
+        assert!(FileLock::is_held(&path));
+        drop(second);
+        assert!(!FileLock::is_held(&path));
+        std::fs::remove_file(&path).unwrap();
+        assert!(!FileLock::is_held(&path) && !path.exists(), "asking makes no file");
+        std::fs::remove_dir(dir.path()).unwrap();
+        assert_eq!(FileLock::exclusive(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
     }
 }

@@ -152,7 +152,9 @@ impl Look {
         names.sort_by(|a, b| a.0.cmp(&b.0));
         for (name, kind) in names {
             let bytes = name.as_bytes();
-            if bytes.ends_with(b".lock") || bytes.ends_with(b".sample") {
+            // What other sandboxes bring home is not carried, and comes at any time.
+            let ours = dir.ends_with("refs") && matches!(bytes, b"sandbox" | b"sandbox-meta");
+            if ours || bytes.ends_with(b".lock") || bytes.ends_with(b".sample") {
                 continue;
             }
             let path = dir.join(&name);

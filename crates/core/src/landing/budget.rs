@@ -5,12 +5,13 @@
 //! A commit's tree is walked beside its parent's: what is equal there costs nothing, so an ordinary
 //! commit reads the directories that it touched.
 
-use super::{Landing, Result, Want, failed};
-use sandbox_git::{GitError, Oid, Running, printable};
+use super::{Landing, LandingError, Result, Want};
+use sandbox_git::{GitError, Oid, RefName, Running};
 use std::collections::{BTreeSet, HashMap};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::Path;
+use std::ops::ControlFlow;
 use std::process::{ChildStdin, ChildStdout};
+use std::time::{Duration, Instant};
 
 /// The deepest nesting of directories.
 const MAX_DEPTH: u32 = 256;
@@ -21,23 +22,68 @@ const MAX_COMMITS: usize = 200_000;
 /// The largest tree object, in bytes.
 const MAX_TREE: u64 = 64 << 20;
 
-/// Returns for each want the reason why it is refused, if it is: not what its name stands for, or
-/// over a budget.
-pub(super) fn judge(landing: &Landing, walker: &mut Walker, wants: &[Want]) -> Result<Vec<Option<String>>> {
+/// How many times the entries of one commit all commits of one land may change together.
+const LAND: u64 = 16;
+
+/// Why one want is not judged to be fit, or nothing can be judged.
+enum Stop {
+    /// This one is refused.
+    Refused(String),
+    /// It is not the sandbox's fault.
+    Failed(LandingError),
+}
+
+impl From<LandingError> for Stop {
+    fn from(error: LandingError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<GitError> for Stop {
+    fn from(error: GitError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+type Judged<T> = std::result::Result<T, Stop>;
+
+/// The reason of a refusal, `None` when there is none.
+fn reason(judged: Judged<()>) -> Result<Option<String>> {
+    match judged {
+        Ok(()) => Ok(None),
+        Err(Stop::Refused(reason)) => Ok(Some(reason)),
+        Err(Stop::Failed(error)) => Err(error),
+    }
+}
+
+/// Returns for each want the reason why it is refused, if it is: not what its name stands for, over a
+/// budget, or not checked within `time`.
+pub(super) fn judge(
+    landing: &Landing,
+    walker: &mut Walker,
+    wants: &[Want],
+    time: Duration,
+) -> Result<Vec<Option<String>>> {
+    let end = Instant::now() + time;
     let mut verdicts = Vec::with_capacity(wants.len());
-    for want in wants {
-        verdicts.push(unfit(landing, walker, want)?);
+    for (n, want) in wants.iter().enumerate() {
+        walker.share(end, (wants.len() - n) * 2);
+        verdicts.push(reason(unfit(landing, walker, want))?);
     }
     let fit = |verdicts: &[Option<String>]| -> BTreeSet<Oid> {
         wants.iter().zip(verdicts).filter(|(_, verdict)| verdict.is_none()).map(|(want, _)| want.oid).collect()
     };
     let tips = fit(&verdicts);
-    if tips.is_empty() || check(landing, walker, &tips)?.is_none() {
+    walker.share(end, 2);
+    if tips.is_empty() || reason(check(landing, walker, &tips))?.is_none() {
         return Ok(verdicts);
     }
-    // Something is too large: find which refs lead to it.
+    // Something is too large: find which refs lead to it. One of them does not use up the time of the others.
+    let mut left = tips.len();
     for tip in tips {
-        if let Some(reason) = check(landing, walker, &BTreeSet::from([tip]))? {
+        walker.share(end, left);
+        left -= 1;
+        if let Some(reason) = reason(check(landing, walker, &BTreeSet::from([tip])))? {
             for (_, verdict) in wants.iter().zip(&mut verdicts).filter(|(want, _)| want.oid == tip) {
                 verdict.get_or_insert_with(|| reason.clone());
             }
@@ -46,184 +92,223 @@ pub(super) fn judge(landing: &Landing, walker: &mut Walker, wants: &[Want]) -> R
     Ok(verdicts)
 }
 
+/// `refs/sandbox-meta/<name>/tags/…`; a sandbox may itself be called `tags`.
+fn is_tag(name: &RefName) -> bool {
+    let mut parts = name.as_bytes().split(|byte| *byte == b'/').skip(1);
+    parts.next() == Some(b"sandbox-meta") && parts.nth(1) == Some(b"tags")
+}
+
 /// A ref that people merge, check out or pop holds a commit; a tag may hold anything, but a tree under
 /// it is unfolded by whoever looks.
-fn unfit(landing: &Landing, walker: &mut Walker, want: &Want) -> Result<Option<String>> {
-    let tag = want.name.as_bytes().windows(6).any(|part| part == b"/tags/");
+fn unfit(landing: &Landing, walker: &mut Walker, want: &Want) -> Judged<()> {
+    let tag = is_tag(&want.name);
+    let refused = |why: &str| Err(Stop::Refused(why.to_owned()));
     let mut oid = want.oid;
     for _ in 0..16 {
         let head = walker.ask("info", oid)?;
         match head.split(|b| *b == b' ').nth(1) {
-            Some(b"commit") if tag || oid == want.oid => return Ok(None),
+            Some(b"commit") if tag || oid == want.oid => return Ok(()),
             Some(b"tag") if tag => {
                 let body = walker.object(oid)?.map(|(_, body)| body).unwrap_or_default();
                 let line = body.split(|b| *b == b'\n').next().unwrap_or_default();
                 match line.strip_prefix(b"object ").and_then(Oid::parse) {
                     Some(inner) => oid = inner,
-                    None => return Ok(Some("its tag names nothing".to_owned())),
+                    None => return refused("its tag names nothing"),
                 }
             }
-            Some(b"tree") if tag => {
-                return Ok(match walker.total(oid, 0)? {
-                    Some(total) => limit(total.entries, total.depth, total.path, landing.bounds.entries),
-                    None => Some(format!("its directories are nested more than {MAX_DEPTH} deep")),
-                });
-            }
-            Some(b"blob") if tag => return Ok(None),
-            Some(b"commit" | b"tag" | b"tree" | b"blob") => return Ok(Some("it is not a commit".to_owned())),
-            _ => return Ok(Some(format!("its object {oid} is missing"))),
+            Some(b"tree") if tag => return limit(walker.total(oid, 0)?, landing.bounds.entries),
+            Some(b"blob") if tag => return Ok(()),
+            Some(b"commit" | b"tag" | b"tree" | b"blob") => return refused("it is not a commit"),
+            _ => return Err(Stop::Refused(format!("its object {oid} is missing"))),
         }
     }
-    Ok(Some("its tags are nested without end".to_owned()))
+    refused("its tags are nested without end")
 }
 
-fn check(landing: &Landing, walker: &mut Walker, tips: &BTreeSet<Oid>) -> Result<Option<String>> {
+fn check(landing: &Landing, walker: &mut Walker, tips: &BTreeSet<Oid>) -> Judged<()> {
     let mut input: String = tips.iter().map(|oid| format!("{oid}\n")).collect();
     input.extend(landing.granted.iter().map(|oid| format!("^{oid}\n")));
-    let args = ["rev-list", "--stdin", "--format=%T %P"];
-    let out = landing.git.landing(&landing.dir).args(args).stdin(input).output()?;
-    let commits: Vec<&[u8]> =
-        out.stdout.split(|b| *b == b'\n').filter(|line| !line.is_empty() && !line.starts_with(b"commit ")).collect();
-    if commits.len() > MAX_COMMITS {
-        return Ok(Some(format!("it brings more than {MAX_COMMITS} commits")));
+    // Ids only: a commit can name millions of parents.
+    let count = format!("--max-count={}", MAX_COMMITS + 1);
+    let mut commits: Vec<Oid> = Vec::new();
+    let command = landing.command().args(["rev-list", "--stdin", &count]).timeout(walker.left()).stdin(input);
+    let listed = command.lines(|line| {
+        commits.extend(Oid::parse(line));
+        ControlFlow::Continue(())
+    });
+    match listed {
+        Err(GitError::Timeout { .. }) => return Err(walker.late()),
+        other => other?,
     }
+    if commits.len() > MAX_COMMITS {
+        return Err(Stop::Refused(format!("it brings more than {MAX_COMMITS} commits")));
+    }
+    let (most, mut sum) = (landing.bounds.entries, 0u64);
     // Oldest first: a tree is compared with one that was checked before it.
-    for line in commits.into_iter().rev() {
-        let mut ids = line.split(|b| *b == b' ').filter_map(Oid::parse);
-        let Some(tree) = ids.next() else { continue };
-        let parent = match ids.next() {
-            Some(parent) => walker.tree_of(parent)?,
+    for commit in commits.into_iter().rev() {
+        let Commit { tree: Some(tree), parent } = walker.commit(commit)? else { continue };
+        let parent = match parent {
+            Some(parent) => walker.commit(parent)?.tree,
             None => None,
         };
-        let mut sum = Sum::default();
-        let verdict = walker.compare(tree, parent, 0, 0, &mut sum, landing.bounds.entries)?;
-        if let Some(reason) = verdict {
-            return Ok(Some(reason));
+        let changed = walker.compare(tree, parent, 0)?;
+        limit(changed, most)?;
+        sum = sum.saturating_add(changed.entries);
+        if sum > most.saturating_mul(LAND) {
+            return Err(Stop::Refused(format!("its commits change more than {} entries together", most * LAND)));
         }
     }
-    Ok(None)
+    Ok(())
 }
 
-#[derive(Default)]
-struct Sum {
-    entries: u64,
-}
-
-/// A whole directory, unfolded.
-#[derive(Clone, Copy)]
+/// A directory unfolded: all of it, or what differs from another one.
+#[derive(Clone, Copy, Default)]
 struct Total {
     entries: u64,
     depth: u32,
     path: u32,
 }
 
+impl Total {
+    /// Adds an entry whose name has this many bytes, with what is below it.
+    fn add(&mut self, name: usize, below: Self, itself: u64) {
+        let length = u32::try_from(name).unwrap_or(u32::MAX).saturating_add(1);
+        self.entries = self.entries.saturating_add(itself).saturating_add(below.entries);
+        self.depth = self.depth.max(below.depth + 1);
+        self.path = self.path.max(length.saturating_add(below.path));
+    }
+}
+
+/// What of a commit matters here. A shallow boundary has no such parent.
+#[derive(Clone, Copy, Default)]
+struct Commit {
+    tree: Option<Oid>,
+    parent: Option<Oid>,
+}
+
 /// One `git cat-file --batch-command` in the landing, for all questions of one land.
 pub(super) struct Walker {
+    start: Box<dyn Fn() -> Result<Talk>>,
+    talk: Talk,
+    until: Instant,
+    time: Duration,
+    totals: HashMap<Oid, Total>,
+    commits: HashMap<Oid, Commit>,
+    /// Differences by both directories: commits that go to and fro between two trees cost nothing more.
+    pairs: HashMap<(Oid, Oid), Total>,
+}
+
+struct Talk {
     _running: Running,
     stdin: ChildStdin,
     out: BufReader<ChildStdout>,
-    totals: HashMap<Oid, Total>,
-    trees: HashMap<Oid, Option<Oid>>,
 }
 
 type Entries = Vec<(Vec<u8>, bool, Oid)>;
 
 impl Walker {
     pub(super) fn start(landing: &Landing) -> Result<Self> {
-        let mut running = landing.git.landing(&landing.dir).args(["cat-file", "--batch-command"]).converse()?;
-        let stdin = running.stdin.take().expect("standard input is piped");
-        let out = BufReader::new(running.stdout.take().expect("standard output is piped"));
-        Ok(Self { _running: running, stdin, out, totals: HashMap::new(), trees: HashMap::new() })
+        // It lives as long as the land: the fetches, then the judgement.
+        let (git, dir, bounds) = (landing.git.clone(), landing.dir.clone(), landing.bounds);
+        let start = move || {
+            let command = super::command(&git, &dir, bounds).timeout(bounds.time * 3);
+            let mut running = command.args(["cat-file", "--batch-command"]).converse()?;
+            let stdin = running.stdin.take().expect("standard input is piped");
+            let out = BufReader::new(running.stdout.take().expect("standard output is piped"));
+            Ok(Talk { _running: running, stdin, out })
+        };
+        Ok(Self {
+            talk: start()?,
+            start: Box::new(start),
+            until: Instant::now() + bounds.time,
+            time: bounds.time,
+            totals: HashMap::new(),
+            commits: HashMap::new(),
+            pairs: HashMap::new(),
+        })
     }
 
-    /// Walks what differs from `base`; the reason if a budget is exceeded.
-    fn compare(
-        &mut self,
-        tree: Oid,
-        base: Option<Oid>,
-        depth: u32,
-        path: u32,
-        sum: &mut Sum,
-        budget: u64,
-    ) -> Result<Option<String>> {
-        if base == Some(tree) {
-            return Ok(None);
+    /// Gives what comes now its share of the time that is left until `end`.
+    fn share(&mut self, end: Instant, parts: usize) {
+        let now = Instant::now();
+        self.time = end.saturating_duration_since(now) / u32::try_from(parts).unwrap_or(u32::MAX).max(1);
+        self.until = now + self.time;
+    }
+
+    fn left(&self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
+    }
+
+    fn late(&self) -> Stop {
+        Stop::Refused(format!("checking it takes longer than {} s", self.time.as_secs()))
+    }
+
+    /// Unfolds what differs from `base`, each pair of directories once.
+    fn compare(&mut self, tree: Oid, base: Option<Oid>, depth: u32) -> Judged<Total> {
+        let Some(base) = base else { return self.total(tree, depth) };
+        if base == tree {
+            return Ok(Total::default());
+        }
+        if let Some(total) = self.pairs.get(&(tree, base)) {
+            return Ok(*total);
         }
         if depth > MAX_DEPTH {
-            return Ok(Some(format!("its directories are nested more than {MAX_DEPTH} deep")));
+            return Err(too_deep());
         }
         let entries = self.entries(tree)?;
-        let old: HashMap<Vec<u8>, (bool, Oid)> = match base {
-            Some(base) => self.entries(base)?.into_iter().map(|(name, dir, oid)| (name, (dir, oid))).collect(),
-            None => HashMap::new(),
-        };
+        let old: HashMap<Vec<u8>, (bool, Oid)> =
+            self.entries(base)?.into_iter().map(|(name, dir, oid)| (name, (dir, oid))).collect();
+        let mut total = Total::default();
         for (name, dir, oid) in entries {
             let before = old.get(&name);
             if before == Some(&(dir, oid)) {
                 continue;
             }
-            let path = path + name.len() as u32 + 1;
-            let reason = match (dir, before) {
-                (true, Some((true, base))) => self.compare(oid, Some(*base), depth + 1, path, sum, budget)?,
-                (true, _) => match self.total(oid, depth + 1)? {
-                    Some(total) => {
-                        sum.entries = sum.entries.saturating_add(total.entries);
-                        limit(sum.entries, depth + total.depth, path + total.path, budget)
-                    }
-                    None => Some(format!("its directories are nested more than {MAX_DEPTH} deep")),
-                },
-                (false, _) => {
-                    sum.entries += 1;
-                    limit(sum.entries, depth, path, budget)
-                }
-            };
-            if reason.is_some() {
-                return Ok(reason);
+            match (dir, before) {
+                (true, Some((true, base))) => total.add(name.len(), self.compare(oid, Some(*base), depth + 1)?, 0),
+                (true, _) => total.add(name.len(), self.total(oid, depth + 1)?, 0),
+                (false, _) => total.add(name.len(), Total::default(), 1),
             }
         }
-        Ok(None)
+        self.pairs.insert((tree, base), total);
+        Ok(total)
     }
 
-    /// Unfolds a whole directory, each distinct one once; `None` when it is too deep.
-    fn total(&mut self, tree: Oid, depth: u32) -> Result<Option<Total>> {
+    /// Unfolds a whole directory, each distinct one once.
+    fn total(&mut self, tree: Oid, depth: u32) -> Judged<Total> {
         if let Some(total) = self.totals.get(&tree) {
-            return Ok(Some(*total));
+            return Ok(*total);
         }
         if depth > MAX_DEPTH {
-            return Ok(None);
+            return Err(too_deep());
         }
-        let mut total = Total { entries: 0, depth: 1, path: 0 };
+        let mut total = Total { depth: 1, ..Total::default() };
         for (name, dir, oid) in self.entries(tree)? {
-            let length = name.len() as u32 + 1;
-            total.entries = total.entries.saturating_add(1);
-            total.path = total.path.max(length);
-            if dir {
-                let Some(below) = self.total(oid, depth + 1)? else { return Ok(None) };
-                total.entries = total.entries.saturating_add(below.entries);
-                total.depth = total.depth.max(below.depth + 1);
-                total.path = total.path.max(length.saturating_add(below.path));
-            }
+            let below = if dir { self.total(oid, depth + 1)? } else { Total::default() };
+            total.add(name.len(), below, 1);
         }
         self.totals.insert(tree, total);
-        Ok(Some(total))
+        Ok(total)
     }
 
-    fn tree_of(&mut self, commit: Oid) -> Result<Option<Oid>> {
-        if let Some(tree) = self.trees.get(&commit) {
-            return Ok(*tree);
+    fn commit(&mut self, commit: Oid) -> Judged<Commit> {
+        if let Some(known) = self.commits.get(&commit) {
+            return Ok(*known);
         }
-        // `tree <id>` is the first line. A shallow boundary has no such parent.
-        let tree = match self.object(commit)? {
-            Some((kind, body)) if kind == b"commit" => {
-                body.strip_prefix(b"tree ").and_then(|rest| Oid::parse(rest.split(|b| *b == b'\n').next()?))
-            }
-            _ => None,
-        };
-        self.trees.insert(commit, tree);
-        Ok(tree)
+        let mut found = Commit::default();
+        if let Some((kind, body)) = self.object(commit)?
+            && kind == b"commit"
+        {
+            // `tree <id>` is the first line, `parent <id>` the next ones.
+            let mut lines = body.split(|byte| *byte == b'\n');
+            found.tree = lines.next().and_then(|line| Oid::parse(line.strip_prefix(b"tree ")?));
+            found.parent = lines.next().and_then(|line| Oid::parse(line.strip_prefix(b"parent ")?));
+        }
+        self.commits.insert(commit, found);
+        Ok(found)
     }
 
-    fn entries(&mut self, tree: Oid) -> Result<Entries> {
+    fn entries(&mut self, tree: Oid) -> Judged<Entries> {
         let raw = tree.format().raw_len();
         let Some((kind, body)) = self.object(tree)? else {
             // Absent in a partial clone: nothing of it can be shown either.
@@ -246,44 +331,82 @@ impl Walker {
     /// Whether a commit or a tag is there: granted, or accepted before, and so with all it reaches.
     /// (Trees and blobs of the index are in a view without what they name.)
     pub(super) fn is_there(&mut self, oid: Oid) -> Result<bool> {
-        let head = self.ask("info", oid)?;
-        Ok(matches!(head.split(|b| *b == b' ').nth(1), Some(b"commit" | b"tag")))
+        match self.ask("info", oid) {
+            Ok(head) => Ok(matches!(head.split(|b| *b == b' ').nth(1), Some(b"commit" | b"tag"))),
+            Err(Stop::Refused(_)) => Ok(false),
+            Err(Stop::Failed(error)) => Err(error),
+        }
     }
 
-    fn ask(&mut self, what: &str, oid: Oid) -> Result<Vec<u8>> {
-        let pipe = Path::new("git cat-file");
-        self.stdin.write_all(format!("{what} {oid}\n").as_bytes()).map_err(failed("write", pipe))?;
-        self.stdin.flush().map_err(failed("write", pipe))?;
+    fn ask(&mut self, what: &str, oid: Oid) -> Judged<Vec<u8>> {
+        if Instant::now() >= self.until {
+            return Err(self.late());
+        }
         let mut head = Vec::new();
-        self.out.read_until(b'\n', &mut head).map_err(failed("read", pipe))?;
-        Ok(head.strip_suffix(b"\n").unwrap_or(&head).to_vec())
+        let asked = writeln!(self.talk.stdin, "{what} {oid}").and_then(|()| self.talk.stdin.flush());
+        let answered = asked.and_then(|()| self.talk.out.read_until(b'\n', &mut head));
+        // It never answers without a line's end: it met a limit, at this object.
+        if answered.is_err() || head.pop() != Some(b'\n') {
+            return Err(self.again(format!("its object {oid} cannot be read within the limits")));
+        }
+        Ok(head)
     }
 
-    fn object(&mut self, oid: Oid) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
-        let pipe = Path::new("git cat-file");
+    /// Goes on with a new process after one object was refused.
+    fn again(&mut self, why: String) -> Stop {
+        match (self.start)() {
+            Ok(talk) => {
+                self.talk = talk;
+                Stop::Refused(why)
+            }
+            Err(error) => Stop::Failed(error),
+        }
+    }
+
+    fn object(&mut self, oid: Oid) -> Judged<Option<(Vec<u8>, Vec<u8>)>> {
         let head = self.ask("contents", oid)?;
         let words: Vec<&[u8]> = head.split(|b| *b == b' ').collect();
         let [_, kind, size] = words[..] else { return Ok(None) };
         let size: u64 = std::str::from_utf8(size).ok().and_then(|text| text.parse().ok()).unwrap_or(u64::MAX);
         if size > MAX_TREE {
-            let what = format!("an object of {size} bytes: {}", printable(&head));
-            return Err(GitError::Unexpected { command: "git cat-file".into(), what }.into());
+            // Its contents are on their way: nobody reads them.
+            return Err(self.again(format!("its object {oid} has {size} bytes")));
         }
         let mut body = vec![0; size as usize + 1];
-        self.out.read_exact(&mut body).map_err(failed("read", pipe))?;
+        if self.talk.out.read_exact(&mut body).is_err() {
+            return Err(self.again(format!("its object {oid} cannot be read within the limits")));
+        }
         body.pop();
         Ok(Some((kind.to_vec(), body)))
     }
 }
 
-fn limit(entries: u64, depth: u32, path: u32, budget: u64) -> Option<String> {
-    if entries > budget {
-        Some(format!("a tree of it has more than {budget} entries"))
-    } else if depth > MAX_DEPTH {
-        Some(format!("its directories are nested more than {MAX_DEPTH} deep"))
-    } else if path > MAX_PATH {
-        Some(format!("it has a path longer than {MAX_PATH} bytes"))
+fn too_deep() -> Stop {
+    Stop::Refused(format!("its directories are nested more than {MAX_DEPTH} deep"))
+}
+
+fn limit(total: Total, budget: u64) -> Judged<()> {
+    if total.entries > budget {
+        Err(Stop::Refused(format!("a tree of it has more than {budget} entries")))
+    } else if total.depth > MAX_DEPTH {
+        Err(too_deep())
+    } else if total.path > MAX_PATH {
+        Err(Stop::Refused(format!("it has a path longer than {MAX_PATH} bytes")))
     } else {
-        None
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sandbox_called_tags_has_no_more_tags_than_others() {
+        let is = |name: &str| is_tag(&RefName::parse(name).unwrap());
+        assert!(is("refs/sandbox-meta/x/tags/v1") && is("refs/sandbox-meta/tags/tags/v1"));
+        for name in ["refs/sandbox-meta/tags/heads/a", "refs/sandbox/tags", "refs/sandbox-meta/x/heads/tags/a"] {
+            assert!(!is(name), "{name}");
+        }
     }
 }

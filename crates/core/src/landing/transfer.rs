@@ -8,7 +8,7 @@
 //! update-ref --stdin            old values checked, reflog written, hooks off
 //! ```
 
-use super::{Landing, LandingError, Result, failed};
+use super::{Landing, LandingError, Result, child_limits, failed};
 use crate::host_repo::HostRepo;
 use sandbox_git::refs::RefStore;
 use sandbox_git::{Git, GitError, Oid, RefName};
@@ -97,7 +97,7 @@ impl Landing {
             return Ok(known);
         }
         let input: String = known.iter().map(|oid| format!("{oid}\n")).collect();
-        let listing = self.git.landing(&self.dir).args(["cat-file", "--batch-check"]).stdin(input).output()?;
+        let listing = self.command().args(["cat-file", "--batch-check"]).stdin(input).output()?;
         let commit = |line: &[u8]| {
             let (oid, rest) = line.split_at_checked(line.iter().position(|byte| *byte == b' ')?)?;
             (rest.starts_with(b" commit ") || rest.starts_with(b" tag ")).then(|| Oid::parse(oid))?
@@ -125,8 +125,7 @@ impl Landing {
         }
         let args = ["pack-objects", "-q", "--revs", "--non-empty", "--delta-base-offset"];
         let names = self
-            .git
-            .landing(&self.dir)
+            .command()
             // Synced where it is put to stay.
             .config("core.fsync=none")
             .args(args)
@@ -153,6 +152,8 @@ impl Landing {
             host.write(&self.git)
                 .config("core.fsync=loose-object,reference")
                 .config("core.fsyncMethod=batch")
+                .limits(child_limits(self.bounds))
+                .timeout(self.bounds.time)
                 .args(["unpack-objects", "-q"])
                 .stdin(bytes)
                 .run()?;
@@ -209,6 +210,7 @@ impl Landing {
         }
         let mut command =
             host.read(&self.git).args(["rev-list", "--objects", "--quiet", "--ignore-missing", "--stdin"]);
+        command = command.timeout(self.bounds.time);
         if self.partial {
             command = command.arg("--exclude-promisor-objects");
         }

@@ -228,6 +228,66 @@ fn a_tree_that_unfolds_without_end_is_refused() {
     });
 }
 
+/// Makes a commit with this raw body, as no git would.
+fn raw(inside: &Inside<'_>, kind: &str, body: &[u8]) -> Oid {
+    let file = inside.world.path("raw");
+    fs::write(&file, body).unwrap();
+    oid(&inside.git(&["hash-object", "--literally", "-t", kind, "-w", file.to_str().unwrap()]))
+}
+
+/// Two trees of 8 levels with 4 equal directories each: unfolded 65 536 files that all differ, and 40 commits
+/// that go to and fro. Every pair of directories is looked at once, and all count together.
+#[test]
+fn trees_that_alternate_are_compared_once_and_counted_always() {
+    each_git(|world| {
+        let top = world.repo("r", &[]);
+        let inside = world.spawn(&top, "in");
+        let tree = |contents: &[u8]| {
+            let blob = raw(&inside, "blob", contents);
+            let mut tree = raw(&inside, "tree", &[b"100644 f\0".as_slice(), &blob.raw()].concat());
+            for _ in 0..8 {
+                let entry = |n: u8| [b"40000 ".as_slice(), &[b'a' + n], b"\0", &tree.raw()].concat();
+                tree = raw(&inside, "tree", &(0..4).flat_map(entry).collect::<Vec<u8>>());
+            }
+            tree
+        };
+        let trees = [tree(b"x"), tree(b"y")];
+        let mut tip = inside.git(&["rev-parse", "main"]).trim().to_owned();
+        for n in 0..40 {
+            let tree = trees[n % 2].to_string();
+            tip = inside.git(&["commit-tree", "-m", &n.to_string(), "-p", &tip, &tree]).trim().to_owned();
+        }
+        let wants = [("refs/sandbox/a", oid(&tip))];
+        // 40 × 65 536 pairs of files, and as many questions, do not fit into this time.
+        let bounds = Bounds { time: Duration::from_secs(20), ..Bounds::default() };
+        let landed = land(&inside, &open(&inside, bounds), &wants).unwrap();
+        assert_eq!(landed.refused, []);
+        let bounds = Bounds { entries: 100_000, ..bounds };
+        let landed = land(&inside, &open(&inside, bounds), &wants).unwrap();
+        assert_eq!(landed.refused[0].1, "its commits change more than 1600000 entries together");
+    });
+}
+
+/// An object over the limit is one ref's own fault, and so is one that takes too much memory.
+#[test]
+fn an_object_that_is_too_large_refuses_its_ref_only() {
+    each_git(|world| {
+        let top = world.repo("r", &[]);
+        let inside = world.spawn(&top, "in");
+        let good = oid(&inside.git(&["commit-tree", "-m", "good", "-p", "main", "main^{tree}"]));
+        let tree = inside.git(&["rev-parse", "main^{tree}"]);
+        let head = format!("tree {}\nauthor a <a@b> 1 +0000\ncommitter a <a@b> 1 +0000\n\n", tree.trim());
+        let mut body = head.into_bytes();
+        body.resize(65 << 20, b'x');
+        let large = raw(&inside, "commit", &body);
+        let landing = open(&inside, Bounds::default());
+        let wants = [("refs/sandbox/a", large), ("refs/sandbox-meta/a/heads/b", good)];
+        let landed = land(&inside, &landing, &wants).unwrap();
+        assert_eq!(landed.accepted.iter().map(|want| want.oid).collect::<Vec<_>>(), [good]);
+        assert_eq!(landed.refused[0].1, format!("its object {large} has {} bytes", body.len()));
+    });
+}
+
 #[test]
 fn too_many_bytes_end_the_conversation_and_leave_nothing() {
     each_git(|world| {
@@ -596,13 +656,8 @@ fn a_private_object_can_neither_be_named_nor_used_as_a_base() {
                 .any(|known| reason.contains(known)),
                 "{reason}"
             );
-            let out = world
-                .git
-                .landing(landing.dir())
-                .args(["cat-file", "-e"])
-                .arg(private.to_string())
-                .try_output()
-                .unwrap();
+            let out =
+                world.git.host(landing.dir()).args(["cat-file", "-e"]).arg(private.to_string()).try_output().unwrap();
             assert!(!out.0.success(), "the private object did not reach the landing");
         }
         // The control: where everything of the host can be seen, the same pack is taken.
