@@ -174,6 +174,17 @@ impl Table {
     }
 }
 
+/// The sandboxes that are named, as given and each once; all of this repository by name.
+pub fn in_order(context: &Context, store: &Store, names: &[String], all: bool) -> Result<Vec<Sandbox>, CliError> {
+    let mut sandboxes = chosen(context, store, names, all)?;
+    if all {
+        sandboxes.sort_by(|a, b| a.name().cmp(b.name()));
+    }
+    let mut seen = BTreeSet::new();
+    sandboxes.retain(|sandbox| seen.insert(sandbox.record.id.clone()));
+    Ok(sandboxes)
+}
+
 /// Refuses sandboxes of different repositories: they have nothing to do with each other.
 pub fn one_repository(sandboxes: &[&Sandbox]) -> Result<(), CliError> {
     let repo = |sandbox: &Sandbox| sandbox.record.repos[0].repo.clone();
@@ -253,7 +264,7 @@ pub fn run(context: &Context, args: &cli::Conflicts) -> Outcome {
     if args.watch {
         return watch(context, &store, args);
     }
-    let sandboxes = chosen(context, &store, &args.names, all)?;
+    let sandboxes = in_order(context, &store, &args.names, all)?;
     let found = Table::read(context, &store, &sandboxes, args.uncommitted)?;
     let told = |table: &Table| table.tips.iter().any(|tip| tip.name != HERE);
     if args.json {
@@ -289,7 +300,7 @@ fn watch(context: &Context, store: &Store, args: &cli::Conflicts) -> Outcome {
     let mut tips: Option<Vec<Tip>> = None;
     eprintln!("watching; Ctrl-C ends it");
     loop {
-        let sandboxes = chosen(context, store, &args.names, args.names.is_empty())?;
+        let sandboxes = in_order(context, store, &args.names, args.names.is_empty())?;
         if let Some(table) = Table::read(context, store, &sandboxes, args.uncommitted)?
             && tips.as_ref() != Some(&table.tips)
         {

@@ -1,9 +1,8 @@
 //! `merge` and `apply`: a sandbox's work comes into this working tree. A plan first, then all of
 //! it or nothing.
 
-use super::conflicts::{HERE, Table, one_repository};
+use super::conflicts::{HERE, Table, in_order, one_repository};
 use super::list::print_json;
-use super::stop::chosen;
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
@@ -77,7 +76,7 @@ struct Left<'a> {
 
 /// Several at once: each onto the result of those before, and this working tree changes once.
 fn several(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Outcome {
-    let named = chosen(context, store, &args.names, args.all)?;
+    let named = in_order(context, store, &args.names, args.all)?;
     one_repository(&named.iter().collect::<Vec<_>>())?;
     for sandbox in &named {
         super::fetch::bring(context, store, sandbox)?;

@@ -181,14 +181,14 @@ fn all_or_nothing(subject: &Subject) {
     for flag in ["--atomic", "--octopus"] {
         let seen = repo.sandbox(&["merge", flag, "--all"]).expect(1);
         let text = format!(
-            "error: cannot merge all of them: 'a' would be left out\nhint: nothing was written; without `{flag}` the others are merged\n"
+            "error: cannot merge all of them: 'c' would be left out\nhint: nothing was written; without `{flag}` the others are merged\n"
         );
         assert!(seen.stderr.ends_with(&text), "{seen}");
         assert_eq!((tree_digest(repo.dir()), repo.id("HEAD")), (before.clone(), head.clone()));
     }
-    repo.sandbox(&["merge", "--atomic", "a", "b"]).expect(0);
-    // Without commits there is nothing to merge.
-    subject.spawn(&repo, &["-q", "none"], "true").ok();
+    // One that is named twice is merged once.
+    let seen = repo.sandbox(&["merge", "--atomic", "a", "b", "a"]).expect(0);
+    assert!(seen.stderr.starts_with("merged 2 sandboxes from 'a', 'b' into"), "{seen}");
     repo.sandbox(&["merge", "--all", "x"]).expect(129);
     repo.sandbox(&["merge"]).expect(129);
 }
