@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Git::new(env) ─► git.host(gitdir)      a repository of the user, by its git directory
-//!                  git.landing(dir)      a bare repository of ours that holds untrusted objects
+//!                  git.landing(dir, …)   a bare repository of ours that holds untrusted objects
 //!                  git.vault(dir)        a bare repository of ours
 //!                  git.user(dir)         with the user's own configuration: discovery, identity
 //!                        │
@@ -56,6 +56,18 @@ const FLAGS: &[&str] = &[
     "credential.helper=",
     "core.askPass=true",
     "core.sshCommand=false",
+];
+
+/// Configuration that keeps the memory of commands in a landing bounded.
+const LANDING: &[&str] = &[
+    "pack.threads=1",
+    "pack.windowMemory=64m",
+    "pack.deltaCacheSize=64m",
+    "core.packedGitWindowSize=32m",
+    "core.packedGitLimit=256m",
+    "core.deltaBaseCacheLimit=64m",
+    // Larger ones are streamed, and no deltas are made of them.
+    "core.bigFileThreshold=64m",
 ];
 
 /// Events whose hooks configuration can name since 2.54; an older git ignores these settings.
@@ -187,9 +199,11 @@ impl Git {
         command
     }
 
-    /// A command in a landing repository: bare, ours, with objects that nobody has checked yet.
-    pub fn landing(&self, dir: &Path) -> GitCommand {
-        self.host(dir)
+    /// A command in a landing repository: bare, ours, with objects that nobody has checked yet. Whatever it does
+    /// with them, it does within limits.
+    pub fn landing(&self, dir: &Path, limits: ChildLimits, time: Duration) -> GitCommand {
+        let command = self.host(dir).limits(limits).timeout(time);
+        LANDING.iter().fold(command, GitCommand::config)
     }
 
     /// A command in a vault: bare, ours.
