@@ -109,7 +109,9 @@ fn several(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Out
     let repo = open(context, store, first)?;
     // A plan that is only shown leaves no object behind.
     let repo = if args.dry_run { repo.thrown_away()? } else { repo };
-    let known = sandboxes.iter().map(|sandbox| Known::of(context, store, sandbox)).collect::<Result<Vec<_>, _>>()?;
+    let ask = !is_clean(context, &repo)?;
+    let known = sandboxes.iter().map(|sandbox| Known::of(context, store, sandbox, ask));
+    let known = known.collect::<Result<Vec<_>, _>>()?;
     let identity = identity(context, &repo)?;
     let requests: Vec<MergeRequest<'_>> =
         known.iter().flatten().map(|known| known.request(how, args.message.as_deref(), &identity)).collect();
@@ -258,7 +260,7 @@ fn plan(
     how: How,
     message: Option<&str>,
 ) -> Result<Option<(Repo, MergePlan)>, CliError> {
-    let Some(known) = Known::of(context, store, sandbox)? else { return Ok(None) };
+    let Some(known) = Known::of(context, store, sandbox, true)? else { return Ok(None) };
     let repo = open(context, store, sandbox)?;
     let identity = identity(context, &repo)?;
     match sandbox_integrate::plan(&repo, &known.request(how, message, &identity)) {
@@ -278,8 +280,9 @@ struct Known {
 }
 
 impl Known {
-    /// `None` if it has no commit.
-    fn of(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Option<Self>, CliError> {
+    /// `None` if it has no commit. Asking inside takes a helper for each that does not run: it is not worth
+    /// it where nothing here is uncommitted, and what is not known only makes a merge more careful.
+    fn of(context: &Context, store: &Store, sandbox: &Sandbox, ask: bool) -> Result<Option<Self>, CliError> {
         let Some(tip) = work::tip(context.git()?, store, sandbox)? else { return Ok(None) };
         let snapshot = sandbox.snapshot(store, 0)?;
         let dir = store.repo(&sandbox.record.repos[0].repo);
@@ -290,7 +293,7 @@ impl Known {
             tip,
             captured: Layers::new(snapshot.layers.iter().map(|id| dir.layer_tree(id))),
             index: Some(index).filter(|index| index.exists()),
-            left: left_inside(context, store, sandbox)?,
+            left: if ask { left_inside(context, store, sandbox)? } else { None },
         }))
     }
 
@@ -307,6 +310,13 @@ impl Known {
             identity,
         }
     }
+}
+
+/// Whether nothing is uncommitted here, untracked files included.
+fn is_clean(context: &Context, repo: &Repo) -> Result<bool, CliError> {
+    let git = context.git()?.user(repo.worktree()).config("core.hooksPath=/dev/null").config("core.fsmonitor=false");
+    let args = ["--no-optional-locks", "status", "--porcelain=v1", "-z", "--no-renames", "--ignore-submodules=all"];
+    Ok(git.args(args).output()?.stdout.is_empty())
 }
 
 /// The paths that are not committed inside, told by git inside. What it says only chooses which
