@@ -13,7 +13,10 @@ use crate::rename::{self, Notifier, work};
 use crate::server::{Nursery, Server};
 use crate::wire::{Wire, WireError};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{DumpableBehavior, Signal, getpid, set_dumpable_behavior, set_parent_process_death_signal};
+use rustix::process::{
+    DumpableBehavior, Signal, WaitOptions, getpid, kill_process, set_dumpable_behavior,
+    set_parent_process_death_signal, waitpid,
+};
 use sandbox_protocol::{
     AGENT_SOCKET, AgentConfig, CONFIG_FD, CONTROL_FD, Failure, FailureKind, Hello, Message, VERSIONS,
 };
@@ -27,6 +30,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Why there is no agent.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +62,9 @@ pub enum StartError {
     },
 }
 
+/// How long the rest of a rename may take at a start; what is left then, the next one goes on with.
+const RECOVERY: Duration = Duration::from_secs(20);
+
 fn step(step: &'static str) -> impl FnOnce(io::Error) -> StartError {
     move |source| StartError::Step { step, source }
 }
@@ -76,6 +83,25 @@ pub fn start_or_report() -> Option<Server> {
     }
 }
 
+/// Puts in order what an earlier life left in a tree, by a child: what is there was made by whoever was
+/// inside, and may end who walks it, or keep them for ever.
+fn recover(top: &Path) {
+    if !work::may_need_recovery(top) {
+        return;
+    }
+    let Ok(child) = fork(|| u8::from(caps::drop_all().is_err() || work::recover(top).is_err())) else { return };
+    let ended = || matches!(waitpid(Some(child), WaitOptions::NOHANG), Ok(Some(_)) | Err(_));
+    let until = Instant::now() + RECOVERY;
+    while !ended() {
+        if Instant::now() > until {
+            let _ = kill_process(child, Signal::KILL);
+            let _ = waitpid(Some(child), WaitOptions::empty());
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 fn start(control: &UnixStream) -> Result<Server, StartError> {
     if getpid().as_raw_nonzero().get() != 1 {
         return Err(StartError::NotInit);
@@ -88,7 +114,7 @@ fn start(control: &UnixStream) -> Result<Server, StartError> {
     let (socket, pid) = fork_nursery(&config).map_err(step("start the nursery"))?;
     for tree in config.trees.iter().filter(|tree| tree.rename_exdev && !tree.read_only) {
         // A tree that cannot be put in order is still a tree: nothing of it is lost, see `work`.
-        let _ = work::recover(&tree.at);
+        recover(&tree.at);
     }
     let relay = Relay::listen(Path::new(AGENT_SOCKET));
 

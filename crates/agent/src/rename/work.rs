@@ -45,6 +45,10 @@ const STRAGGLER_ROUNDS: usize = 8;
 /// How many files are copied up at once: they wait for the disk, not for a processor.
 const COPY_UP_THREADS: usize = 16;
 
+/// Deeper trees are not renamed, and a plan that needs more stays: each level is a call of its own, and whoever
+/// is inside can make as many as the disk holds.
+const MAX_DEPTH: usize = 256;
+
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
 /// What is renamed, by open directories.
@@ -90,15 +94,15 @@ pub fn rename_directory(places: &Places<'_>, noreplace: bool) -> Result<()> {
         let new = open_directory(&reserved, c"new")?;
         let before = rustix::fs::fstat(&source)?;
         copy_up(&source);
-        fill(&source, &new, &before)?;
+        fill(&source, &new, &before, 0)?;
         let flags = if noreplace { RenameFlags::NOREPLACE } else { RenameFlags::empty() };
         // A directory that its owner may not write cannot leave ours, though it may have kept its parent.
         let mode = Mode::from_raw_mode(before.st_mode);
         rustix::fs::fchmod(&new, mode | Mode::WUSR).inspect_err(|_| {
-            let _ = put_back(&new, &source, &before);
+            let _ = put_back(&new, &source, &before, 0);
         })?;
         rustix::fs::renameat_with(&reserved, c"new", places.new_parent, new_name, flags).inspect_err(|_| {
-            let _ = put_back(&new, &source, &before);
+            let _ = put_back(&new, &source, &before, 0);
         })?;
         let _ = rustix::fs::fchmod(&new, mode);
         for _ in 0..STRAGGLER_ROUNDS {
@@ -107,7 +111,7 @@ pub fn rename_directory(places: &Places<'_>, noreplace: bool) -> Result<()> {
                 _ => break,
             }
             // It has happened: what cannot follow stays where somebody made it.
-            if move_all(&source, &new).is_err() {
+            if move_all(&source, &new, 0).is_err() {
                 break;
             }
         }
@@ -116,6 +120,11 @@ pub fn rename_directory(places: &Places<'_>, noreplace: bool) -> Result<()> {
     // Whether it was done is the answer; what could not be cleaned the next rename or start looks at.
     let _ = clean(&top);
     moved
+}
+
+/// There is something of ours in a tree's top, perhaps.
+pub fn may_need_recovery(top: &Path) -> bool {
+    top.join(OsStr::from_bytes(RESERVED.to_bytes())).symlink_metadata().is_ok()
 }
 
 /// Undoes or finishes what an earlier life of the agent left in a tree; true when there was something.
@@ -138,7 +147,7 @@ pub fn recover(top: &Path) -> Result<bool> {
             Ok(new) => {
                 let source = make_below(&top, &source)?;
                 let stat = rustix::fs::fstat(&source)?;
-                put_back(&new, &source, &stat)?;
+                put_back(&new, &source, &stat, 0)?;
             }
             // The target is there: only the empty shell of the source may be left.
             Err(Errno::NOENT) => {
@@ -217,18 +226,18 @@ fn entries(directory: &OwnedFd) -> Result<Vec<CString>> {
 
 /// Moves all that is in `from` into the new directory `to` and makes `to` like `from` was.
 /// On an error everything is back in `from`.
-fn fill(from: &OwnedFd, to: &OwnedFd, before: &Stat) -> Result<()> {
+fn fill(from: &OwnedFd, to: &OwnedFd, before: &Stat, depth: usize) -> Result<()> {
     // rename(2) of a directory asks nothing of the right to write in it.
     let mode = Mode::from_raw_mode(before.st_mode);
     if !mode.contains(Mode::RWXU) {
         rustix::fs::fchmod(from, mode | Mode::RWXU)?;
     }
-    move_all(from, to).and_then(|()| copy_attributes(from, to, before)).inspect_err(|_| {
-        let _ = put_back(to, from, before);
+    move_all(from, to, depth).and_then(|()| copy_attributes(from, to, before)).inspect_err(|_| {
+        let _ = put_back(to, from, before, depth);
     })
 }
 
-fn move_all(from: &OwnedFd, to: &OwnedFd) -> Result<()> {
+fn move_all(from: &OwnedFd, to: &OwnedFd, depth: usize) -> Result<()> {
     // Again until a listing is empty: somebody may add entries meanwhile.
     for _ in 0..STRAGGLER_ROUNDS {
         let names = entries(from)?;
@@ -238,7 +247,7 @@ fn move_all(from: &OwnedFd, to: &OwnedFd) -> Result<()> {
         for name in names {
             match move_entry(from, to, &name, RenameFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
-                Err(Errno::XDEV) => move_directory(from, to, &name)?,
+                Err(Errno::XDEV) => move_directory(from, to, &name, depth)?,
                 Err(error) => return Err(error),
             }
         }
@@ -302,7 +311,10 @@ fn move_entry(from: &OwnedFd, to: &OwnedFd, name: &CStr, flags: RenameFlags) -> 
     moved
 }
 
-fn move_directory(from: &OwnedFd, to: &OwnedFd, name: &CStr) -> Result<()> {
+fn move_directory(from: &OwnedFd, to: &OwnedFd, name: &CStr, depth: usize) -> Result<()> {
+    if depth >= MAX_DEPTH {
+        return Err(Errno::XDEV);
+    }
     let source = open_directory(from, name).map_err(|error| match error {
         // Not a directory: then this EXDEV is a true one (a mount).
         Errno::NOTDIR | Errno::LOOP => Errno::XDEV,
@@ -315,14 +327,14 @@ fn move_directory(from: &OwnedFd, to: &OwnedFd, name: &CStr) -> Result<()> {
         Err(error) => return Err(error),
     }
     let made = open_directory(to, name)?;
-    let filled = fill(&source, &made, &before);
+    let filled = fill(&source, &made, &before, depth + 1);
     if filled.is_err() {
         let _ = rustix::fs::unlinkat(to, name, AtFlags::REMOVEDIR);
         return filled;
     }
     for _ in 0..STRAGGLER_ROUNDS {
         match rustix::fs::unlinkat(from, name, AtFlags::REMOVEDIR) {
-            Err(Errno::NOTEMPTY) => move_all(&source, &made)?,
+            Err(Errno::NOTEMPTY) => move_all(&source, &made, depth + 1)?,
             other => return other,
         }
     }
@@ -330,7 +342,10 @@ fn move_directory(from: &OwnedFd, to: &OwnedFd, name: &CStr) -> Result<()> {
 }
 
 /// Moves all that is in `from` back to where it was, and gives `to` its attributes again.
-fn put_back(from: &OwnedFd, to: &OwnedFd, before: &Stat) -> Result<()> {
+fn put_back(from: &OwnedFd, to: &OwnedFd, before: &Stat, depth: usize) -> Result<()> {
+    if depth > MAX_DEPTH {
+        return Err(Errno::XDEV);
+    }
     // `from` may already be like its source was, read-only perhaps.
     let _ = rustix::fs::fchmod(from, Mode::RWXU);
     for name in entries(from)? {
@@ -339,7 +354,7 @@ fn put_back(from: &OwnedFd, to: &OwnedFd, before: &Stat) -> Result<()> {
             Err(Errno::EXIST | Errno::XDEV) => match (open_directory(from, &name), open_directory(to, &name)) {
                 (Ok(inner), Ok(outer)) => {
                     let stat = rustix::fs::fstat(&outer)?;
-                    put_back(&inner, &outer, &stat)?;
+                    put_back(&inner, &outer, &stat, depth + 1)?;
                     rustix::fs::unlinkat(from, &name, AtFlags::REMOVEDIR)?;
                 }
                 // Made anew meanwhile: both are kept.
@@ -567,6 +582,24 @@ mod tests {
         assert_eq!(tree.list(), before);
         let tree = Tree::of(&[".gs-rename", "src/a"]);
         assert_eq!(tree.rename("src", "lib", false), Err(Errno::XDEV));
+    }
+
+    /// On the stack of a test's thread, 2 MiB; a first process has four times as much.
+    #[test]
+    fn a_forged_plan_without_end_is_left() {
+        let tree = Tree::of(&[".gs-rename/new/", "src/"]);
+        cut(&tree, "src");
+        for at in ["src", ".gs-rename/new"] {
+            let mut dir = open_directory(rustix::fs::CWD, tree.at(at)).unwrap();
+            for _ in 0..20_000 {
+                rustix::fs::mkdirat(&dir, c"d", Mode::RWXU).unwrap();
+                dir = open_directory(&dir, c"d").unwrap();
+            }
+        }
+        assert_eq!(recover(tree.0.path()), Err(Errno::XDEV));
+        assert!(tree.at(".gs-rename/source").is_symlink());
+        let rest = std::process::Command::new("rm").args(["-rf", "--"]).arg(tree.0.path()).status().unwrap();
+        assert!(rest.success());
     }
 
     #[test]
