@@ -10,6 +10,7 @@ use crate::text::escape;
 use sandbox_core::launch::{LaunchSpec, Network};
 use sandbox_core::sandbox::{Sandbox, State};
 use sandbox_core::store::read_json;
+use sandbox_protocol::Message;
 use sandbox_proxy::policy::{self, PolicyError, Rules};
 use sandbox_proxy::rule::{Pattern, Rule};
 use serde::Serialize;
@@ -110,6 +111,9 @@ fn change(sandbox: &mut Sandbox, verb: Verb, remove: bool, rules: &[Rule]) -> Re
             (Verb::Deny, true) => "no longer denied",
         };
         eprintln!("{done} for '{name}'{}: {}", when.words(), words(&changed));
+        if when == When::AtOnce {
+            write_down(sandbox, verb, remove, &changed);
+        }
     }
     if verb == Verb::Allow && !remove {
         for rule in rules {
@@ -127,6 +131,16 @@ fn change(sandbox: &mut Sandbox, verb: Verb, remove: bool, rules: &[Rule]) -> Re
         When::AtOnce | When::Stopped => {}
     }
     Ok(())
+}
+
+/// Has the change written into the log of events, whose only writer is the supervisor. One that has just ended,
+/// or does not know the request, writes nothing: the change holds all the same.
+fn write_down(sandbox: &Sandbox, verb: Verb, remove: bool, rules: &[Rule]) {
+    let verb = format!("{}{}", if remove { "no-longer-" } else { "" }, verb.word());
+    let rules = rules.iter().map(Rule::to_string).collect();
+    if let Ok(mut connection) = sandbox.connect() {
+        let _ = connection.ask(&Message::Policy { verb, rules }, 0);
+    }
 }
 
 /// From when on a change holds.

@@ -31,7 +31,7 @@ pub enum Happened {
     },
     /// The user changed what the running sandbox may reach.
     Policy {
-        /// `allow` or `deny`.
+        /// `allow`, `deny`, `no-longer-allow` or `no-longer-deny`.
         verb: String,
         /// The rules.
         rules: Vec<String>,

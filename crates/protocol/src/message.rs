@@ -92,6 +92,13 @@ pub enum Message {
     },
     /// Supervisor → client whose hello has the feature `events`, on stream 0: this has just happened.
     Event(crate::Event),
+    /// Client → supervisor: the policy of the network was changed; it is written down. Answered by `Done`.
+    Policy {
+        /// `allow`, `deny`, `no-longer-allow` or `no-longer-deny`.
+        verb: String,
+        /// The rules.
+        rules: Vec<String>,
+    },
     /// Client → supervisor: what is true now; answered by `Status`.
     AskStatus,
     /// Supervisor → client.

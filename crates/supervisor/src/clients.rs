@@ -97,6 +97,15 @@ impl Supervisor {
         if !matches!(message, Message::Hello(_)) {
             self.fresh.remove(&from.0);
         }
+        // Its main command may be what comes first; plumbing of ours says nothing about that.
+        let first = match &message {
+            Message::Hello(_) => false,
+            Message::Exec(exec) => !exec.main && !exec.internal,
+            _ => true,
+        };
+        if first && !self.started_said {
+            self.say_started(Vec::new());
+        }
         match message {
             Message::Hello(hello) => self.greet(from.0, &hello.features),
             Message::Exec(exec) => self.client_exec(from, exec),
@@ -134,6 +143,10 @@ impl Supervisor {
             Message::Freeze => self.freeze(from),
             Message::Thaw => self.thaw(from),
             Message::CommitBack => self.bring_wanted(Waiter::Client(from)),
+            Message::Policy { verb, rules } => {
+                self.happened(Happened::Policy { verb, rules });
+                self.answer(from, &Message::Done);
+            }
             Message::AskStatus => {
                 let status = self.report();
                 self.answer(from, &Message::Status(status));
@@ -162,7 +175,7 @@ impl Supervisor {
         if exec.main {
             // What the one before left is no business of this one.
             let _ = std::fs::remove_file(auto_commit::file(&self.dir));
-            self.happened(Happened::Started { argv: argv.clone() });
+            self.say_started(argv.clone());
             self.main = Some(Main {
                 stream,
                 argv,

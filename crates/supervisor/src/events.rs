@@ -114,6 +114,12 @@ impl Supervisor {
         }
     }
 
+    /// Writes down that this life of the sandbox has begun, with its main command if that is known.
+    pub(crate) fn say_started(&mut self, argv: Vec<String>) {
+        self.started_said = true;
+        self.happened(Happened::Started { argv });
+    }
+
     /// Writes down that something has happened now, and tells those who want to know.
     pub(crate) fn happened(&mut self, what: Happened) {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map(|since| since.as_millis() as u64).unwrap_or(0);

@@ -173,6 +173,8 @@ pub(crate) struct Supervisor {
     pub(crate) events: Option<RingLog>,
     /// The proxy, while it runs.
     pub(crate) egress: Option<Egress>,
+    /// The log says that it was started.
+    pub(crate) started_said: bool,
     /// Clients that want to be told of events.
     pub(crate) told: HashSet<ClientId>,
 }
@@ -245,6 +247,7 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
         terminate: config.terminate,
         events: None,
         egress,
+        started_said: false,
         told: HashSet::new(),
     };
     supervisor.agent.control(0, &Message::Hello(our_hello(Vec::new())));
@@ -558,6 +561,9 @@ impl Supervisor {
         }
         if let Some(exit) = ended {
             self.happened(Happened::Exited { status: exit.shell() });
+        }
+        if !self.started_said {
+            self.say_started(Vec::new());
         }
         self.happened(Happened::Stopped);
         let written = write_json(&self.dir.status(), &self.status, false);

@@ -791,8 +791,9 @@ fn a_refusal_is_told_at_once_and_every_decision_is_written_down() {
     let Happened::Network(network) = told(&mut client) else { panic!("another event") };
     assert_eq!((network.host.as_str(), network.process.as_deref()), ("bad.test", Some("curl")));
     let text = events(&running, "bad.test");
-    assert_eq!(text.lines().count(), 2, "{text}");
-    assert!(text.lines().next().unwrap().contains(r#""verdict":"allowed","method":"","host":"good.test""#), "{text}");
+    assert_eq!(text.lines().count(), 3, "{text}");
+    assert!(text.lines().next().unwrap().contains(r#""event":"started","argv":[]"#), "{text}");
+    assert!(text.lines().nth(1).unwrap().contains(r#""verdict":"allowed","method":"","host":"good.test""#), "{text}");
     // Who did not ask is not told: the next word is the answer to its own question.
     silent.ask(&Message::AskStatus, 1 << 20).unwrap();
     let stream = exec(&mut client, command(true));

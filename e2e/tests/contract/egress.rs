@@ -623,6 +623,13 @@ fn allow_and_deny_act_at_once(subject: &Subject) {
     assert_eq!(probe(&repo, "live", "end(connect(b'allow.test:443') == 403)").status, 0);
     repo.sandbox(&["allow", "live", &rule]).ok();
     assert!(reached());
+    let rules: Vec<String> = events(subject, "live")
+        .iter()
+        .filter(|event| event["event"] == "policy")
+        .map(|event| format!("{} {}", event["verb"].as_str().unwrap(), event["rules"][0].as_str().unwrap()))
+        .collect();
+    let allowed = format!("allow {rule}");
+    assert_eq!(rules, [allowed.as_str(), "deny allow.test", &allowed]);
     // What was allowed stays so over stop and start.
     repo.sandbox(&["stop", "live"]).ok();
     wait_until("the proxy has ended with its sandbox", LIMIT, || proxies(subject).is_empty());
