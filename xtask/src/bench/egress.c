@@ -1,5 +1,5 @@
-/* A client for the rows of the network. Each connection sends a ClientHello for bench.test, a byte
- * that says what is wanted, and reads the answer.
+/* A client for the rows of the network. Each connection sends a ClientHello for bench.test, whose
+ * random says what is wanted, and reads the answer.
  *
  * usage: egress direct|proxy PORT connect N    nanoseconds for each of N connections, one after the other
  *                                 bulk         nanoseconds for one large answer, from its first byte on
@@ -39,21 +39,22 @@ static void send_all(int fd, const void *data, size_t size)
 		fail("send");
 }
 
-static size_t hello(unsigned char *to)
+static size_t hello(unsigned char *to, char mode)
 {
-	static const unsigned char versions[] = { 0, 43, 0, 3, 2, 3, 4 };
+	/* supported_versions: TLS 1.3; signature_algorithms: ecdsa_secp256r1_sha256 */
+	static const unsigned char more[] = { 0, 43, 0, 3, 2, 3, 4, 0, 13, 0, 4, 0, 2, 4, 3 };
 	const size_t name = strlen(NAME);
 	unsigned char body[256], *p = body;
 	size_t size;
 	*p++ = 3, *p++ = 3;
-	memset(p, 7, 32), p += 32;
+	memset(p, mode, 32), p += 32;
 	*p++ = 0;                                     /* no session id */
 	memcpy(p, "\0\2\x13\1\1\0", 6), p += 6;       /* one cipher suite, no compression */
-	*p++ = 0, *p++ = (unsigned char)(name + 9 + sizeof versions);
+	*p++ = 0, *p++ = (unsigned char)(name + 9 + sizeof more);
 	*p++ = 0, *p++ = 0, *p++ = 0, *p++ = (unsigned char)(name + 5);
 	*p++ = 0, *p++ = (unsigned char)(name + 3), *p++ = 0, *p++ = 0, *p++ = (unsigned char)name;
 	memcpy(p, NAME, name), p += name;
-	memcpy(p, versions, sizeof versions), p += sizeof versions;
+	memcpy(p, more, sizeof more), p += sizeof more;
 	size = (size_t)(p - body);
 	memcpy(to, "\x16\3\1\0", 4);
 	to[4] = (unsigned char)(size + 4);
@@ -87,8 +88,7 @@ static int open_one(char mode)
 			exit(1);
 		}
 	}
-	size = hello(buffer);
-	buffer[size++] = (unsigned char)mode;
+	size = hello(buffer, mode);
 	send_all(fd, buffer, size);
 	return fd;
 }

@@ -2,8 +2,9 @@
 
 use super::machine::pss;
 use super::measure::Sample;
-use super::rows::{Bench, Rows, printed, take};
+use super::rows::{Bench, Rows, printed, take, timed};
 use super::table::{Goal, Row, Unit};
+use sandbox_testkit::{Origin, Repo, which};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -22,10 +23,11 @@ fn serve(mut peer: TcpStream) -> std::io::Result<()> {
     peer.set_nodelay(true)?;
     let mut head = [0; 5];
     peer.read_exact(&mut head)?;
-    let mut rest = vec![0; usize::from(u16::from_be_bytes([head[3], head[4]])) + 1];
+    let mut rest = vec![0; usize::from(u16::from_be_bytes([head[3], head[4]]))];
     peer.read_exact(&mut rest)?;
     peer.write_all(b"x")?;
-    match rest.last() {
+    // The random, behind the handshake's head and the version.
+    match rest.get(6) {
         Some(b'b') => {
             let block = vec![b'x'; 256 << 10];
             (0..BULK / block.len()).try_for_each(|_| peer.write_all(&block))
@@ -63,6 +65,8 @@ pub fn egress(bench: &Bench) -> Rows {
         Box::new(|| printed(&mut client("direct", &["bulk"]))),
     ])?)?;
 
+    let https = https(bench, &repo)?;
+
     let proxy = proxy(bench).ok_or("no proxy is running")?;
     let idle = pss(proxy)?;
     let mut hold = client("proxy", &["hold", &TUNNELS.to_string()]);
@@ -81,7 +85,7 @@ pub fn egress(bench: &Bench) -> Rows {
         bench.run(&repo, &["drop", "--force", name])?;
     }
     let size = |what: String, value, goal| Row::alone(what, Sample::new(vec![value]), goal, Unit::Size);
-    Ok(vec![
+    let mut rows = vec![
         Row::alone(
             "what the proxy adds to a connection (CONNECT, ClientHello, first byte)",
             through.less(direct.median()),
@@ -93,7 +97,33 @@ pub fn egress(bench: &Bench) -> Rows {
         Row::against(format!("{} MiB through a tunnel", BULK >> 20), bulk, "direct", bulk_direct, 1.25),
         size("PSS of the proxy, idle".into(), idle, Goal::None),
         size(format!("PSS of the proxy with {TUNNELS} tunnels"), held, Goal::Absolute(32.0 * 1024.0 * 1024.0)),
-    ])
+    ];
+    rows.extend(https);
+    Ok(rows)
+}
+
+/// A large body as it is in truth: by HTTPS, with the work of TLS at both ends.
+fn https(bench: &Bench, repo: &Repo) -> Result<Option<Row>, String> {
+    const BODY: usize = 256 << 20;
+    if Origin::missing().is_some() || which("curl").is_none() {
+        eprintln!("  not measured by HTTPS: that needs python3, openssl and curl");
+        return Ok(None);
+    }
+    let origin = Origin::start(bench.env(), &["bench-https.test"]);
+    bench.run(repo, &["allow", "bench-proxy", &origin.rule("bench-https.test")])?;
+    let script = |args: &str, port: u16| {
+        timed(&format!("curl -sSfk {args} -o /dev/null https://bench-https.test:{port}/bytes/{BODY}"))
+    };
+    let run = |name: &str, script: &str| {
+        printed(&mut bench.env().sandbox_command(repo.dir(), &["exec", name, "--", "sh", "-c", script]))
+    };
+    let resolve = format!("--resolve bench-https.test:{}:127.0.0.1", origin.https());
+    let (through, direct) = (script("", 443), script(&resolve, origin.https()));
+    let [through, direct] = take(
+        bench.rounds(&mut [Box::new(|| run("bench-proxy", &through)), Box::new(|| run("bench-direct", &direct))])?,
+    )?;
+    let what = format!("{} MiB by HTTPS, curl and a server on two cores", BODY >> 20);
+    Ok(Some(Row::against(what, through, "direct", direct, 1.25)))
 }
 
 /// The process id of the proxy of this bench's sandboxes.

@@ -123,7 +123,7 @@ pub fn printed(command: &mut Command) -> Result<Duration, String> {
 }
 
 /// Times a shell command from within, without the start of whatever it runs in.
-fn timed(script: &str) -> String {
+pub fn timed(script: &str) -> String {
     format!("a=$(date +%s%N); {{ {script}; }} >&2 || exit 1; b=$(date +%s%N); echo $((b - a))")
 }
 
