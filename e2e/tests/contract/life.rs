@@ -6,6 +6,7 @@ use serde_json::Value;
 use std::time::Duration;
 
 over_drivers! {
+    a_link_in_the_way_of_the_tree_is_moved_aside,
     the_status_is_that_of_the_command,
     input_and_output_pass_through_whole,
     a_detached_command_can_be_followed_and_waited_for,
@@ -284,4 +285,22 @@ fn a_moved_repository_is_found_again(subject: &Subject) {
     assert!(moved.sandbox(&["list"]).ok().contains('s'));
     moved.sandbox(&["fetch", "s"]).ok();
     assert_eq!(moved.git(&["log", "-1", "--format=%s", "sandbox/s"]).ok(), "x\n");
+}
+
+/// Anybody inside can do that by accident.
+fn a_link_in_the_way_of_the_tree_is_moved_aside(subject: &Subject) {
+    let env = &subject.env;
+    let below = env.home().join("p/q");
+    std::fs::create_dir_all(&below).unwrap();
+    let built = State::Plain.build(env, "built");
+    let top = below.join("r");
+    std::fs::rename(built.dir(), &top).unwrap();
+    let run = |args: &[&str]| env.sandbox(&top, args);
+    run(&["spawn", "--driver", subject.driver, "moved", "--", "sh", "-c", "echo kept >new"]);
+    let script = "cd ~ && mv p old && ln -s /tmp p && echo done";
+    let moved = run(&["exec", "moved", "--", "sh", "-c", script]);
+    assert!(moved.stdout.contains("done"), "{moved}");
+    let seen = run(&["exec", "moved", "--", "sh", "-c", "pwd; cat new; readlink ~/p.moved-1; ls -d ~/old"]);
+    assert!(seen.status == 0 && seen.stdout.contains("kept\n/tmp\n"), "{seen}");
+    assert!(seen.stdout.contains("old"), "{seen}");
 }

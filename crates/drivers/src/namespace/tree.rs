@@ -5,7 +5,9 @@
 
 use super::apply::{During, Report};
 use super::plan::{Access, EMPTY, MASKS, PID_MAX, Step, WHOLE_PROC};
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, major, minor, mkdirat, openat, symlinkat};
+use rustix::fs::{
+    CWD, FileType, Mode, OFlags, RenameFlags, fstat, major, minor, mkdirat, openat, renameat_with, symlinkat,
+};
 use rustix::io::Errno;
 use sandbox_sys::mount::{self, Attributes, Filesystem, Overlay};
 use std::cell::RefCell;
@@ -97,6 +99,8 @@ pub struct Tree {
     /// An empty file of the root file system, where no path leads to once `/run` is mounted.
     empty: OwnedFd,
     proc: Option<Proc>,
+    /// What had to be changed, for the user.
+    notes: Vec<String>,
     /// The last directory that something was made in; forgotten when something is mounted over it.
     last: RefCell<Option<(PathBuf, Rc<OwnedFd>)>>,
 }
@@ -127,7 +131,7 @@ impl Tree {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDONLY | OFlags::CLOEXEC;
         openat(&root, "run/empty", flags, Mode::from_raw_mode(0o444)).during(step)?;
         let empty = openat(&root, "run/empty", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).during(step)?;
-        Ok(Self { root, empty, proc: None, last: RefCell::new(None) })
+        Ok(Self { root, empty, proc: None, notes: Vec::new(), last: RefCell::new(None) })
     }
 
     /// Carries out one step.
@@ -163,6 +167,7 @@ impl Tree {
             }
             Step::Proc { sysctls, whole } => self.proc(sysctls, *whole)?,
             Step::Overlay { at, .. } => {
+                self.clear(at)?;
                 let target = self.mount_point(at, true)?;
                 self.last.borrow_mut().take_if(|(path, _)| path.starts_with(at));
                 let overlay = Overlay {
@@ -209,6 +214,41 @@ impl Tree {
         let attributes = Attributes { read_only: true, no_suid: true, no_dev: true, no_exec: true };
         mount::set_attributes(&cover, attributes, false).during(step)?;
         mount::attach(&cover, &target).during(step)
+    }
+
+    /// Moves aside what is in the way of a tree: in the private home an earlier run can have put a link or
+    /// a file in the place of a directory that leads to it, and then the sandbox would never start again.
+    fn clear(&mut self, at: &Path) -> Result<(), Report> {
+        let step = || format!("make way for '{}'", at.display());
+        let mut prefixes: Vec<&Path> = at.ancestors().collect();
+        prefixes.reverse();
+        for prefix in prefixes {
+            let found = match mount::open_below(&self.root, prefix) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                other => other.during(step)?,
+            };
+            if FileType::from_raw_mode(fstat(&found).during(step)?.st_mode) == FileType::Directory {
+                continue;
+            }
+            let (Some(parent), Some(name)) = (prefix.parent(), prefix.file_name()) else { return Ok(()) };
+            let parent = mount::open_below(&self.root, parent).during(step)?;
+            let other = |number: u32| {
+                let mut other = name.to_owned();
+                other.push(format!(".moved-{number}"));
+                other
+            };
+            let moved = (1..1000).map(other).find_map(|other| {
+                match renameat_with(&parent, name, &parent, &other, RenameFlags::NOREPLACE) {
+                    Err(Errno::EXIST) => None,
+                    result => Some(result.map(|()| other)),
+                }
+            });
+            let other = moved.unwrap_or(Err(Errno::EXIST)).during(step)?;
+            let (prefix, other) = (prefix.display(), Path::new(&other).display());
+            self.notes.push(format!("'{prefix}' was in the way of '{}' and is now '{other}'", at.display()));
+            return Ok(());
+        }
+        Ok(())
     }
 
     fn mount_point(&self, at: &Path, directory: bool) -> Result<OwnedFd, Report> {
@@ -322,7 +362,7 @@ impl Tree {
     /// Writes the limits and makes read-only what must be. Afterwards no mount can be made any more: the
     /// limit of mount namespaces counts detached mounts too. Returns what could not be had.
     pub fn finish(&mut self) -> Result<Vec<String>, Report> {
-        let mut notes = Vec::new();
+        let mut notes = std::mem::take(&mut self.notes);
         let read_only = Attributes { read_only: true, no_suid: true, no_dev: true, no_exec: false };
         mount::set_attributes(&self.root, read_only, false).during(|| "make '/' read-only".to_owned())?;
         if let Some(proc) = &self.proc {
