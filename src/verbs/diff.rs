@@ -7,7 +7,6 @@ use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::text::{age, count, escape, escape_lines};
-use sandbox_core::copy_out::{CopyOut, copy_out};
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_core::work;
@@ -122,14 +121,30 @@ fn uncommitted(context: &Context, store: &Store, sandbox: &Sandbox, stat: bool) 
             put(&before.join(path), file).map_err(CliError::io("fill the scratch directory"))?;
         }
         if change.what != work::Changed::Deleted {
-            let request = CopyOut { path, target: &after.join(path), links: true, limit: SHOWN };
-            match copy_out(store, sandbox, &request) {
-                Ok(_) => {}
-                Err(sandbox_core::copy_out::CopyOutError::TooLarge { .. }) => {
-                    eprintln!("'{name}' is larger than {}: not shown", crate::text::size(SHOWN));
+            let target = after.join(path);
+            let large = || format!("it is larger than {}", crate::text::size(SHOWN));
+            let shown = match work::read_changed(sandbox, change) {
+                Ok(work::Content::File { bytes, .. }) if bytes.len() as u64 > SHOWN => Err(large()),
+                Ok(work::Content::File { executable, bytes }) => {
+                    let mode = if executable { 0o755 } else { 0o644 };
+                    Ok(fs::write(&target, bytes).and_then(|()| {
+                        fs::set_permissions(&target, std::os::unix::fs::PermissionsExt::from_mode(mode))
+                    }))
+                }
+                // Wherever it leads: it is shown as its text, and nobody follows it.
+                Ok(work::Content::Symlink(to)) => {
+                    Ok(std::os::unix::fs::symlink(std::ffi::OsStr::from_bytes(&to), &target))
+                }
+                Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Err(large()),
+                Err(error) => Err(error.to_string()),
+            };
+            match shown {
+                Ok(written) => written.map_err(CliError::io("fill the scratch directory"))?,
+                Err(why) => {
+                    eprintln!("'{name}' is not shown: {}", escape(&why));
+                    // Or it would look deleted.
                     let _ = fs::remove_file(before.join(path));
                 }
-                Err(error) => return Err(error.into()),
             }
         }
     }

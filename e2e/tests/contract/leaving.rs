@@ -18,6 +18,7 @@ over_drivers! {
     the_prompt_names_the_sandbox,
     a_sparse_file_is_not_read_to_its_end,
     a_fifo_in_the_git_directory_holds_nobody_up,
+    uncommitted_links_are_shown_and_what_is_not_shown_is_named,
 }
 
 /// Each command must end within the time that the harness gives it: the file is 4 TiB long.
@@ -30,6 +31,22 @@ fn a_sparse_file_is_not_read_to_its_end(subject: &Subject) {
     let refused = repo.sandbox(&["drop", "sparse"]);
     assert!(refused.status != 0 && refused.stderr.contains("1 file"), "{refused}");
     repo.sandbox(&["drop", "--force", "sparse"]).ok();
+}
+
+/// A link is shown as its text, wherever it leads; what was replaced by one does not look deleted.
+fn uncommitted_links_are_shown_and_what_is_not_shown_is_named(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    let tracked: Vec<String> = repo.git(&["ls-files"]).ok().lines().map(str::to_owned).collect();
+    let (one, two) = (&tracked[0], &tracked[1]);
+    let script = format!("ln -s {one} near; ln -s /etc/passwd far; ln -sf /etc/shadow {one}; rm {two}; mkfifo {two}");
+    subject.spawn(&repo, &["links"], &script).ok();
+    let seen = repo.sandbox(&["diff", "--uncommitted", "links"]).expect(0);
+    for text in [&format!("+{one}"), "+/etc/passwd", "+/etc/shadow", "new file mode 120000"] {
+        assert!(seen.stdout.contains(text), "{text}: {seen}");
+    }
+    assert!(!seen.stdout.contains("root:"), "{seen}");
+    assert!(seen.stderr.contains(&format!("'{two}' is not shown: neither")), "{seen}");
+    assert!(!seen.stdout.contains(two.as_str()), "{seen}");
 }
 
 /// Nobody ever writes into it.
