@@ -10,6 +10,7 @@ use crate::view::{ServeError, View, ViewError, Views, prepare_serve};
 use crate::work::{self, WorkError};
 use sandbox_git::refs::{RefStore, RefsError, write_packed};
 use sandbox_git::{Git, Oid, RefName};
+use sandbox_sys::lock::FileLock;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -73,6 +74,9 @@ pub fn for_inside(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<TempDir
     let snapshot = sandbox.snapshot(store, 0)?;
     let repo = store.repo(&sandbox.record.repos[0].repo);
     let key = snapshot.git.views.first().map(|view| view.key.clone()).unwrap_or_default();
+    // `gc` removes views that no snapshot names, which the extended one is: not before it is held.
+    let lock = repo.lock_file();
+    let _lock = FileLock::exclusive(&lock).map_err(|source| ServedError::Io { path: lock, source })?;
     let mut view = View::open(&repo, &key)?.ok_or(ServedError::NoView { key })?;
     let mut refs: BTreeMap<RefName, Oid> = granted_refs(&repo.layer_tree(&snapshot.git_layer).join(".git"))?;
     refs.retain(|name, _| !name.as_bytes().starts_with(b"refs/stash"));

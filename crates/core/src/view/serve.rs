@@ -24,6 +24,7 @@ pub fn prepare_serve(
 ) -> Result<(), ServeError> {
     write_bare(dir, view.format(), partial_config(view))?;
     borrow(view, dir)?;
+    hold(view, dir)?;
     let packed = write_packed(refs.iter().map(|(name, oid)| (name, *oid, None)));
     store::write_whole(&dir.join("packed-refs"), &packed, false)?;
     if let Some(head) = head {
@@ -31,6 +32,26 @@ pub fn prepare_serve(
         text.extend_from_slice(head.as_bytes());
         text.push(b'\n');
         store::write_whole(&dir.join("HEAD"), &text, false)?;
+    }
+    Ok(())
+}
+
+/// Gives the bare repository `dir` names of its own for the view's packs: a view that no snapshot names may
+/// be removed by `gc` while it is served from.
+fn hold(view: &View, dir: &Path) -> Result<(), StoreError> {
+    let packs = view.objects().join("pack");
+    let target = dir.join("objects/pack");
+    store::make_dir(&target)?;
+    let mut names: Vec<_> = std::fs::read_dir(&packs)
+        .map_err(StoreError::io("list", &packs))?
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .collect::<Result<_, _>>()
+        .map_err(StoreError::io("list", &packs))?;
+    // A pack counts from the moment its index is there.
+    names.sort_by_key(|name| name.as_bytes().ends_with(b".idx"));
+    for name in names {
+        let path = packs.join(&name);
+        std::fs::hard_link(&path, target.join(&name)).map_err(StoreError::io("link", &path))?;
     }
     Ok(())
 }

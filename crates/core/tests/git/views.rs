@@ -181,6 +181,8 @@ fn what_is_served_is_the_granted_refs_and_no_other_object() {
         let main = RefName::parse("refs/heads/main").unwrap();
         prepare_serve(&view, &[(main.clone(), Oid::parse(&newer).unwrap())], Some(&main), &dir).unwrap();
         assert_eq!(serve_command(&world.git, &dir).name(), "git upload-pack");
+        // No snapshot names the extended view: a `gc` may take it away at any moment.
+        fs::remove_dir_all(view.objects().parent().unwrap()).unwrap();
         let pack = upload_pack(&world, &dir);
         let fetch = |what: &str| {
             inside.try_git(&[
