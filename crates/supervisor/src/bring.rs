@@ -6,7 +6,8 @@ use sandbox_core::auto_commit;
 use sandbox_core::store::read_json;
 use sandbox_protocol::{FailureKind, FrameType, MAX_PAYLOAD, Message};
 use std::collections::VecDeque;
-use std::io::{self, Read};
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,8 @@ const IN_A_ROW: usize = 3;
 const AT_ONCE: Duration = Duration::from_secs(1);
 /// How long one commit-back may take: longer than its conversations may.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
+/// How the helper's error begins when refs were refused: then it is about what came from inside.
+const REFUSED: &str = "not brought home: ";
 /// Requests from inside that wait at once.
 const MAX_INSIDE: usize = 64;
 
@@ -52,6 +55,8 @@ pub(crate) struct Bring {
 pub(crate) struct Run {
     pub(crate) helper: Helper,
     pub(crate) socket: UnixStream,
+    /// Its standard error.
+    pub(crate) errors: File,
     pub(crate) output: Vec<u8>,
     pub(crate) started: Instant,
     pub(crate) until: Instant,
@@ -136,19 +141,27 @@ impl Supervisor {
             let (client, client_fd) = pair()?;
             let (output, output_fd) = pair()?;
             output.set_nonblocking(true)?;
-            let errors = output_fd.try_clone()?;
-            let helper = Helper::start(&self.bring_command(), client_fd, output_fd, Some(errors))?;
-            Ok((helper, output, client))
+            // A file, so that it never waits for us to read; and apart, for what is in it is not for inside.
+            let errors = rustix::fs::memfd_create("errors", rustix::fs::MemfdFlags::CLOEXEC)?;
+            let helper = Helper::start(&self.bring_command(), client_fd, output_fd, Some(errors.try_clone()?))?;
+            Ok((helper, output, errors.into(), client))
         })();
         match started {
-            Ok((helper, output, client)) => {
+            Ok((helper, output, errors, client)) => {
                 let id = self.next_client;
                 self.accept(client);
                 self.fresh.remove(&id);
-                self.bring.running =
-                    Some(Run { helper, socket: output, output: Vec::new(), started: now, until: now + LIMIT, auto });
+                self.bring.running = Some(Run {
+                    helper,
+                    socket: output,
+                    errors,
+                    output: Vec::new(),
+                    started: now,
+                    until: now + LIMIT,
+                    auto,
+                });
             }
-            Err(error) => self.bring_done(false, format!("cannot start commit-back: {error}").into_bytes()),
+            Err(error) => self.bring_done(false, b"", format!("error: cannot start commit-back: {error}\n").as_bytes()),
         }
     }
 
@@ -200,7 +213,12 @@ impl Supervisor {
             self.auto_commit_told();
         }
         self.bring_pause(run.started);
-        self.bring_done(ok, run.output);
+        let mut errors = Vec::new();
+        let read = run.errors.rewind().and_then(|()| run.errors.take(MAX_PAYLOAD as u64).read_to_end(&mut errors));
+        if read.is_err() {
+            errors.clear();
+        }
+        self.bring_done(ok, &run.output, &errors);
     }
 
     /// Ends one that hangs: whoever is inside can stop the processes that it speaks with.
@@ -208,7 +226,7 @@ impl Supervisor {
         let Some(mut run) = self.bring.running.take() else { return };
         run.helper.kill();
         self.bring_pause(run.started);
-        self.bring_done(false, b"error: commit-back took too long\n".to_vec());
+        self.bring_done(false, b"", b"error: commit-back took too long\n");
     }
 
     /// Ends one for which there is no more time: what it was to bring is not home.
@@ -245,18 +263,31 @@ impl Supervisor {
         peer.control(stream, answer);
     }
 
-    pub(crate) fn bring_done(&mut self, ok: bool, output: Vec<u8>) {
+    /// `output` is told to whoever asked, `errors` to clients only: they name paths of the host, and say what
+    /// its git said. Inside learns which refs were refused, and no more.
+    pub(crate) fn bring_done(&mut self, ok: bool, output: &[u8], errors: &[u8]) {
         self.bring.moved |= !ok;
+        // This is `supervisor.log`.
+        let _ = io::stderr().write_all(&errors[..errors.len().min(4096)]);
+        let mut inside = Message::Done;
         let answer = if ok {
             Message::Done
         } else {
-            let text = String::from_utf8_lossy(&output);
+            let text = String::from_utf8_lossy(errors);
             let line = text.lines().find_map(|line| line.strip_prefix("error: ")).unwrap_or("commit-back failed");
             let plain = |c: char| if c.is_control() { '?' } else { c };
-            failure(FailureKind::Other, line.chars().map(plain).take(4000).collect::<String>())
+            let line: String = line.chars().map(plain).take(4000).collect();
+            let refused = line.starts_with(REFUSED) || line == "commit-back took too long";
+            let told = if refused { line.clone() } else { "commit-back failed on the host".to_owned() };
+            inside = failure(FailureKind::Other, told);
+            failure(FailureKind::Other, line)
         };
+        let all = [output, errors].concat();
         for waiter in std::mem::take(&mut self.bring.waiting) {
-            self.bring_answer(waiter, &output, &answer);
+            match waiter {
+                Waiter::Client(_) => self.bring_answer(waiter, &all, &answer),
+                Waiter::Inside(_) => self.bring_answer(waiter, output, &inside),
+            }
         }
         self.bring.waiting = std::mem::take(&mut self.bring.next);
         if let Phase::BringingHome { grace_ms, rounds, .. } = &mut self.phase {

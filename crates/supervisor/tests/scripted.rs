@@ -636,6 +636,42 @@ fn a_failed_commit_back_says_why_and_is_not_home() {
     assert!(!running.stop(&mut client).home);
 }
 
+/// What the host's git says, and where things are on the host, is for clients.
+#[test]
+fn inside_learns_what_was_refused_and_nothing_else_of_the_host() {
+    for (error, told) in [
+        ("cannot write /home/ann/state: disk full", "commit-back failed on the host"),
+        ("not brought home: 'x' (no)", "not brought home: 'x' (no)"),
+    ] {
+        let commit_back: &'static str =
+            format!(r#"echo line; echo 'warning: /home/ann' >&2; echo "error: {error}" >&2; exit 1"#).leak();
+        let (running, mut client) = Setup { commit_back, ..SETUP }.run(move |agent| {
+            agent.say(1, &Message::CommitBack);
+            let mut out = Vec::new();
+            let answer = loop {
+                let frame = agent.next().unwrap();
+                match frame.kind {
+                    _ if frame.stream != 1 => {}
+                    FrameType::Stdout => out.extend_from_slice(&frame.payload),
+                    FrameType::Control => break frame.message().unwrap(),
+                    _ => {}
+                }
+            };
+            assert_eq!(out, b"line\n");
+            assert!(matches!(&answer, Message::Error(failure) if failure.message == told), "{answer:?}");
+            agent.came_far();
+        });
+        match client.ask(&Message::CommitBack, 1 << 20) {
+            Err(ConnectionError::Refused(failure)) => assert_eq!(failure.message, error),
+            other => panic!("{other:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(1500));
+        let stream = exec(&mut client, command(true));
+        assert_eq!(collect(&mut client, stream).1, exited(42));
+        running.stop(&mut client);
+    }
+}
+
 #[test]
 fn a_ref_that_moved_comes_home_before_the_end() {
     let (running, mut client) = Setup { commit_back: r#"echo run >> "$1/runs""#, ..SETUP }.run(|agent| {
