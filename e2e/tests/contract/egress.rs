@@ -635,6 +635,12 @@ fn allow_and_deny_act_at_once(subject: &Subject) {
     wait_until("the proxy has ended with its sandbox", LIMIT, || proxies(subject).is_empty());
     repo.sandbox(&["start", "live"]).ok();
     assert!(reached());
+    let policies: Vec<_> = events(subject, "live")
+        .into_iter()
+        .filter(|event| event["event"] == "policy")
+        .map(|event| event["verb"].as_str().unwrap_or_default().to_owned())
+        .collect();
+    assert_eq!(policies, ["allow", "deny", "allow"]);
     // Nor does a proxy outlive a supervisor that was killed.
     let supervisor =
         subject.env.live_processes().into_iter().find(|(role, _)| role == "supervisor").expect("it runs").1;
