@@ -152,7 +152,12 @@ fn what_lies_beside_the_tree_is_not_dropped_in_silence() {
     kept("ignored", "'build/n' is a repository that the host does not have");
     made("linked", "git worktree add -q ~/fix -b fix && echo x >~/fix/new").ok();
     kept("linked", "is a worktree in the sandbox's home");
+    made("staged", "echo staged >README.md && git add README.md && git show HEAD:README.md >README.md").ok();
+    kept("staged", "'README.md' is staged with content that is in no commit and in no file");
     // What is no work is no reason.
+    made("committed", "echo x >README.md && git add README.md && git commit -qm x").ok();
+    repo.git(&["branch", "committed", "refs/sandbox/committed"]).ok();
+    repo.sandbox(&["drop", "committed"]).ok();
     made("neither", "git worktree add -q ~/gone -b gone && git worktree remove ~/gone && git branch -qD gone").ok();
     repo.sandbox(&["drop", "neither"]).ok();
 

@@ -1,13 +1,16 @@
-//! Repositories and linked worktrees that were made inside a sandbox: the host has no place for
-//! their commits or never looks at their files, so they are told of before anything is dropped.
+//! Repositories and linked worktrees that were made inside a sandbox, and content that is only staged:
+//! the host has no place for it or never looks there, so it is told of before anything is dropped.
 //!
 //! Read from the upper directory, which is the sandbox's: nothing in it is followed.
 
+use crate::host_repo::HostRepo;
 use crate::record::Snapshot;
 use crate::sandbox::Sandbox;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use sandbox_capture::ChangesError;
-use sandbox_git::printable;
+use sandbox_git::index::{Entry, Index};
+use sandbox_git::{Git, GitError, Oid, printable};
+use std::collections::HashSet;
 use std::fs;
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -50,6 +53,57 @@ pub fn worktrees_at_home(sandbox: &Sandbox) -> Vec<String> {
     found
 }
 
+/// Larger indexes and files are not looked into, in bytes.
+const LOOKED_INTO: u64 = 64 << 20;
+
+/// Returns paths, printable, of the main repository whose staged content is in no commit of `tip`, was not
+/// staged when the sandbox was made, and is not in the working tree either.
+pub fn staged_only(
+    git: &Git,
+    host: &HostRepo,
+    sandbox: &Sandbox,
+    layer: &Path,
+    tip: Option<&Oid>,
+) -> Result<Vec<String>, GitError> {
+    let upper = sandbox.dir.upper(0);
+    let name = Path::new(".git/index");
+    let parse = |bytes: Vec<u8>| Index::parse(bytes, host.format()).ok();
+    let Some(now) = read_up_to(&upper, name, LOOKED_INTO).and_then(parse) else { return Ok(Vec::new()) };
+    let captured = fs::read(layer.join(name)).ok().and_then(parse);
+    let mut known: HashSet<(Vec<u8>, Oid)> =
+        captured.iter().flat_map(Index::entries).map(|entry| (entry.path.clone(), entry.oid)).collect();
+    let regular = |entry: &&Entry| entry.stage == 0 && matches!(entry.mode & 0o170_000, 0o100_000 | 0o120_000);
+    let mut candidates: Vec<&Entry> = now
+        .entries()
+        .iter()
+        .filter(regular)
+        .filter(|entry| !known.contains(&(entry.path.clone(), entry.oid)))
+        .collect();
+    if candidates.is_empty() {
+        return Ok(Vec::new());
+    }
+    if let Some(tip) = tip {
+        let listing = host.read(git).args(["ls-tree", "-r", "-z", "--full-tree", &tip.to_string()]).output()?;
+        known.extend(listing.stdout.split(|byte| *byte == 0).filter_map(|line| {
+            let (meta, path) = line.split_at_checked(line.iter().position(|byte| *byte == b'\t')?)?;
+            Some((path[1..].to_vec(), Oid::parse(meta.rsplit(|byte| *byte == b' ').next()?)?))
+        }));
+    }
+    candidates.retain(|entry| !known.contains(&(entry.path.clone(), entry.oid)) && !is_in_tree(&upper, entry));
+    Ok(candidates.into_iter().take(MOST).map(|entry| printable(&entry.path)).collect())
+}
+
+/// The working tree has what is staged.
+fn is_in_tree(upper: &Path, entry: &Entry) -> bool {
+    let path = Path::new(std::ffi::OsStr::from_bytes(&entry.path));
+    if entry.mode & 0o170_000 == 0o120_000 {
+        // Changed links are told of one by one already.
+        return true;
+    }
+    read_up_to(upper, path, LOOKED_INTO)
+        .is_some_and(|bytes| sandbox_git::hash_object(entry.oid.format(), "blob", &bytes) == entry.oid)
+}
+
 fn is_worktree(gitdir: &[u8]) -> bool {
     let path = Path::new(std::ffi::OsStr::from_bytes(gitdir));
     path.parent().and_then(Path::file_name).is_some_and(|name| name == "worktrees")
@@ -76,14 +130,20 @@ fn is_there(root: &Path, path: &Path) -> bool {
 
 /// Reads a small regular file beneath `root`.
 fn read(root: &Path, path: &Path) -> Option<Vec<u8>> {
+    read_up_to(root, path, 8192)
+}
+
+/// Reads a regular file of at most `most` bytes beneath `root`.
+fn read_up_to(root: &Path, path: &Path, most: u64) -> Option<Vec<u8>> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = rustix::fs::open(root, flags, Mode::empty()).ok()?;
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = fs::File::from(openat2(root.as_fd(), path, flags, Mode::empty(), BENEATH).ok()?);
-    if !file.metadata().ok()?.is_file() {
+    let meta = file.metadata().ok()?;
+    if !meta.is_file() || meta.len() > most {
         return None;
     }
     let mut bytes = Vec::new();
-    file.take(8192).read_to_end(&mut bytes).ok()?;
+    file.take(most).read_to_end(&mut bytes).ok()?;
     Some(bytes)
 }

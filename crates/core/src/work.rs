@@ -502,6 +502,12 @@ pub fn unsaved(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Unsaved> {
             .elsewhere
             .push(format!("'{path}' is a repository that the host does not have: its commits cannot be brought home"));
     }
+    let layer = store.repo(&sandbox.record.repos[0].repo).layer_tree(&snapshot.git_layer);
+    let tip = read_ref(git, &host, &format!("refs/sandbox/{}", sandbox.name()))?;
+    let tip = tip.or_else(|| snapshot.git.base.as_deref().and_then(Oid::parse));
+    for path in crate::made_inside::staged_only(git, &host, sandbox, &layer, tip.as_ref())? {
+        unsaved.elsewhere.push(format!("'{path}' is staged with content that is in no commit and in no file"));
+    }
     for path in crate::made_inside::worktrees_at_home(sandbox) {
         unsaved.elsewhere.push(format!("'{path}' is a worktree in the sandbox's home: its files are only there"));
     }
