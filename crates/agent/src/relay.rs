@@ -68,7 +68,11 @@ pub struct Relay {
 impl Relay {
     /// Listens on `path`; `None` where no socket can be made.
     pub fn listen(path: &Path) -> Option<Self> {
-        let listener = UnixListener::bind(path).ok()?;
+        Self::on(UnixListener::bind(path).ok()?)
+    }
+
+    /// Takes over a socket that listens already.
+    pub fn on(listener: UnixListener) -> Option<Self> {
         listener.set_nonblocking(true).ok()?;
         let (tools, routes) = (BTreeMap::new(), BTreeMap::new());
         Some(Self { listener, tools, routes, next_tool: 1, next_stream: 1, rest_until: None })

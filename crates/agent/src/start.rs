@@ -18,7 +18,7 @@ use rustix::process::{
     set_parent_process_death_signal, waitpid,
 };
 use sandbox_protocol::{
-    AGENT_SOCKET, AgentConfig, CONFIG_FD, CONTROL_FD, Failure, FailureKind, Hello, Message, VERSIONS,
+    AGENT_SOCKET, AgentConfig, CONFIG_FD, CONTROL_FD, Failure, FailureKind, Hello, Message, RELAY_FD, VERSIONS,
 };
 use sandbox_sys::fork::{fork, inherited};
 use sandbox_sys::signals::SignalFd;
@@ -27,7 +27,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -116,7 +116,11 @@ fn start(control: &UnixStream) -> Result<Server, StartError> {
         // A tree that cannot be put in order is still a tree: nothing of it is lost, see `work`.
         recover(&tree.at);
     }
-    let relay = Relay::listen(Path::new(AGENT_SOCKET));
+    let relay = if config.relay {
+        inherited(RELAY_FD).ok().and_then(|socket| Relay::on(UnixListener::from(socket)))
+    } else {
+        Relay::listen(Path::new(AGENT_SOCKET))
+    };
 
     let mut enforced = config.enforced.clone();
     let mut enforce = |layer: &'static str, result: io::Result<bool>| match result {

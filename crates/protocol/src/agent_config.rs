@@ -4,6 +4,7 @@
 //! fd 0 1 2   /dev/null of the sandbox
 //! fd 3       CONTROL_FD   the control socket (SOCK_STREAM, frames as in this crate)
 //! fd 4       CONFIG_FD    a sealed memory file, offset 0: one AgentConfig as JSON
+//! fd 5       RELAY_FD     a socket that listens at AGENT_SOCKET, if AgentConfig::relay says so
 //! argv       [ARGV0], environment empty
 //! ```
 //!
@@ -17,7 +18,7 @@
 //!   session drops the rest by one `capset` of nothing;
 //! * `no_new_privs` is set, PDEATHSIG is KILL (the agent sets it once more after its last credential
 //!   change and then looks whether [`CONTROL_FD`] has been hung up); rlimits are in force;
-//! * no descriptor above [`CONFIG_FD`] is open.
+//! * no descriptor above [`RELAY_FD`] is open; the directory of our own files is read-only.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::path::PathBuf;
@@ -30,6 +31,10 @@ pub const CONTROL_FD: i32 = 3;
 
 /// The descriptor that the [`AgentConfig`] is read from.
 pub const CONFIG_FD: i32 = 4;
+
+/// The descriptor of the socket for tools inside, made by the driver: where its file is, nothing can be
+/// written any more.
+pub const RELAY_FD: i32 = 5;
 
 /// The agent's start parameters.
 #[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
@@ -47,6 +52,9 @@ pub struct AgentConfig {
     pub cwd: PathBuf,
     /// Who sessions are.
     pub user: AgentUser,
+    /// [`RELAY_FD`] listens; without it the agent makes the socket itself.
+    #[serde(default)]
+    pub relay: bool,
     /// The copy-on-write trees, in the order in which they were mounted.
     pub trees: Vec<AgentTree>,
     /// The filter of PID 1 itself and of whatever it forks beside the nursery.

@@ -133,6 +133,15 @@ const PROBES: &[(&str, &str)] = &[
         ! touch x 2>/dev/null && ! chmod 777 pack/* 2>/dev/null && ! rm -f pack/* 2>/dev/null && ls pack | grep -q pack"#,
     ),
     (
+        "our own files cannot be changed, moved or replaced",
+        r#"
+        cd /run/git-sandbox || exit 1
+        for change in 'touch x' 'mv /run/git-sandbox /run/zz' 'mv bin zz' 'rm -f agent.sock' 'mv repo.config x' \
+            'mkdir x' 'ln -sf /bin/sh bin/git-remote-sandbox' 'chmod 700 .'; do
+            $change 2>/dev/null && { echo "$change"; exit 1; }; done
+        test -S agent.sock && test -x bin/git-sandbox && touch /run/x"#,
+    ),
+    (
         "the tools that people need work",
         r#"
         set -e

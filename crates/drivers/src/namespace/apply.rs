@@ -17,7 +17,7 @@ use super::tree::{Sources, Tree, open_sources, write_file};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use sandbox_core::launch::{LaunchSpec, Mode as LaunchMode, Network, PROXY_PORT};
-use sandbox_protocol::{ARGV0, CONFIG_FD, CONTROL_FD};
+use sandbox_protocol::{ARGV0, CONFIG_FD, CONTROL_FD, RELAY_FD};
 use sandbox_sys::caps;
 use sandbox_sys::landlock::{Rights, Ruleset};
 use sandbox_sys::mount;
@@ -29,6 +29,7 @@ use std::ffi::CString;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 /// What the child writes to its parent, one JSON line each; the last one is a failure or nothing.
@@ -149,13 +150,13 @@ impl Child<'_> {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
             .during(|| "ask for a signal when the supervisor ends".to_owned())?;
         namespace::unshare(Namespaces::CGROUP).during(|| "create a cgroup namespace".to_owned())?;
-        self.build(&sources)?;
+        let relay = self.build(&sources)?;
         drop(sources);
-        self.leave(umask)
+        self.leave(umask, relay)
     }
 
     /// Builds the new root and makes it the root directory.
-    fn build(&self, sources: &[Option<Sources>]) -> Result<(), Report> {
+    fn build(&self, sources: &[Option<Sources>]) -> Result<Option<UnixListener>, Report> {
         let mut tree = Tree::new()?;
         for (step, sources) in self.plan.steps.iter().zip(sources) {
             if let Some(sources) = sources {
@@ -171,6 +172,7 @@ impl Child<'_> {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PROXY_PORT)).during(step)?;
             socket::send(egress, b"p", &[listener.as_fd()]).during(|| "hand out the socket of the proxy".to_owned())?;
         }
+        let relay = tree.listen()?;
         for note in tree.finish()? {
             self.tell(&Line::Note(note));
         }
@@ -180,7 +182,7 @@ impl Child<'_> {
         if cwd.as_bytes() != b"/" {
             return Err(Report::new("leave the old root directory", &io::Error::other("it is still the working one")));
         }
-        Ok(())
+        Ok(relay)
     }
 
     /// Toolchains and links may be missing: the host's can vanish or be closed to us, and in the private home
@@ -218,7 +220,7 @@ impl Child<'_> {
     }
 
     /// Limits, capabilities, descriptors, exec.
-    fn leave(&self, umask: Mode) -> Result<Infallible, Report> {
+    fn leave(&self, umask: Mode, relay: Option<UnixListener>) -> Result<Infallible, Report> {
         for (number, soft, hard) in self.rlimits() {
             namespace::limit(number, soft, hard).during(|| format!("set resource limit {number}"))?;
         }
@@ -230,9 +232,16 @@ impl Child<'_> {
         let null = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
             .during(|| "open '/dev/null' inside".to_owned())?;
         let null = null.as_fd();
-        let placed =
-            [(null, 0), (null, 1), (null, 2), (self.control.as_fd(), CONTROL_FD), (self.config.as_fd(), CONFIG_FD)];
-        namespace::place_descriptors(&placed, CONFIG_FD + 1).during(|| "place the descriptors".to_owned())?;
+        let relay = relay.as_ref().map_or(null, |relay| relay.as_fd());
+        let placed = [
+            (null, 0),
+            (null, 1),
+            (null, 2),
+            (self.control.as_fd(), CONTROL_FD),
+            (self.config.as_fd(), CONFIG_FD),
+            (relay, RELAY_FD),
+        ];
+        namespace::place_descriptors(&placed, RELAY_FD + 1).during(|| "place the descriptors".to_owned())?;
         rustix::process::umask(umask);
         let program = CString::new(format!("{}/bin/git-sandbox", sandbox_core::launch::INSIDE)).unwrap_or_default();
         let argv = [CString::new(ARGV0).unwrap_or_default()];

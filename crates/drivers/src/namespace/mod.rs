@@ -250,6 +250,7 @@ fn agent_config(
         base_filter: FilterBytes(base),
         session_filter: FilterBytes(session),
         rename_notify,
+        relay: true,
         rlimits: Vec::new(),
         enforced,
         allow_weak: spec.allow_weak.clone(),

@@ -9,7 +9,7 @@
 //!   /home/dev, /tmp        the sandbox's directories on disk
 //!   /home/dev/.rustup …    toolchains, read-only
 //!   /home/dev/project      overlay: what the sandbox works on
-//!   /run/git-sandbox       our own files
+//!   /run/git-sandbox       our own files, read-only in the end
 //! ```
 //! Order matters: the home before what is below it, the trees last, since a tree may be anywhere.
 
@@ -314,6 +314,8 @@ pub fn plan(spec: &LaunchSpec, host: &Host, kernel: Kernel) -> Result<MountPlan,
     covers.dedup();
     steps.extend(covers.into_iter().map(|at| Step::Cover { at }));
     let inside = Path::new(INSIDE);
+    // Its own, so that it can be made read-only in the end, and neither moved nor replaced.
+    steps.push(memory_at(inside, 16 << 20, 0o755, Access::MEMORY));
     for view in &spec.views {
         let at = inside.join("objects").join(&view.key);
         steps.push(Step::Bind { source: view.dir.clone(), at, access: Access::DATA, directory: true });
@@ -550,6 +552,7 @@ bind      /tmp  rw,nosuid,nodev  from /state/sandboxes/1/tmp
 bind      /var/tmp  rw,nosuid,nodev  from /state/sandboxes/1/tmp
 bind      /home/dev  rw,nosuid,nodev  from /state/sandboxes/1/home
 bind      /home/dev/.rustup  ro,nosuid,nodev  from /usr
+tmpfs     /run/git-sandbox  rw,nosuid,nodev,noexec,mode=755,size=16777216,nr_inodes=65536
 bind      /run/git-sandbox/objects/k  ro,nosuid,nodev,noexec  from /state/views/k
 bind      /run/git-sandbox/bin/git-sandbox  ro,nosuid,nodev  from /usr/local/bin/git-sandbox
 symlink   /run/git-sandbox/bin/git-remote-sandbox -> git-sandbox

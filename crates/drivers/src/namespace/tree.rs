@@ -9,11 +9,14 @@ use rustix::fs::{
     CWD, FileType, Mode, OFlags, RenameFlags, fstat, major, minor, mkdirat, openat, renameat_with, symlinkat,
 };
 use rustix::io::Errno;
+use sandbox_core::launch::INSIDE;
+use sandbox_protocol::AGENT_SOCKET;
 use sandbox_sys::mount::{self, Attributes, Filesystem, Overlay};
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -99,6 +102,8 @@ pub struct Tree {
     /// An empty file of the root file system, where no path leads to once `/run` is mounted.
     empty: OwnedFd,
     proc: Option<Proc>,
+    /// The mount of our own files.
+    inside: Option<OwnedFd>,
     /// What had to be changed, for the user.
     notes: Vec<String>,
     /// The last directory that something was made in; forgotten when something is mounted over it.
@@ -131,7 +136,7 @@ impl Tree {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDONLY | OFlags::CLOEXEC;
         openat(&root, "run/empty", flags, Mode::from_raw_mode(0o444)).during(step)?;
         let empty = openat(&root, "run/empty", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).during(step)?;
-        Ok(Self { root, empty, proc: None, notes: Vec::new(), last: RefCell::new(None) })
+        Ok(Self { root, empty, proc: None, inside: None, notes: Vec::new(), last: RefCell::new(None) })
     }
 
     /// Carries out one step.
@@ -140,6 +145,9 @@ impl Tree {
             Step::Tmpfs { at, .. } => {
                 let mount = memory(step).during(|| format!("create '{}'", at.display()))?;
                 self.attach(&mount, at, true)?;
+                if at == Path::new(INSIDE) {
+                    self.inside = Some(mount);
+                }
             }
             Step::Bind { at, directory, .. } => {
                 if let Some(tree) = &sources.tree {
@@ -359,12 +367,24 @@ impl Tree {
         Ok(())
     }
 
+    /// Makes the socket for tools inside.
+    pub fn listen(&self) -> Result<Option<UnixListener>, Report> {
+        let Some(inside) = &self.inside else { return Ok(None) };
+        let name = Path::new(AGENT_SOCKET).file_name().unwrap_or_default();
+        let path = Path::new("/proc/self/fd").join(inside.as_raw_fd().to_string()).join(name);
+        UnixListener::bind(path).map(Some).during(|| format!("listen at '{AGENT_SOCKET}'"))
+    }
+
     /// Writes the limits and makes read-only what must be. Afterwards no mount can be made any more: the
     /// limit of mount namespaces counts detached mounts too. Returns what could not be had.
     pub fn finish(&mut self) -> Result<Vec<String>, Report> {
         let mut notes = std::mem::take(&mut self.notes);
         let read_only = Attributes { read_only: true, no_suid: true, no_dev: true, no_exec: false };
         mount::set_attributes(&self.root, read_only, false).during(|| "make '/' read-only".to_owned())?;
+        if let Some(inside) = &self.inside {
+            let read_only = Attributes { no_exec: true, ..read_only };
+            mount::set_attributes(inside, read_only, false).during(|| format!("make '{INSIDE}' read-only"))?;
+        }
         if let Some(proc) = &self.proc {
             for (name, value) in &proc.sysctls {
                 match write_file(proc.mount.as_fd(), &format!("sys/{name}"), &value.to_string()) {
