@@ -16,21 +16,7 @@ pub fn escape_bytes(bytes: &[u8]) -> String {
     sandbox_git::printable(bytes)
 }
 
-/// Writes a number of bytes with the unit that suits it (powers of 1024).
-pub fn size(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if unit == 0 || value >= 100.0 {
-        format!("{value:.0} {}", UNITS[unit])
-    } else {
-        format!("{value:.1} {}", UNITS[unit])
-    }
-}
+pub use sandbox_core::units::size;
 
 /// Reads a size: a number with an optional `k`, `m`, `g`, `t` (powers of 1024).
 pub fn parse_size(text: &str) -> Option<u64> {
@@ -119,7 +105,6 @@ mod tests {
 
     #[test]
     fn sizes_and_times_read_and_write() {
-        assert_eq!([size(0), size(1536), size(200 << 20), size(3 << 30)], ["0 B", "1.5 KiB", "200 MiB", "3.0 GiB"]);
         assert_eq!(parse_size("1.5k"), Some(1536));
         assert_eq!(parse_size("2GiB"), Some(2 << 30));
         assert_eq!(parse_size("many"), None);

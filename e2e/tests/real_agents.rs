@@ -124,7 +124,9 @@ fn they_start_and_are_refused() {
         Err(said) => println!("SKIP: aider: pip: {}", said.trim()),
         Ok(()) => installed.push("aider"),
     }
-    println!("SKIP: goose: neither registry has it");
+    println!(
+        "SKIP: goose: it is published as built programs; what registries have by its name is another or an old one"
+    );
     let presets = env.root().join("config/git-sandbox/presets");
     fs::create_dir_all(&presets).unwrap();
     let mut failed = String::new();

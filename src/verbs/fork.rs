@@ -6,7 +6,7 @@ use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::leave;
-use crate::text::{count, escape, escape_bytes};
+use crate::text::{count, escape, escape_bytes, size};
 use sandbox_core::fork::{ForkError, Hold, Made, Request, Told, fork};
 use sandbox_core::id::Name;
 use sandbox_core::sandbox::{Sandbox, SandboxError};
@@ -75,11 +75,11 @@ fn tell(parent: &Sandbox, sandbox: &Sandbox, told: &Told) {
         None => "",
     };
     eprintln!(
-        "sandbox '{}': as '{}' is now, {} copied ({:.1} MB){how}",
+        "sandbox '{}': as '{}' is now, {} copied ({}){how}",
         sandbox.name(),
         parent.name(),
         count(told.files as usize, "file"),
-        told.bytes as f64 / 1e6,
+        size(told.bytes),
     );
     if !told.unsettled.is_empty() {
         eprintln!("kept changing while it was copied: {}", shown(&told.unsettled));

@@ -27,5 +27,6 @@ pub mod sandbox;
 pub mod served;
 pub mod store;
 pub mod trash;
+pub mod units;
 pub mod view;
 pub mod work;

@@ -119,7 +119,7 @@ impl fmt::Display for Told {
         }
         if self.copied > 0 {
             let shared = if self.reflinked == self.copied { ", blocks shared" } else { "" };
-            write!(f, ", {} copied ({:.1} MB{shared})", self.copied, self.bytes as f64 / 1e6)?;
+            write!(f, ", {} copied ({}{shared})", self.copied, crate::units::size(self.bytes))?;
         }
         Ok(())
     }

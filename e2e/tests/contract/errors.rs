@@ -189,7 +189,7 @@ fn a_command_that_is_not_there(subject: &Subject) {
     let repo = subject.repo(State::Plain);
     assert_snapshot!(repo.sandbox(&["spawn", "--driver", subject.driver, "x", "--", "no-such-command"]), @r#"
         ---- stderr
-        sandbox 'x': 13 files as they are here, 13 copied (0.0 MB)
+        sandbox 'x': 13 files as they are here, 13 copied (282 B)
         no changes in 'x'
         error: cannot run 'no-such-command': No such file or directory
         hint: is it installed on the host, in a directory that is shown inside? `git sandbox doctor` lists them
@@ -227,7 +227,7 @@ fn no_user_namespaces(subject: &Subject) {
     let seen = in_namespaces(subject, &repo, "echo 0 >/proc/sys/user/max_user_namespaces");
     assert_snapshot!(seen, @r#"
         ---- stderr
-        sandbox 'x': 13 files as they are here, 13 copied (0.0 MB)
+        sandbox 'x': 13 files as they are here, 13 copied (282 B)
         error: cannot create a user namespace
         caused by: No space left on device (os error 28)
         hint: this is the namespace limit, not the disk: raise sysctl 'user.max_user_namespaces'

@@ -97,7 +97,7 @@ fn a_command_that_takes_too_long() {
     let repo = plain(&env);
     assert_snapshot!(spawn(&repo, &["s", "--timeout", "1s"], "exec sleep 60"), @r#"
         ---- stderr
-        sandbox 's': 13 files as they are here, 13 copied (0.0 MB)
+        sandbox 's': 13 files as they are here, 13 copied (282 B)
         timed out: the command was ended after [TIME]
         no changes in 's'
         ---- status 124
@@ -146,7 +146,7 @@ fn a_branch_that_cannot_be_made_inside() {
     let repo = plain(&env);
     assert_snapshot!(spawn(&repo, &["s", "-b", "not..valid"], "true"), @r#"
         ---- stderr
-        sandbox 's': 13 files as they are here, 13 copied (0.0 MB)
+        sandbox 's': 13 files as they are here, 13 copied (282 B)
         error: cannot check out a new branch 'not..valid' inside
         caused by: 'not..valid' is not a valid branch name
         hint: take another name for the branch; no sandbox was made
