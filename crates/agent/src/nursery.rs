@@ -14,8 +14,7 @@
 //! Messages are records on a SEQPACKET socket, numbers little endian, strings `u32 length, bytes`.
 //! Only these two processes, of one build, ever see them.
 
-use sandbox_protocol::Rlimit;
-use sandbox_sys::fork::{cloexec_from, close_from, exec, fork_sibling, set_rlimit};
+use sandbox_sys::fork::{cloexec_from, close_from, exec, fork_sibling};
 use sandbox_sys::{caps, pty, seccomp, signals, socket};
 use std::ffi::{CString, OsStr};
 use std::io;
@@ -203,8 +202,6 @@ pub struct Setup {
     pub listen: bool,
     /// The filter when a listener cannot be had; empty for none.
     pub plain_filter: Vec<u8>,
-    /// Limits of each session.
-    pub rlimits: Vec<Rlimit>,
 }
 
 /// The nursery's life, in the forked process. Returns its exit status.
@@ -234,7 +231,7 @@ pub fn live(socket: OwnedFd, setup: &Setup) -> u8 {
             return 0;
         }
         let Some(spawn) = Spawn::decode(&record[..length]) else { return 1 };
-        let result = match fork_sibling(|| child(&spawn, &fds, &setup.rlimits)) {
+        let result = match fork_sibling(|| child(&spawn, &fds)) {
             Ok(pid) => Ok(pid.as_raw_nonzero().get()),
             Err(error) => Err(error.raw_os_error().unwrap_or(0)),
         };
@@ -265,9 +262,9 @@ fn harden(setup: &Setup) -> io::Result<(Ready, Option<OwnedFd>)> {
 }
 
 /// A session leader's life up to its exec.
-fn child(spawn: &Spawn, fds: &[OwnedFd], rlimits: &[Rlimit]) -> u8 {
+fn child(spawn: &Spawn, fds: &[OwnedFd]) -> u8 {
     let Some((errors, stdio)) = fds.split_first() else { return 125 };
-    let trouble = match prepare(spawn, stdio, rlimits) {
+    let trouble = match prepare(spawn, stdio) {
         Ok(()) => execute(spawn),
         Err(trouble) => trouble,
     };
@@ -275,7 +272,7 @@ fn child(spawn: &Spawn, fds: &[OwnedFd], rlimits: &[Rlimit]) -> u8 {
     127
 }
 
-fn prepare(spawn: &Spawn, stdio: &[OwnedFd], rlimits: &[Rlimit]) -> Result<(), Trouble> {
+fn prepare(spawn: &Spawn, stdio: &[OwnedFd]) -> Result<(), Trouble> {
     let setup = || -> io::Result<()> {
         rustix::process::setsid()?;
         let (input, output, error) = match stdio {
@@ -291,9 +288,6 @@ fn prepare(spawn: &Spawn, stdio: &[OwnedFd], rlimits: &[Rlimit]) -> Result<(), T
         rustix::stdio::dup2_stderr(error)?;
         // PID 1 reads and writes its ends without blocking; these are other descriptions.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-        for limit in rlimits {
-            set_rlimit(limit.resource, limit.soft, limit.hard)?;
-        }
         cloexec_from(3)
     };
     setup().map_err(Trouble::of(Step::Setup))?;

@@ -212,7 +212,6 @@ pub fn fork_nursery(config: &AgentConfig) -> io::Result<(OwnedFd, rustix::proces
         filter: config.session_filter.0.clone(),
         listen: config.rename_notify,
         plain_filter: config.base_filter.0.clone(),
-        rlimits: config.rlimits.clone(),
     };
     let pid = fork(|| nursery::live(theirs, &setup))?;
     Ok((ours, pid))

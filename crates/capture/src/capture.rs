@@ -189,6 +189,9 @@ fn announce(
     }
 }
 
+/// After this time a file is on the disk without being asked for (`dirty_expire_centisecs` is half of it).
+const WRITTEN_BACK: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// Replaces the manifest of the newest layer by one that says the same about the layers and knows
 /// newer stats of the host.
 fn refresh(request: &CaptureRequest<'_>, manifest: Option<&Manifest>) -> Result<(), CaptureError> {
@@ -196,6 +199,14 @@ fn refresh(request: &CaptureRequest<'_>, manifest: Option<&Manifest>) -> Result<
     let new = request.tmp_dir.join(format!("{}.manifest", request.new_layer_id));
     write_manifest(&new, manifest, request.owner)?;
     let target = request.layers_dir.join(newest).join(MANIFEST);
+    // Nothing is synced before the command runs: until this one is on the disk, the one before is kept.
+    // One that is so young that it may not be there either does not take the place of an older one.
+    let replaced = target.with_extension(crate::manifest::REPLACED);
+    let age = std::fs::metadata(&target).and_then(|meta| meta.modified()).ok().and_then(|at| at.elapsed().ok());
+    if !replaced.exists() || age.is_some_and(|age| age > WRITTEN_BACK) {
+        let _ = std::fs::remove_file(&replaced);
+        let _ = std::fs::hard_link(&target, &replaced);
+    }
     std::fs::rename(&new, &target).map_err(|source| {
         let _ = std::fs::remove_file(&new);
         CaptureError::Io { action: "write", path: target, source }

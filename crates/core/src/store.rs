@@ -1,21 +1,6 @@
 //! The state directory: where everything is, and how files appear in it.
 //!
-//! ```text
-//! $XDG_STATE_HOME/git-sandbox/
-//!   format                              "git-sandbox 1"
-//!   lock
-//!   repos/<repo-id>/
-//!     repo.json  lock
-//!     packs/                            the vault: a bare repository (packs; refs of rescue, trash)
-//!     views/<key>/{view.json,objects/}  hard links to packs
-//!     layers/<layer-id>/{tree/,manifest}
-//!     snapshots/<snapshot-id>.json
-//!   sandboxes/<sandbox-id>/
-//!     sandbox.json  status.json  lock  ctl  launch.json
-//!     log/main.log  home/  tmp/  trees/<n>/{upper,work}/
-//!   trash/<sandbox-id>/                 a dropped sandbox, as it was
-//!   tmp/                                half-made things; swept when their maker is dead
-//! ```
+//! The layout is drawn in `docs/on-disk-format.md`, and nowhere else.
 //!
 //! Locks are `flock`s held by the process that uses them, in the order store < repository <
 //! sandbox: dying releases them. A file appears whole: written beside, renamed.

@@ -68,9 +68,6 @@ pub struct AgentConfig {
     /// `session_filter` has notifications: load it with a listener and answer them.
     #[serde(default)]
     pub rename_notify: bool,
-    /// Limits of each session, beside those that PID 1 already has.
-    #[serde(default)]
-    pub rlimits: Vec<Rlimit>,
     /// What the driver has put in force, by the names that `Hello::enforced` uses; the agent adds its own.
     #[serde(default)]
     pub enforced: Vec<String>,
@@ -107,17 +104,6 @@ pub struct AgentTree {
     /// the agent does such a rename itself.
     #[serde(default)]
     pub rename_exdev: bool,
-}
-
-/// A resource limit by the platform's number (`RLIMIT_*`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rlimit {
-    /// Which.
-    pub resource: u32,
-    /// Soft limit; `None` is none.
-    pub soft: Option<u64>,
-    /// Hard limit; `None` is none.
-    pub hard: Option<u64>,
 }
 
 /// A classic BPF program as bytes: 8 for each instruction (`struct sock_filter`, native byte order).

@@ -17,7 +17,7 @@ use sandbox_sys::lock::FileLock;
 use sandbox_sys::process;
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -595,6 +595,5 @@ impl Drop for Supervisor {
         if let Some(egress) = &mut self.egress {
             egress.helper.kill();
         }
-        let _ = self.machine.pidfd().as_fd();
     }
 }

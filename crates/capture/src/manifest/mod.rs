@@ -28,6 +28,8 @@ pub(crate) use write::{Builder, Record};
 
 /// Name of the manifest in a layer's directory.
 pub const MANIFEST: &str = "manifest";
+/// The extension of a manifest that was replaced.
+pub(crate) const REPLACED: &str = "before";
 /// Name of the tree in a layer's directory.
 pub const TREE: &str = "tree";
 

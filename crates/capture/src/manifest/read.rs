@@ -123,8 +123,13 @@ fn i64_at(bytes: &[u8], at: usize) -> i64 {
 }
 
 impl Manifest {
-    /// Maps a manifest.
+    /// Maps a manifest, or the one that it replaced when a power cut has left nothing of it: both say the
+    /// same about the layers.
     pub fn open(path: &Path) -> Result<Self, ManifestError> {
+        Self::map(path).or_else(|error| Self::map(&path.with_extension(super::REPLACED)).map_err(|_| error))
+    }
+
+    fn map(path: &Path) -> Result<Self, ManifestError> {
         let io = |source| ManifestError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
         Self::parse(Data::Mapped(Map::new(&file).map_err(io)?), path)

@@ -251,7 +251,6 @@ fn agent_config(
         session_filter: FilterBytes(session),
         rename_notify,
         relay: true,
-        rlimits: Vec::new(),
         enforced,
         allow_weak: spec.allow_weak.clone(),
     };
