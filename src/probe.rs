@@ -362,6 +362,11 @@ mod tests {
         let address = UnixAddr::from_abstract_name(&name).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind_addr(&address).unwrap();
         let mut child = std::process::Command::new("sleep").arg("61.5").spawn().unwrap();
+        // It is there before it has a command line.
+        let line = format!("/proc/{}/cmdline", child.id());
+        while !fs::read_to_string(&line).unwrap().contains("61.5") {
+            std::thread::yield_now();
+        }
         let baits = Baits {
             files: vec![file],
             variable: "PATH".into(),

@@ -156,7 +156,7 @@ impl Server {
 
     pub(super) fn reap(&mut self, now: Instant) {
         loop {
-            match wait(WaitOptions::NOHANG) {
+            match wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
                 Ok(Some((pid, status))) => self.reaped(pid, status, now),
                 Ok(None) => return,
                 Err(rustix::io::Errno::INTR) => {}
@@ -168,11 +168,19 @@ impl Server {
         }
     }
 
+    /// A child was stopped. The nursery may be in the middle of a birth that somebody waits for: the newborn
+    /// itself may have stopped it (`kill -STOP -1`), before its birth was told.
+    fn stood_still(&self, pid: Pid) {
+        if self.nursery.as_ref().is_some_and(|nursery| nursery.pid == pid) {
+            let _ = kill_process(pid, Signal::CONT);
+        }
+    }
+
     fn reaped(&mut self, pid: Pid, status: WaitStatus, now: Instant) {
         let status = match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => ExitStatus::Code(code),
             (None, Some(signal)) => ExitStatus::Signal(signal),
-            (None, None) => return,
+            (None, None) => return self.stood_still(pid),
         };
         if let Some(stream) = self.leaders.remove(&pid) {
             if let Some(session) = self.sessions.get_mut(&stream) {
