@@ -22,6 +22,13 @@ pub struct Kit {
     pub spec: LaunchSpec,
 }
 
+/// The kernel's own directory below `work` has no permissions at all: for an ordinary user it would stay.
+impl Drop for Kit {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("chmod").args(["-R", "u+rwx"]).arg(self.dir.path()).output();
+    }
+}
+
 impl Kit {
     /// A tree at `/home/tester/project` of two layers: `base` with `kept`, `gone`, `dir/deep`; `delta` without `gone`.
     pub fn new() -> Self {
