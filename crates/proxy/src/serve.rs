@@ -404,10 +404,14 @@ impl Shared {
                 tunnel::relay(&stream, &outside, &moved).await;
             }
         };
-        tokio::select! {
-            () = relay => {}
-            () = moved.idle(self.limits.idle) => {}
-            () = self.cut(&mut changes, &target, address) => {}
+        let cut = tokio::select! {
+            () = relay => false,
+            () = moved.idle(self.limits.idle) => true,
+            () = self.cut(&mut changes, &target, address) => true,
+        };
+        if cut {
+            // An end in order would pass for the end of what was sent.
+            stream.reset();
         }
         drop((stream, outside, permit));
         self.closed(event, &moved, since).await

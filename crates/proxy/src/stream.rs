@@ -64,6 +64,13 @@ impl Stream {
         }
     }
 
+    /// Makes the end of this connection, when it is dropped, an error for the other side.
+    pub(crate) fn reset(&self) {
+        if let Self::Tcp(stream) = self {
+            let _ = rustix::net::sockopt::set_socket_linger(stream, Some(std::time::Duration::ZERO));
+        }
+    }
+
     /// Says that nothing more will be written.
     pub(crate) fn end(&self) {
         // Somebody who has gone already needs not be told.
