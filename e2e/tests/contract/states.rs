@@ -153,7 +153,7 @@ fn a_continued_operation_ends_as_in_a_copy(subject: &Subject) {
         let script = format!(
             "export GIT_EDITOR=true GIT_COMMITTER_DATE='2025-05-05T05:05:05Z' GIT_AUTHOR_DATE='2025-05-05T05:05:05Z'
              git config user.name A && git config user.email a@example.com
-             {{ {goes_on}; }} >/tmp/said-$$ 2>&1; echo \"status $?\"
+             said=$(mktemp) && {{ {goes_on}; }} >$said 2>&1; echo \"status $?\"; rm $said
              git log -6 --format='%H %s'; git status --porcelain=v2; git stash list; git ls-files --stage
              sha256sum src/a.c; ls .git | grep -E 'HEAD|rebase|sequencer|BISECT_LOG' | grep -v '^HEAD$'"
         );
