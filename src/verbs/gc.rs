@@ -37,7 +37,9 @@ pub fn start_auto(program: &Path, store: &Store) {
     };
     let left = || {
         let entries = std::fs::read_dir(store.tmp()).into_iter().flatten().flatten();
-        entries.filter_map(|entry| age(&entry.path())).any(|age| age > LEFT)
+        // What a sweep would leave alone must not start one with each spawn.
+        let swept = entries.filter(|entry| removal::is_swept(&entry.file_name().to_string_lossy()));
+        swept.filter_map(|entry| age(&entry.path())).any(|age| age > LEFT)
     };
     if last < DAY && !left() {
         return;

@@ -48,8 +48,8 @@ pub fn sweep(store: &Store, patience: Duration) -> Result<usize, StoreError> {
     for entry in entries {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        let abandoned = !capturing && (name.starts_with("git-") || name.starts_with("rev-") || is_id(&name));
-        if abandoned || old(&entry.path()) || name.starts_with("dropped-") {
+        let abandoned = !capturing && is_of_capture(&name);
+        if abandoned || old(&entry.path()) || is_dropped(&name) {
             sandbox_capture::remove_tree(&entry.path()).map_err(StoreError::io("delete", entry.path()))?;
             swept += 1;
         }
@@ -65,6 +65,19 @@ fn lock_until(path: &Path, until: Instant) -> Option<FileLock> {
             _ => return None,
         }
     }
+}
+
+/// Whether [`sweep`] would take a temporary thing of this name, if nobody works on it.
+pub fn is_swept(name: &str) -> bool {
+    is_of_capture(name) || is_dropped(name)
+}
+
+fn is_of_capture(name: &str) -> bool {
+    name.starts_with("git-") || name.starts_with("rev-") || is_id(name)
+}
+
+fn is_dropped(name: &str) -> bool {
+    name.starts_with("dropped-")
 }
 
 /// A layer that is being made has its future name.

@@ -192,21 +192,19 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
     // From here on it runs, for all who look; who reads from a stopped one holds the same lock and has no name here.
     let launching = StatusRecord { supervisor: Some(identity.clone()), init: None, ..before.clone() };
     write_json(&config.dir.status(), &launching, false)?;
-    let launched = driver.launch(&config.spec).map_err(SuperviseError::from).and_then(|mut machine| {
+    let launched = (|| -> Result<_, SuperviseError> {
+        let mut machine = driver.launch(&config.spec)?;
         let egress = start_proxy(&config, driver, machine.as_mut())?;
-        Ok((machine, egress))
-    });
-    let (machine, egress) = match launched {
-        Ok(launched) => launched,
-        Err(error) => {
-            let _ = write_json(&config.dir.status(), &before, false);
-            return Err(error);
-        }
-    };
-    let control = machine.control().try_clone().map_err(step("use the control channel"))?;
-    let agent = Peer::new(control, MOST_FOR_AGENT).map_err(step("use the control channel"))?;
-    let listener = listen(&config.dir).map_err(step("listen on the control socket"))?;
-    let log = RingLog::open(&config.dir.log()).map_err(step("open the log"))?;
+        let control = machine.control().try_clone().map_err(step("use the control channel"))?;
+        let agent = Peer::new(control, MOST_FOR_AGENT).map_err(step("use the control channel"))?;
+        let listener = listen(&config.dir).map_err(step("listen on the control socket"))?;
+        let log = RingLog::open(&config.dir.log()).map_err(step("open the log"))?;
+        Ok((machine, egress, agent, listener, log))
+    })();
+    // What could not be started has not crashed.
+    let (machine, egress, agent, listener, log) = launched.inspect_err(|_| {
+        let _ = write_json(&config.dir.status(), &before, false);
+    })?;
     let status = StatusRecord {
         exited: before.exited,
         timed_out: before.timed_out,
