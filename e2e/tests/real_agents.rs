@@ -125,7 +125,7 @@ fn they_start_and_are_refused() {
         Ok(()) => installed.push("aider"),
     }
     println!(
-        "SKIP: goose: it is published as built programs; what registries have by its name is another or an old one"
+        "goose is not tried: it is published as built programs; what registries have by its name is another or an old one"
     );
     let presets = env.root().join("config/git-sandbox/presets");
     fs::create_dir_all(&presets).unwrap();

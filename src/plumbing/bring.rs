@@ -34,7 +34,8 @@ pub fn run(args: &[OsString]) -> Result<(), CliError> {
     let git = Git::new(HostEnv::from_vars(std::env::vars_os()))?;
     let mut connection = Connection::new(UnixStream::from(socket))?;
     let mut brought = commit_back(&mut connection, &git, &store, &sandbox);
-    if args.get(1).is_some_and(|arg| arg == "--auto-commit") {
+    // What was committed must be home before.
+    if brought.is_ok() && args.get(1).is_some_and(|arg| arg == "--auto-commit") {
         let message = auto_commit::message(sandbox.name(), &command(&sandbox, &args[2..]), &tail(&sandbox));
         let outcome = auto_commit::run(&mut connection, &git, &store, &sandbox, &message)?;
         auto_commit::done(&sandbox, &outcome)?;

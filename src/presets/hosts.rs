@@ -261,7 +261,11 @@ impl Machine<'_> {
     /// npmrc(5): `registry=URL` and `@scope:registry=URL`, of the user and of the system. Where nothing
     /// names the registry for everything else, npm itself is asked.
     fn npm(&self, found: &mut Found) {
-        let own = self.vars.get("NPM_CONFIG_USERCONFIG").map_or_else(|| self.home.join(".npmrc"), PathBuf::from);
+        let own = self
+            .vars
+            .get("NPM_CONFIG_USERCONFIG")
+            .filter(|path| path.starts_with('/'))
+            .map_or_else(|| self.home.join(".npmrc"), PathBuf::from);
         let mut whole = false;
         for file in [own, self.etc.join("npmrc"), self.home.join(".config/pnpm/rc")] {
             for line in fs::read_to_string(file).unwrap_or_default().lines() {
@@ -285,8 +289,12 @@ impl Machine<'_> {
     /// pip's files ("Configuration"): `index-url`, `extra-index-url`, `find-links`; else what pip itself
     /// would use, with the host that it knows to hold the files.
     fn pip(&self, found: &mut Found) {
-        let own = self.vars.get("PIP_CONFIG_FILE").map(PathBuf::from);
-        let config = self.vars.get("XDG_CONFIG_HOME").map_or_else(|| self.home.join(".config"), PathBuf::from);
+        let own = self.vars.get("PIP_CONFIG_FILE").filter(|path| path.starts_with('/')).map(PathBuf::from);
+        let config = self
+            .vars
+            .get("XDG_CONFIG_HOME")
+            .filter(|path| path.starts_with('/'))
+            .map_or_else(|| self.home.join(".config"), PathBuf::from);
         let files = [config.join("pip/pip.conf"), self.home.join(".pip/pip.conf"), self.etc.join("pip.conf")];
         let mut whole = false;
         for file in files.into_iter().chain(own) {

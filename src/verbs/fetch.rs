@@ -115,11 +115,6 @@ pub fn told(brought: &Brought) -> Result<String, CliError> {
         text.push_str(&escape_lines(line));
         text.push('\n');
     }
-    for path in &brought.unknown {
-        text.push_str(&format!(
-            "'{path}' is a repository that the host does not have: its commits stay in the sandbox\n"
-        ));
-    }
     if brought.refused.is_empty() {
         return Ok(text);
     }

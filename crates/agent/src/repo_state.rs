@@ -130,8 +130,6 @@ pub fn repo_state(path: &Path, granted: &[String]) -> Result<RepoState> {
     }
     state.reflog_tips = reflog_tips(&git, &state, granted)?;
     (state.operation, state.operation_branch) = operation::in_progress(&gitdir, &state);
-    let search = nested::search(path, &gitdir);
-    (state.nested, state.nested_cut) = (search.found, search.cut);
     Ok(state)
 }
 

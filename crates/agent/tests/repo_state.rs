@@ -110,7 +110,7 @@ fn head_refs_and_stash() {
         assert_eq!(names, all);
         assert_eq!(state.refs[5].1, repo.id("v2"), "a tag's own id");
         assert_eq!(state.stash, [repo.id("stash@{0}"), repo.id("stash@{1}")]);
-        assert_eq!((state.operation, state.operation_branch, state.nested), (None, None, vec![]));
+        assert_eq!((state.operation, state.operation_branch), (None, None));
         assert_eq!(state.reflog_tips, [] as [String; 0], "stash entries are no tips of reflogs");
     });
 }
@@ -201,21 +201,8 @@ fn repositories_inside() {
              git submodule -q deinit -f two; mkdir -p vendor/x; git init -q vendor/x/clone; \
              echo vendor >.gitignore; git worktree add -q linked; mkdir fake; echo gitdir: /nowhere >fake/.git",
         );
-        let state = repo.state();
         let top = repo.top();
-        let nested: Vec<(String, PathBuf)> =
-            state.nested.into_iter().map(|inner| (inner.path, inner.gitdir.into())).collect();
         let modules = top.join(".git/modules");
-        assert_eq!(
-            nested,
-            [
-                ("sub/one".to_owned(), modules.join("sub/one")),
-                ("sub/one/deep".to_owned(), modules.join("sub/one/modules/deep")),
-                ("two".to_owned(), modules.join("two")),
-                ("vendor/x/clone".to_owned(), top.join("vendor/x/clone/.git")),
-            ]
-        );
-        assert!(!state.nested_cut);
         // Each can be asked in turn, by its git directory too.
         let own = repo.sh("git -C lib rev-parse HEAD");
         assert_eq!(repo.ask(&top.join("sub/one"), &[]).unwrap().head, Some(own.clone()));

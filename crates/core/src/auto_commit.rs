@@ -50,6 +50,9 @@ pub struct Outcome {
     pub why_not: Option<String>,
 }
 
+/// How long one git command inside may take: filters and locks there are a stranger's.
+const TIME: std::time::Duration = std::time::Duration::from_secs(120);
+
 impl Outcome {
     fn not(why: impl Into<String>) -> Self {
         Self { why_not: Some(why.into()), ..Self::default() }
@@ -143,7 +146,7 @@ impl Inside<'_> {
         let variable = |name: &str, value: &str| (name.to_owned(), Some(value.to_owned()));
         let env = vec![variable("GIT_LITERAL_PATHSPECS", "1"), variable("LC_ALL", "C.UTF-8")];
         let exec = Exec { argv, env, cwd: self.cwd.clone(), internal: true, ..Exec::default() };
-        Ok(self.connection.run(exec, input, OUTPUT)?)
+        Ok(self.connection.run_within(exec, input, OUTPUT, TIME)?)
     }
 
     /// Runs one that must succeed; else its first line on standard error is why not.

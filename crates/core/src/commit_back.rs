@@ -48,8 +48,6 @@ pub struct Brought {
     pub lines: Vec<String>,
     /// Refs that were refused, and why.
     pub refused: Vec<(String, String)>,
-    /// Repositories inside that the host does not have, by path.
-    pub unknown: Vec<String>,
 }
 
 /// Why nothing (more) came home.
@@ -140,9 +138,6 @@ pub fn commit_back(connection: &mut Connection, git: &Git, store: &Store, sandbo
     for (n, view) in views {
         let main = view.path.as_os_str().is_empty();
         let state = ask(connection, view)?;
-        if main {
-            brought.unknown = crate::made_inside::repositories(sandbox, &snapshot).unwrap_or_default();
-        }
         let host = if main {
             work::host(store, sandbox)?
         } else {

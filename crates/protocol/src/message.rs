@@ -236,21 +236,6 @@ pub struct RepoState {
     /// Tips that only a reflog reaches.
     #[serde(default)]
     pub reflog_tips: Vec<String>,
-    /// Git directories of submodules and nested repositories, absolute paths inside, with their work trees.
-    #[serde(default)]
-    pub nested: Vec<NestedRepo>,
-    /// The search for nested repositories met its limit: there may be more.
-    #[serde(default)]
-    pub nested_cut: bool,
-}
-
-/// A repository inside the repository.
-#[derive(Clone, Debug, PartialEq, Default, Serialize, Deserialize)]
-pub struct NestedRepo {
-    /// Its work tree, relative to the outer one, as [`escape_bytes`] writes it.
-    pub path: String,
-    /// Its git directory, absolute inside, as [`escape_bytes`] writes it.
-    pub gitdir: String,
 }
 
 /// What a supervisor knows about its sandbox.

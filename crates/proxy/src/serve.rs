@@ -359,6 +359,10 @@ impl Shared {
         let Ok(permit) = self.tunnels.clone().try_acquire_owned() else { return Err((Reason::TooMany, event)) };
         match self.dialer.dial(&policy, &rule, target, self.limits.dial).await {
             Ok((outside, address)) => {
+                // Resolving and connecting take their time: it may be denied by now.
+                if !self.still_allows(target, address) {
+                    return Err((Reason::Denied, event));
+                }
                 let _ = outside.set_nodelay(true);
                 event.address = Some(address.to_string());
                 Ok(Open { target: target.clone(), address, event, since: Instant::now(), outside, permit })
@@ -388,7 +392,7 @@ impl Shared {
             Err(_) => Some(Reason::Slow),
         };
         // What was allowed when it was asked for may not be any more.
-        let refused = refused.or_else(|| (!self.still_allows(&open)).then_some(Reason::Denied));
+        let refused = refused.or_else(|| (!self.still_allows(&open.target, open.address)).then_some(Reason::Denied));
         if let Some(reason) = refused {
             let event = self.refused(reason, open.event, peer, agent).await;
             return self.recorder.record(event).await;
@@ -446,15 +450,14 @@ impl Shared {
             if changes.changed().await.is_err() {
                 return;
             }
-            let allowed = self.dialer.own().is_some_and(|own| self.policy().still_allows(target, address, &own));
-            if !allowed {
+            if !self.still_allows(target, address) {
                 return;
             }
         }
     }
 
-    fn still_allows(&self, open: &Open) -> bool {
-        self.dialer.own().is_some_and(|own| self.policy().still_allows(&open.target, open.address, &own))
+    fn still_allows(&self, target: &Target, address: SocketAddr) -> bool {
+        self.dialer.own().is_some_and(|own| self.policy().still_allows(target, address, &own))
     }
 
     async fn opened_and_ended(&self, open: Open) -> Result<(), Gone> {

@@ -253,7 +253,8 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
         supervisor.accept(stream);
     }
     let result = supervisor.run();
-    // Held until here: nobody starts a second life of this sandbox before the first one is gone.
+    // Held until here: every process of this life is reaped by now. Its mounts stay until this process ends, where
+    // nothing can reach them; a start that comes at once mounts the same directories again.
     drop(config.lock);
     result
 }

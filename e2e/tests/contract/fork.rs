@@ -97,7 +97,7 @@ fn every_state_of_a_repository_is_the_same_in_the_fork(subject: &Subject) {
     const STATUS: &str = "git status --porcelain=v2 --branch; git status; git stash list; git ls-files -s | sha256sum";
     for state in [State::Conflict, State::RebaseMerge, State::Stash, State::Detached, State::Submodule, State::Nested] {
         if let Some(why) = state.unavailable(&subject.env) {
-            eprintln!("skipped: {state:?}: {why}");
+            println!("SKIP: {state:?}: {why}");
             continue;
         }
         let repo = state.build(&subject.env, &format!("{state:?}").to_lowercase());
