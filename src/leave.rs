@@ -118,7 +118,7 @@ fn ignored_words(left: &Uncommitted) -> String {
 /// and possible; else says what can be done.
 fn integrate(context: &Context, store: &Store, sandbox: &Sandbox, wish: OnExit, ask: bool) -> Result<(), CliError> {
     let name = sandbox.name();
-    let snapshot = sandbox.snapshot(store, 0)?;
+    let snapshot = sandbox.snapshot(store)?;
     let Some(spawned_on) =
         snapshot.git.branch.as_deref().map(|b| b.strip_prefix("refs/heads/").unwrap_or(b).to_owned())
     else {

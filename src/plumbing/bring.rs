@@ -30,7 +30,7 @@ pub fn run(args: &[OsString]) -> Result<(), CliError> {
     rustix::stdio::dup2_stdin(&null).map_err(|e| CliError::io("close standard input")(e.into()))?;
     let (store, dir) = open(Path::new(argument(args, 0, "the sandbox's directory")?))?;
     let record = read_json(&dir.record())?.ok_or_else(|| CliError::new("the sandbox is half-made"))?;
-    let sandbox = Sandbox { dir, record };
+    let sandbox = Sandbox::new(dir, record);
     let git = Git::new(HostEnv::from_vars(std::env::vars_os()))?;
     let mut connection = Connection::new(UnixStream::from(socket))?;
     let mut brought = commit_back(&mut connection, &git, &store, &sandbox);

@@ -15,7 +15,7 @@ use std::path::Path;
 pub fn run(args: &[OsString]) -> Result<(), CliError> {
     let (store, dir) = open(Path::new(argument(args, 0, "the sandbox's directory")?))?;
     let record = read_json(&dir.record())?.ok_or_else(|| CliError::new("the sandbox is half-made"))?;
-    let sandbox = Sandbox { dir, record };
+    let sandbox = Sandbox::new(dir, record);
     let git = Git::new(HostEnv::from_vars(std::env::vars_os()))?;
     let served = served::for_inside(&git, &store, &sandbox)?;
     let mut command = serve_command(&git, served.path());

@@ -38,7 +38,7 @@ pub fn run(args: &[OsString]) -> Result<(), CliError> {
     let _ = rustix::process::setsid();
     let (store, dir) = open(Path::new(argument(args, 0, "the sandbox's directory")?))?;
     let record = read_json(&dir.record())?.ok_or_else(|| CliError::new("the sandbox is half-made"))?;
-    let sandbox = Sandbox { dir, record };
+    let sandbox = Sandbox::new(dir, record);
     let Some(mark) = mark(&store, &sandbox) else { return Ok(()) };
     sandbox_capture::sync(store.root()).map_err(|error| CliError::chain(&error))?;
     make_dir(mark.parent().unwrap_or(store.root()))?;

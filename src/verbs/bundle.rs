@@ -17,7 +17,7 @@ pub fn run(context: &Context, args: &cli::Bundle) -> Outcome {
     if !args.force && args.file.symlink_metadata().is_ok() {
         return Err(exists(&shown));
     }
-    let base = sandbox.snapshot(&store, 0)?.git.base.as_deref().and_then(Oid::parse);
+    let base = sandbox.snapshot(&store)?.git.base.as_deref().and_then(Oid::parse);
     let tip = work::tip(git, &store, &sandbox)?.filter(|tip| Some(*tip) != base);
     if tip.is_none() {
         eprintln!("no commits in '{name}'");

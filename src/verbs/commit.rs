@@ -37,7 +37,7 @@ pub fn all(context: &Context, store: &Store, sandbox: &Sandbox, message: &str) -
     let mut connection = connect_or_start(context, store, sandbox)?;
     // One session: a sandbox that was started for it ends with it.
     let argv = ["sh", "-c", SCRIPT, "commit", message].map(|arg| escape_bytes(arg.as_bytes())).into();
-    let cwd = escape_bytes(sandbox.record.repos[0].worktree.as_os_str().as_bytes());
+    let cwd = escape_bytes(sandbox.mount().worktree.as_os_str().as_bytes());
     let (status, out, err) = connection.run(Exec { argv, cwd, ..Exec::default() }, b"", 1 << 20)?;
     let what = match status {
         ExitStatus::Code(0) => return Ok(true),

@@ -88,7 +88,7 @@ impl Table {
                 None => without.push(sandbox.name().to_owned()),
             }
         }
-        let file = store.repo(&first.record.repos[0].repo).path().join("conflicts.json");
+        let file = store.repo(&first.mount().repo).path().join("conflicts.json");
         let mut cache = cached(&file);
         let commits: Vec<Oid> = tips.iter().map(|tip| tip.commit).collect();
         let matrix = matrix(&repo, head.commit, &commits, &mut cache)?;
@@ -187,7 +187,7 @@ pub fn in_order(context: &Context, store: &Store, names: &[String], all: bool) -
 
 /// Refuses sandboxes of different repositories: they have nothing to do with each other.
 pub fn one_repository(sandboxes: &[&Sandbox]) -> Result<(), CliError> {
-    let repo = |sandbox: &Sandbox| sandbox.record.repos[0].repo.clone();
+    let repo = |sandbox: &Sandbox| sandbox.mount().repo.clone();
     match sandboxes.iter().find(|other| repo(other) != repo(sandboxes[0])) {
         Some(other) => {
             let names = (sandboxes[0].name(), other.name());
@@ -213,7 +213,7 @@ fn commit_of(
     repo: &Repo,
     uncommitted: bool,
 ) -> Result<Option<Oid>, CliError> {
-    let snapshot = sandbox.snapshot(store, 0)?;
+    let snapshot = sandbox.snapshot(store)?;
     let base = snapshot.git.base.as_deref().and_then(Oid::parse);
     let tip = work::tip(context.git()?, store, sandbox)?.or(base);
     let made = tip.filter(|tip| Some(*tip) != base);

@@ -47,7 +47,7 @@ fn split(text: &str) -> Option<(&str, &str)> {
 
 /// The path relative to the work tree; absolute ones below it are understood.
 fn relative(sandbox: &Sandbox, path: &str) -> Result<PathBuf, CliError> {
-    let top = &sandbox.record.repos[0].worktree;
+    let top = &sandbox.mount().worktree;
     let path = Path::new(path);
     let path = path.strip_prefix(top).unwrap_or(path);
     let plain = path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
@@ -104,7 +104,7 @@ cat >"$t" && chmod "$2" "$t" && mv -fT -- "$t" "$1" || { rm -f -- "$t"; exit 1; 
     argv.push(escape_bytes(inside.as_os_str().as_bytes()));
     argv.push(mode);
     argv.push(escape_bytes(source.file_name().unwrap_or(OsStr::new("file")).as_bytes()));
-    let cwd = escape_bytes(sandbox.record.repos[0].worktree.as_os_str().as_bytes());
+    let cwd = escape_bytes(sandbox.mount().worktree.as_os_str().as_bytes());
     let mut connection = connect_or_start(context, store, sandbox)?;
     let (status, _, err) = connection.run(Exec { argv, cwd, ..Exec::default() }, &bytes, 1 << 16)?;
     if status.shell() != 0 {

@@ -52,7 +52,7 @@ fn between(context: &Context, store: &Store, first: &Sandbox, second: &str, args
     super::conflicts::one_repository(&[first, &second])?;
     let tip = |sandbox: &Sandbox| -> Result<Oid, CliError> {
         super::fetch::bring(context, store, sandbox)?;
-        let base = sandbox.snapshot(store, 0)?.git.base.as_deref().and_then(Oid::parse);
+        let base = sandbox.snapshot(store)?.git.base.as_deref().and_then(Oid::parse);
         work::tip(context.git()?, store, sandbox)?.or(base).ok_or_else(|| {
             CliError::new(format!("the sandbox '{}' has no commit", sandbox.name()))
                 .hint(format!("`git sandbox commit {} -m MSG` makes one of its files", sandbox.name()))
@@ -83,7 +83,7 @@ fn for_git(patch: &[u8]) -> Outcome {
 
 /// The base commit and the tip, if there is a tip that is not the base.
 pub fn range(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Option<(Option<Oid>, Oid)>, CliError> {
-    let base = sandbox.snapshot(store, 0)?.git.base.and_then(Oid::parse);
+    let base = sandbox.snapshot(store)?.git.base.and_then(Oid::parse);
     let tip = work::tip(context.git()?, store, sandbox)?;
     Ok(tip.filter(|tip| Some(*tip) != base).map(|tip| (base, tip)))
 }
@@ -107,8 +107,8 @@ fn uncommitted(context: &Context, store: &Store, sandbox: &Sandbox, stat: bool) 
     for dir in [&before, &after] {
         fs::create_dir(dir).map_err(CliError::io("make a scratch directory"))?;
     }
-    let snapshot = sandbox.snapshot(store, 0)?;
-    let repo = store.repo(&sandbox.record.repos[0].repo);
+    let snapshot = sandbox.snapshot(store)?;
+    let repo = store.repo(&sandbox.mount().repo);
     let captured = Layers::new(snapshot.layers.iter().map(|id| repo.layer_tree(id)));
     for change in &left.files {
         let path = change.as_path();

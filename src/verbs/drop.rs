@@ -100,7 +100,7 @@ pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Forc
     }
     let dir = trash::discard(store, sandbox, lock)?;
     // Afterwards: as long as it is not safe in the trash, its refs stay. The host repository may be gone.
-    let _ = commit_back::remove_refs(context.git()?, store, &Sandbox { dir, record: sandbox.record.clone() });
+    let _ = commit_back::remove_refs(context.git()?, store, &Sandbox::new(dir, sandbox.record.clone()));
     Ok(format!(
         "dropped '{name}' into the trash{}\nhint: `git sandbox trash restore {name}` brings it back for {} days",
         ignored_words(&unsaved),

@@ -184,7 +184,7 @@ pub fn row(context: &Context, store: &Store, sandbox: &Sandbox, memory: &HashMap
     let status = sandbox.status()?;
     let state = sandbox.state_of(&status);
     let record = &sandbox.record;
-    let snapshot = sandbox.snapshot(store, 0).ok();
+    let snapshot = sandbox.snapshot(store).ok();
     let commits = work::commits_on_host(context.git()?, store, sandbox).unwrap_or_default();
     let uncommitted = work::uncommitted_now(context.git()?, store, sandbox).map(|left| left.files.len()).unwrap_or(0);
     let silent = (state == State::Running && status.exited.is_none() && !record.argv.is_empty()).then(|| {

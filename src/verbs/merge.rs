@@ -284,8 +284,8 @@ impl Known {
     /// it where nothing here is uncommitted, and what is not known only makes a merge more careful.
     fn of(context: &Context, store: &Store, sandbox: &Sandbox, ask: bool) -> Result<Option<Self>, CliError> {
         let Some(tip) = work::tip(context.git()?, store, sandbox)? else { return Ok(None) };
-        let snapshot = sandbox.snapshot(store, 0)?;
-        let dir = store.repo(&sandbox.record.repos[0].repo);
+        let snapshot = sandbox.snapshot(store)?;
+        let dir = store.repo(&sandbox.mount().repo);
         let index = dir.layer_tree(&snapshot.git_layer).join(".git/index");
         Ok(Some(Self {
             name: sandbox.name().to_owned(),
@@ -326,7 +326,7 @@ fn left_inside(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Op
         ["git", "--no-optional-locks", "status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=all"];
     let exec = Exec {
         argv: argv.map(str::to_owned).into(),
-        cwd: escape_bytes(sandbox.record.repos[0].worktree.as_os_str().as_bytes()),
+        cwd: escape_bytes(sandbox.mount().worktree.as_os_str().as_bytes()),
         internal: true,
         ..Exec::default()
     };
@@ -428,7 +428,7 @@ struct Changing {
 impl Changing {
     /// Takes the lock; a change that was cut off (a crash, a `kill -9`) is taken back first.
     fn begin(store: &Store, sandbox: &Sandbox, repo: &Repo) -> Result<Self, CliError> {
-        let base = store.repo(&sandbox.record.repos[0].repo);
+        let base = store.repo(&sandbox.mount().repo);
         let lock_file = base.path().join("merge.lock");
         let lock = FileLock::exclusive(&lock_file).map_err(CliError::io(format!("lock '{}'", lock_file.display())))?;
         let all = base.path().join("undo");
@@ -499,8 +499,8 @@ fn bring_edits(
     stash: bool,
 ) -> Result<(), CliError> {
     let repo = open(context, store, sandbox)?;
-    let snapshot = sandbox.snapshot(store, 0)?;
-    let dir = store.repo(&sandbox.record.repos[0].repo);
+    let snapshot = sandbox.snapshot(store)?;
+    let dir = store.repo(&sandbox.mount().repo);
     let captured = Layers::new(snapshot.layers.iter().map(|id| dir.layer_tree(id)));
     let edits = changed.iter().map(|change| read_edit(sandbox, change)).collect::<Result<Vec<Edit>, CliError>>()?;
     let base = snapshot.git.base.as_deref().and_then(Oid::parse);

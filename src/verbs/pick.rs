@@ -15,7 +15,7 @@ pub fn run(context: &Context, args: &cli::Pick) -> Outcome {
     let sandbox = context.sandbox(&store, &args.name)?;
     super::fetch::bring(context, &store, &sandbox)?;
     let name = sandbox.name();
-    let base = sandbox.snapshot(&store, 0)?.git.base.as_deref().and_then(Oid::parse);
+    let base = sandbox.snapshot(&store)?.git.base.as_deref().and_then(Oid::parse);
     let tip = work::tip(context.git()?, &store, &sandbox)?.filter(|tip| Some(*tip) != base);
     let Some(tip) = tip else {
         eprintln!("no commits in '{name}'");

@@ -34,7 +34,7 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
     let store = context.store()?;
     let sandbox = context.sandbox(&store, &args.name)?;
     let row = row(context, &store, &sandbox, &memory_by_namespace())?;
-    let snapshot = sandbox.snapshot(&store, 0)?;
+    let snapshot = sandbox.snapshot(&store)?;
     let status = sandbox.status()?;
     let live = (sandbox.state()? == State::Running)
         .then(|| sandbox.connect().ok()?.ask(&Message::AskStatus, 1 << 20).ok())

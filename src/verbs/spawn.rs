@@ -119,7 +119,7 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     if args.dry_run {
         let name = names.into_iter().next().flatten().unwrap_or(record.name);
         let record = SandboxRecord { name, ..record };
-        let sandbox = Sandbox { dir: store.sandbox(&record.id), record };
+        let sandbox = Sandbox::new(store.sandbox(&record.id), record);
         return dry_run(context, &store, &sandbox, &carried, policy.as_ref());
     }
     let mut made = Vec::new();
@@ -277,7 +277,7 @@ fn finish(mut connection: Connection, sandbox: &Sandbox) -> Result<(), CliError>
 /// Checks out a new branch inside, before the command starts.
 fn checkout(connection: &mut Connection, sandbox: &Sandbox, branch: &str) -> Result<(), CliError> {
     let argv = ["git", "checkout", "--quiet", "-b", branch].map(|arg| escape_bytes(arg.as_bytes()));
-    let cwd = escape_bytes(sandbox.record.repos[0].worktree.as_os_str().as_bytes());
+    let cwd = escape_bytes(sandbox.mount().worktree.as_os_str().as_bytes());
     let exec = sandbox_protocol::Exec { argv: argv.into(), cwd, internal: true, ..Default::default() };
     let (status, _, err) = connection.run(exec, b"", 1 << 16)?;
     if status.shell() == 0 {

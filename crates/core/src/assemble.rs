@@ -14,8 +14,9 @@ pub fn launch_spec(store: &Store, sandbox: &Sandbox, mode: Mode, program: &Path)
     let mut views: Vec<View> = Vec::new();
     let mut remotes = BTreeSet::new();
     let mut user_config = String::new();
-    for (n, mount) in record.repos.iter().enumerate() {
-        let snapshot = sandbox.snapshot(store, n)?;
+    for tree in sandbox.trees() {
+        let (n, mount) = (tree.tree, tree.mount());
+        let snapshot = tree.snapshot(store)?;
         let repo = store.repo(&mount.repo);
         let gone = |path: PathBuf| SandboxError::Vanished { name: sandbox.name().to_owned(), path };
         let lowers = stack(&snapshot, |id| repo.layer_tree(id));

@@ -94,7 +94,7 @@ pub fn run(
     sandbox: &Sandbox,
     message: &str,
 ) -> Result<Outcome, CommitBackError> {
-    let snapshot = sandbox.snapshot(store, 0)?;
+    let snapshot = sandbox.snapshot(store)?;
     let Some(view) = snapshot.git.views.iter().find(|view| view.path.as_os_str().is_empty()) else {
         return Ok(Outcome::default());
     };
@@ -104,7 +104,7 @@ pub fn run(
     if let Some(operation) = ask(connection, view)?.operation {
         return Ok(Outcome::not(format!("a {} is in progress", printable(operation.as_bytes()))));
     }
-    let mut inside = Inside { connection, cwd: escape_bytes(sandbox.record.repos[0].worktree.as_os_str().as_bytes()) };
+    let mut inside = Inside { connection, cwd: escape_bytes(sandbox.mount().worktree.as_os_str().as_bytes()) };
     for ident in ["GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"] {
         if inside.git(&["var", ident], b"")?.0 != ExitStatus::Code(0) {
             return Ok(Outcome::not("git inside has no user.name and user.email"));

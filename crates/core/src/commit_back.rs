@@ -123,13 +123,13 @@ fn bring_lock(sandbox: &Sandbox) -> Result<FileLock> {
 /// Serialises ref moves of one repository: the order of locks stays store < repository < sandbox,
 /// because this one is only ever taken last and never while waiting for another, or for a sandbox.
 fn ref_lock(store: &Store, sandbox: &Sandbox) -> Result<FileLock> {
-    let path = store.repo(&sandbox.record.repos[0].repo).path().join("refs.lock");
+    let path = store.repo(&sandbox.mount().repo).path().join("refs.lock");
     FileLock::exclusive(&path).map_err(|source| CommitBackError::Lock { path, source })
 }
 
 /// Brings everything home that the sandbox committed.
 pub fn commit_back(connection: &mut Connection, git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Brought> {
-    let snapshot = sandbox.snapshot(store, 0)?;
+    let snapshot = sandbox.snapshot(store)?;
     let _lock = bring_lock(sandbox)?;
     let mut brought = Brought::default();
     // Inner repositories first: a commit of the outer one that names theirs is never without them.
@@ -201,11 +201,11 @@ struct Job<'a> {
 impl Job<'_> {
     fn bring(&mut self, connection: &mut Connection, state: &RepoState, brought: &mut Brought) -> Result<()> {
         let name = &self.sandbox.record.name;
-        let repo = self.store.repo(&self.sandbox.record.repos[0].repo);
+        let repo = self.store.repo(&self.sandbox.mount().repo);
         let all = RefStore::read(self.git, self.host.git_dir(), self.host.common_dir())?;
         let own = own_refs(&all, name.as_str());
         let owner_ref = meta(name.as_str(), "owner");
-        let owner = owner_blob(&self.sandbox.record.repos[0].repo, &self.sandbox.record.id);
+        let owner = owner_blob(&self.sandbox.mount().repo, &self.sandbox.record.id);
         self.check_owner(&own, &owner_ref, &owner)?;
         let base = Base {
             branch: self.view.branch.as_deref().and_then(RefName::parse),
@@ -361,7 +361,7 @@ pub fn refused(sandbox: &Sandbox) -> Option<Vec<String>> {
 /// Removes the sandbox's refs from the host, of all its repositories. A ref that was not written
 /// for it stays.
 pub fn remove_refs(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<()> {
-    let snapshot = sandbox.snapshot(store, 0)?;
+    let snapshot = sandbox.snapshot(store)?;
     let _bring = bring_lock(sandbox)?;
     let _lock = ref_lock(store, sandbox)?;
     for (number, view) in snapshot.git.views.iter().enumerate() {
@@ -370,7 +370,7 @@ pub fn remove_refs(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<()> {
         let all = RefStore::read(git, host.git_dir(), host.common_dir())?;
         let own = own_refs(&all, sandbox.name());
         let job = Job { git, store, sandbox, snapshot: &snapshot, view, host: &host, number };
-        let owner = owner_blob(&sandbox.record.repos[0].repo, &sandbox.record.id);
+        let owner = owner_blob(&sandbox.mount().repo, &sandbox.record.id);
         if job.check_owner(&own, &meta(sandbox.name(), "owner"), &owner).is_err() {
             continue;
         }

@@ -87,9 +87,9 @@ const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::
 
 impl Merged {
     fn roots(store: &Store, sandbox: &Sandbox) -> Result<Self, CopyOutError> {
-        let snapshot = sandbox.snapshot(store, 0)?;
-        let repo = store.repo(&sandbox.record.repos[0].repo);
-        let mut paths = vec![sandbox.dir.upper(0)];
+        let snapshot = sandbox.snapshot(store)?;
+        let repo = store.repo(&sandbox.mount().repo);
+        let mut paths = vec![sandbox.upper()];
         paths.extend(crate::assemble::stack(&snapshot, |id| repo.layer_tree(id)));
         let open = |path: PathBuf| {
             rustix::fs::open(&path, DIRECTORY, Mode::empty()).map_err(|e| CopyOutError::Io { path, source: e.into() })

@@ -146,7 +146,7 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ForkError 
 
 /// Makes the child and returns it with its lock held.
 pub fn fork(store: &Store, parent: &Sandbox, hold: Hold<'_>, request: Request) -> Result<Made> {
-    let repo = store.repo(&parent.record.repos[0].repo);
+    let repo = store.repo(&parent.mount().repo);
     let repo_lock = || FileLock::exclusive(&repo.lock_file()).map_err(io("lock", &repo.lock_file()));
     let names = Names::of(&repo);
     let id = SandboxId::random();
@@ -165,8 +165,8 @@ pub fn fork(store: &Store, parent: &Sandbox, hold: Hold<'_>, request: Request) -
 
     let locked = repo_lock()?;
     // Its layers are kept by the parent's record, until ours is there.
-    for n in 0..parent.record.repos.len() {
-        parent.snapshot(store, n)?;
+    for tree in parent.trees() {
+        tree.snapshot(store)?;
     }
     if !parent.dir.record().exists() {
         return Err(ForkError::Dropped { name: parent.name().to_owned() });
@@ -185,7 +185,7 @@ pub fn fork(store: &Store, parent: &Sandbox, hold: Hold<'_>, request: Request) -
     write_json(&dir.record(), &record, false)?;
     drop(locked);
     std::mem::forget(half);
-    Ok(Made { sandbox: Sandbox { dir, record }, lock, told })
+    Ok(Made { sandbox: Sandbox::new(dir, record), lock, told })
 }
 
 /// The name that was asked for, if it is free; else the parent's with the first number that is.
@@ -342,7 +342,7 @@ fn freeze(parent: &Sandbox, connection: &mut Connection, until: Instant) -> Resu
 
 /// A git command in the parent's main repository has not ended.
 fn git_lock(parent: &Sandbox) -> Option<String> {
-    let git = parent.dir.upper(0).join(".git");
+    let git = parent.upper().join(".git");
     LOCKS.iter().find(|name| git.join(name).symlink_metadata().is_ok()).map(|name| format!(".git/{name}"))
 }
 

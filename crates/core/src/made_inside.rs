@@ -22,7 +22,7 @@ const MOST: usize = 100;
 
 /// Returns the paths, printable, of repositories inside the tree that were not captured.
 pub fn repositories(sandbox: &Sandbox, snapshot: &Snapshot) -> Result<Vec<String>, ChangesError> {
-    let upper = sandbox.dir.upper(0);
+    let upper = sandbox.upper();
     let found = sandbox_capture::repositories(&upper)?;
     let captured = |path: &Path| snapshot.git.views.iter().any(|view| view.path == path);
     let unknown = found.into_iter().filter(|(path, directory)| {
@@ -36,7 +36,7 @@ pub fn repositories(sandbox: &Sandbox, snapshot: &Snapshot) -> Result<Vec<String
 /// Returns the paths inside, printable, of linked worktrees that lie in the sandbox's home: what is
 /// changed in them is no change of the tree.
 pub fn worktrees_at_home(sandbox: &Sandbox) -> Vec<String> {
-    let upper = sandbox.dir.upper(0);
+    let upper = sandbox.upper();
     let Some(entries) = open_dir(&upper, Path::new(".git/worktrees")) else { return Vec::new() };
     let names = rustix::fs::Dir::new(entries).into_iter().flatten().flatten();
     let names = names.map(|entry| PathBuf::from(std::ffi::OsStr::from_bytes(entry.file_name().to_bytes())));
@@ -44,7 +44,7 @@ pub fn worktrees_at_home(sandbox: &Sandbox) -> Vec<String> {
         .filter(|name| !name.starts_with(".") && !name.starts_with(".."))
         .filter_map(|name| read(&upper, &Path::new(".git/worktrees").join(name).join("gitdir")))
         .filter_map(|text| Some(Path::new(std::ffi::OsStr::from_bytes(text.trim_ascii())).parent()?.to_owned()))
-        .filter(|path| !path.starts_with(&sandbox.record.repos[0].worktree))
+        .filter(|path| !path.starts_with(&sandbox.mount().worktree))
         .filter(|path| path.strip_prefix(&sandbox.record.home).is_ok_and(|below| is_there(&sandbox.dir.home(), below)))
         .map(|path| printable(path.as_os_str().as_bytes()))
         .take(MOST)
@@ -65,7 +65,7 @@ pub fn staged_only(
     layer: &Path,
     tip: Option<&Oid>,
 ) -> Result<Vec<String>, GitError> {
-    let upper = sandbox.dir.upper(0);
+    let upper = sandbox.upper();
     let name = Path::new(".git/index");
     let parse = |bytes: Vec<u8>| Index::parse(bytes, host.format()).ok();
     let Some(now) = read_up_to(&upper, name, LOOKED_INTO).and_then(parse) else { return Ok(Vec::new()) };

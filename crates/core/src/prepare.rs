@@ -545,7 +545,7 @@ pub fn create(store: &Store, mut record: SandboxRecord, taken: &Taken) -> Result
     names.give(&record.name, &record.id)?;
     write_json(&dir.record(), &record, false)?;
     std::mem::forget(guard);
-    Ok((Sandbox { dir, record }, lock))
+    Ok((Sandbox::new(dir, record), lock))
 }
 
 /// Takes a sandbox back whose launch failed: nothing was ever done in it.

@@ -4,7 +4,7 @@
 use crate::connection::{Connection, ConnectionError};
 use crate::id::{Name, RepoId, SandboxId};
 use crate::launch::Network;
-use crate::record::{RepoRecord, SandboxRecord, Snapshot, StatusRecord};
+use crate::record::{RepoMount, RepoRecord, SandboxRecord, Snapshot, StatusRecord};
 use crate::store::{RepoDir, SandboxDir, Store, StoreError, make_dir, read_json, write_json, write_whole};
 use sandbox_sys::lock::FileLock;
 use sandbox_sys::process;
@@ -14,13 +14,16 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// A sandbox that is fully made.
+/// A sandbox that is fully made, looked at from one of its trees: what tells about commits and
+/// changed files tells about that one.
 #[derive(Clone, Debug)]
 pub struct Sandbox {
     /// Where it is.
     pub dir: SandboxDir,
     /// What was asked.
     pub record: SandboxRecord,
+    /// Which of `record.repos` is looked at; 0 is the main one.
+    pub tree: usize,
 }
 
 /// What is true of a sandbox now.
@@ -113,10 +116,35 @@ pub enum SandboxError {
 }
 
 impl Sandbox {
+    /// Returns it, looked at from its main tree.
+    pub fn new(dir: SandboxDir, record: SandboxRecord) -> Self {
+        Self { dir, record, tree: 0 }
+    }
+
+    /// Returns the same, looked at from tree number `tree`.
+    pub fn at(&self, tree: usize) -> Self {
+        Self { tree, ..self.clone() }
+    }
+
+    /// Returns the same once for each of its trees, the main one first.
+    pub fn trees(&self) -> impl Iterator<Item = Self> {
+        (0..self.record.repos.len()).map(|n| self.at(n))
+    }
+
+    /// What is known of the tree that it is looked at from.
+    pub fn mount(&self) -> &RepoMount {
+        &self.record.repos[self.tree]
+    }
+
+    /// The upper directory of that tree.
+    pub fn upper(&self) -> PathBuf {
+        self.dir.upper(self.tree)
+    }
+
     /// Reads one; `None` when it is half-made or gone.
     pub fn load(store: &Store, id: &SandboxId) -> Result<Option<Self>, SandboxError> {
         let dir = store.sandbox(id);
-        Ok(read_json(&dir.record())?.map(|record| Self { dir, record }))
+        Ok(read_json(&dir.record())?.map(|record| Self::new(dir, record)))
     }
 
     /// Reads all of one repository (or of all), oldest first. One that cannot be read is an error.
@@ -260,16 +288,16 @@ impl Sandbox {
         Ok(())
     }
 
-    /// The snapshot that repository number `n` stands on.
-    pub fn snapshot(&self, store: &Store, n: usize) -> Result<Snapshot, SandboxError> {
-        let mount = &self.record.repos[n];
+    /// The snapshot that the tree it is looked at from stands on.
+    pub fn snapshot(&self, store: &Store) -> Result<Snapshot, SandboxError> {
+        let mount = self.mount();
         let path = store.repo(&mount.repo).snapshot(&mount.snapshot);
         read_json(&path)?.ok_or_else(|| SandboxError::Vanished { name: self.name().to_owned(), path })
     }
 
-    /// The record of repository number `n`.
-    pub fn repo(&self, store: &Store, n: usize) -> Result<RepoRecord, SandboxError> {
-        let path = store.repo(&self.record.repos[n].repo).record();
+    /// The record of that tree's repository.
+    pub fn repo(&self, store: &Store) -> Result<RepoRecord, SandboxError> {
+        let path = store.repo(&self.mount().repo).record();
         read_json(&path)?.ok_or_else(|| SandboxError::Vanished { name: self.name().to_owned(), path })
     }
 }

@@ -71,8 +71,8 @@ fn temp(store: &Store, prefix: &str) -> Result<TempDir> {
 /// was checked out at the spawn whatever it is now. The view is extended by the branch's new
 /// commits first; nothing is ever served from the host repository.
 pub fn for_inside(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<TempDir> {
-    let snapshot = sandbox.snapshot(store, 0)?;
-    let repo = store.repo(&sandbox.record.repos[0].repo);
+    let snapshot = sandbox.snapshot(store)?;
+    let repo = store.repo(&sandbox.mount().repo);
     let key = snapshot.git.views.first().map(|view| view.key.clone()).unwrap_or_default();
     // `gc` removes views that no snapshot names, which the extended one is: not before it is held.
     let lock = repo.lock_file();
@@ -109,7 +109,7 @@ pub fn for_host(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<TempDir> 
         }
     }
     let tip = RefName::parse(format!("refs/sandbox/{}", sandbox.name())).and_then(|name| all.resolve(&name));
-    let snapshot = sandbox.snapshot(store, 0)?;
+    let snapshot = sandbox.snapshot(store)?;
     let head = snapshot.git.branch.as_deref().and_then(RefName::parse);
     if let (Some(tip), Some(head)) = (tip, &head) {
         refs.entry(head.clone()).or_insert(tip);

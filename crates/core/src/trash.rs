@@ -172,7 +172,7 @@ mod tests {
         crate::store::make_dir(&dir.path().join("dropped.json")).unwrap();
         write_json(&dir.record(), &record, false).unwrap();
         let lock = FileLock::exclusive(&dir.lock_file()).unwrap();
-        let there = discard(&store, &Sandbox { dir: dir.clone(), record }, lock).unwrap();
+        let there = discard(&store, &Sandbox::new(dir.clone(), record), lock).unwrap();
         assert!(!dir.path().exists() && there.record().exists());
         fs::remove_dir(there.path().join("dropped.json")).unwrap();
         let listed = list(&store).unwrap();

@@ -131,14 +131,14 @@ impl Unsaved {
 
 /// The host repository of a sandbox, found again when it was moved within reach.
 pub fn host(store: &Store, sandbox: &Sandbox) -> Result<HostRepo> {
-    let worktree = &sandbox.record.repos[0].worktree;
+    let worktree = &sandbox.mount().worktree;
     if worktree.join(".git").exists()
         && let Ok(repo) = HostRepo::nested(worktree)
     {
         return Ok(repo);
     }
     // Moved: the record knows the new place as soon as any command was run there.
-    let common_dir = sandbox.repo(store, 0)?.common_dir;
+    let common_dir = sandbox.repo(store)?.common_dir;
     if common_dir.file_name().is_some_and(|name| name == ".git")
         && let Some(top) = common_dir.parent()
         && let Ok(repo) = HostRepo::nested(top)
@@ -220,7 +220,7 @@ pub fn commits_on_host(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Co
     let Some(tip) = read_ref(git, &host, &format!("refs/sandbox/{}", sandbox.name()))? else {
         return Ok(Commits::default());
     };
-    let base = sandbox.snapshot(store, 0)?.git.base.and_then(Oid::parse);
+    let base = sandbox.snapshot(store)?.git.base.and_then(Oid::parse);
     let Some(base) = base else {
         let count = host.read(git).args(["rev-list", "--count", &tip.to_string()]).line()?;
         return Ok(Commits { ahead: count.parse().unwrap_or(0), rewritten: false, tip: Some(tip) });
@@ -237,9 +237,9 @@ pub fn commits_on_host(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Co
 
 /// Everything that differs from the captured state, committed or not, ignored or not.
 pub fn changes(store: &Store, sandbox: &Sandbox) -> Result<Vec<ChangedFile>> {
-    let snapshot = sandbox.snapshot(store, 0)?;
-    let repo = store.repo(&sandbox.record.repos[0].repo);
-    let upper = sandbox.dir.upper(0);
+    let snapshot = sandbox.snapshot(store)?;
+    let repo = store.repo(&sandbox.mount().repo);
+    let upper = sandbox.upper();
     let Some(top) = snapshot.layers.first() else { return Ok(Vec::new()) };
     let manifest = Manifest::open(&repo.layer(top).join(MANIFEST)).map_err(WorkError::Manifest)?;
     let changes = sandbox_capture::changes(&upper, &repo.layers(), &manifest).map_err(WorkError::Changes)?;
@@ -275,7 +275,7 @@ fn sorted(git: &Git, store: &Store, sandbox: &Sandbox, without_committed: bool) 
         return Ok(Uncommitted::default());
     }
     let host = host(store, sandbox)?;
-    let snapshot = sandbox.snapshot(store, 0)?;
+    let snapshot = sandbox.snapshot(store)?;
     let name = format!("refs/sandbox/{}", sandbox.name());
     let mut left = Uncommitted::default();
     // Each file belongs to the innermost repository that it is in: a submodule's commit is no
@@ -408,7 +408,7 @@ impl Sizes<'_> {
 /// The changed file is what the commit has: same kind, same executable bit, same bytes.
 fn is_same(sandbox: &Sandbox, sizes: &mut Sizes<'_>, change: &ChangedFile, mode: &str, oid: &Oid) -> bool {
     use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
-    let upper = sandbox.dir.upper(0);
+    let upper = sandbox.upper();
     let Ok(root) = rustix::fs::open(&upper, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) else {
         return false;
     };
@@ -483,7 +483,7 @@ pub fn unsaved(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Unsaved> {
         ignored_bytes: left.ignored_bytes,
         ..Unsaved::default()
     };
-    let snapshot = sandbox.snapshot(store, 0)?;
+    let snapshot = sandbox.snapshot(store)?;
     for view in snapshot.git.views.iter().filter(|view| !view.path.as_os_str().is_empty()) {
         let path = view.path.display();
         // One that is not found has nothing of what was brought to it.
@@ -502,7 +502,7 @@ pub fn unsaved(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Unsaved> {
             .elsewhere
             .push(format!("'{path}' is a repository that the host does not have: its commits cannot be brought home"));
     }
-    let layer = store.repo(&sandbox.record.repos[0].repo).layer_tree(&snapshot.git_layer);
+    let layer = store.repo(&sandbox.mount().repo).layer_tree(&snapshot.git_layer);
     let tip = read_ref(git, &host, &format!("refs/sandbox/{}", sandbox.name()))?;
     let tip = tip.or_else(|| snapshot.git.base.as_deref().and_then(Oid::parse));
     for path in crate::made_inside::staged_only(git, &host, sandbox, &layer, tip.as_ref())? {
@@ -524,7 +524,7 @@ fn host_has(host: &HostRepo, sandbox: &Sandbox, change: &ChangedFile) -> bool {
     let path = top.join(change.as_path());
     let there = fs::symlink_metadata(&path);
     // Sizes before contents.
-    let size = fs::symlink_metadata(sandbox.dir.upper(0).join(change.as_path())).ok().filter(fs::Metadata::is_file);
+    let size = fs::symlink_metadata(sandbox.upper().join(change.as_path())).ok().filter(fs::Metadata::is_file);
     if size.is_some_and(|size| there.as_ref().is_ok_and(|there| there.is_file() && there.len() != size.len())) {
         return false;
     }
@@ -588,11 +588,11 @@ pub fn nothing_left(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<bool>
 
 /// Something in a git directory inside was written that may be a commit or a ref.
 pub fn git_changed(store: &Store, sandbox: &Sandbox) -> Result<bool> {
-    let upper = sandbox.dir.upper(0);
-    let snapshot = sandbox.snapshot(store, 0)?;
+    let upper = sandbox.upper();
+    let snapshot = sandbox.snapshot(store)?;
     let mut dirs: Vec<PathBuf> = vec![upper.join(".git")];
     for view in &snapshot.git.views {
-        if let Ok(relative) = view.inside_gitdir.strip_prefix(&sandbox.record.repos[0].worktree) {
+        if let Ok(relative) = view.inside_gitdir.strip_prefix(&sandbox.mount().worktree) {
             dirs.push(upper.join(relative));
         }
     }
@@ -660,7 +660,7 @@ pub fn read_changed(sandbox: &Sandbox, change: &ChangedFile) -> io::Result<Conte
     use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, openat2, statat};
     use std::io::Read;
     let dir_flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = rustix::fs::open(sandbox.dir.upper(0), dir_flags, Mode::empty())?;
+    let root = rustix::fs::open(sandbox.upper(), dir_flags, Mode::empty())?;
     let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
     let path = change.as_path();
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
