@@ -14,9 +14,9 @@
 //! named.
 
 use crate::estimate::estimate;
-use crate::layer::{Build, write_manifest};
+use crate::layer::{Build, Depth, write_manifest};
 use crate::limit;
-use crate::manifest::{MANIFEST, Manifest, Reason, TREE};
+use crate::manifest::{MANIFEST, Manifest, ManifestError, Reason, TREE};
 use crate::paths::{self, LOOK};
 use crate::reflink::Reflinks;
 use crate::request::{
@@ -67,35 +67,43 @@ pub fn capture(request: &CaptureRequest<'_>) -> Result<Captured, CaptureError> {
         return Ok(captured);
     }
 
-    // A stack that is full becomes two layers: its base, and one that holds all the others.
-    let mut base = None;
+    let mut stale = Vec::new();
+    let mut limit = |before: Option<&Manifest>, found: &mut Scan, frozen: &mut Frozen| {
+        if limited() {
+            limit::apply(request, root, before, found, frozen);
+            stale.extend(found.left_out.iter().filter(|entry| entry.reason == Reason::Stale).cloned());
+        }
+    };
+    limit(below.as_ref(), &mut found, &mut frozen);
+    announce(request, below.as_ref(), &found, &reflinks)?;
+
+    // Layers of which nothing is left, and a stack that is full, are not built upon.
+    let mut prefix = None;
     let mut current = None;
-    let full = trees.len() >= MAX_STACK
-        && Build::new(request, root, &trees, below.as_ref(), settings, &copier)
-            .needs_layer(below.as_ref(), &mut found)?;
-    if full && let Some(id) = request.previous.last() {
-        base = Some(Manifest::open(&request.layers_dir.join(id).join(MANIFEST))?);
-        rebased = Some(Rebased::Folded);
+    let depth = match &below {
+        Some(below) if trees.len() > 1 => {
+            Build::new(request, root, &trees, Some(below), settings, &copier).depth(below, &mut found)?
+        }
+        _ => Depth::all(trees.len()),
+    };
+    if depth.layers < trees.len() {
+        prefix = open_prefix(request, trees.len() - depth.layers);
+        rebased = prefix.as_ref().map(|_| Rebased::Folded { kept: depth.kept > 0 });
     }
-    let shown = base.as_ref().or(below.as_ref());
+    if prefix.is_none() && trees.len() >= MAX_STACK && depth.layers < trees.len() {
+        let base = request.previous.last().map(|id| request.layers_dir.join(id).join(MANIFEST)).unwrap_or_default();
+        return Err(ManifestError::Damaged { path: base }.into());
+    }
+    let shown = prefix.as_ref().or(below.as_ref());
     let mut build = Build::new(request, root, &trees, shown, settings, &copier);
-    if let (true, Some(below)) = (base.is_some(), &below) {
-        current = Some(build.fold(below)?);
-        (found, scans) = look(current.as_ref(), &frozen)?;
+    if let (true, Some(below)) = (prefix.is_some(), &below) {
+        current = Some(build.fold(below, &depth.gone)?);
     }
 
-    let (mut first, mut stale) = (true, Vec::new());
     let mut unreadable;
     let mut unsettled = Vec::new();
     loop {
         let before = current.as_ref().or(below.as_ref());
-        if limited() {
-            limit::apply(request, root, before, &mut found, &mut frozen);
-            stale.extend(found.left_out.iter().filter(|entry| entry.reason == Reason::Stale).cloned());
-        }
-        if std::mem::take(&mut first) {
-            announce(request, before, &found, &reflinks)?;
-        }
         let round = build.round(before, &mut found)?;
         let refreshed = round.refreshed;
         unreadable = round.unreadable;
@@ -116,6 +124,7 @@ pub fn capture(request: &CaptureRequest<'_>) -> Result<Captured, CaptureError> {
             unreadable.clear();
             break;
         }
+        limit(current.as_ref(), &mut found, &mut frozen);
     }
     let Some(manifest) = current else { return Err(CaptureError::Aborted) };
     let new_layer = build.started().then(|| request.new_layer_id.to_owned());
@@ -159,6 +168,13 @@ fn open_stack(request: &CaptureRequest<'_>) -> Option<(Vec<OwnedFd>, Option<Mani
         trees.push(rustix::fs::open(&tree, LOOK, Mode::empty()).ok()?);
     }
     Some((trees, Some(manifest)))
+}
+
+/// Opens the manifest of the previous stack without its `above` uppermost layers.
+fn open_prefix(request: &CaptureRequest<'_>, above: usize) -> Option<Manifest> {
+    let below = request.previous.get(above..)?;
+    let manifest = Manifest::open(&request.layers_dir.join(below.first()?).join(MANIFEST)).ok()?;
+    (manifest.layers() == below).then_some(manifest)
 }
 
 /// Returns a number that is another one when entries must be decided about anew.

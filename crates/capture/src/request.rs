@@ -141,11 +141,15 @@ pub struct Captured {
     pub manifest: Manifest,
 }
 
-/// Why a capture made a new base layer although there was an earlier capture.
+/// Why a capture was not built upon the whole previous stack, although there was one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rebased {
-    /// The stack had [`MAX_STACK`] layers.
-    Folded,
+    /// Its uppermost layers hold (next to) nothing that is still in the tree, or it had [`MAX_STACK`]
+    /// layers.
+    Folded {
+        /// Something of those layers was copied into the new one: copies have other inodes than before.
+        kept: bool,
+    },
     /// The manifest of the previous stack, or one of its layers, is gone, damaged or of another version.
     Unusable,
 }

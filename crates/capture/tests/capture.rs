@@ -620,7 +620,7 @@ fn a_full_stack_is_folded_onto_its_base() {
     assert_eq!((full.layers.len(), full.rebased), (MAX_STACK, None));
     f.write("last", "x");
     let folded = f.snap();
-    assert_eq!((folded.layers.len(), folded.rebased), (2, Some(Rebased::Folded)));
+    assert_eq!((folded.layers.len(), folded.rebased), (2, Some(Rebased::Folded { kept: true })));
     assert_eq!(folded.layers[1], "l1");
     f.assert_mounted_equals_host(&folded);
     let content = layer_content(&f, &folded.layers[0]);
@@ -638,6 +638,82 @@ fn a_full_stack_is_folded_onto_its_base() {
     let after = f.snap();
     assert_eq!(after.layers.len(), 3);
     f.assert_mounted_equals_host(&after);
+}
+
+/// Bytes of all layers of a stack, each file once.
+fn weight(f: &Fixture, layers: &[String]) -> u64 {
+    let files = layers
+        .iter()
+        .flat_map(|id| layer_content(f, id).into_iter().map(move |path| f.layers.join(id).join(TREE).join(path)));
+    files.filter_map(|path| fs::symlink_metadata(path).ok()).filter(|meta| meta.is_file()).map(|meta| meta.len()).sum()
+}
+
+#[test]
+fn a_tree_that_goes_back_and_forth_has_few_layers() {
+    let mut f = Fixture::new();
+    for n in 0..20 {
+        f.write(&format!("same/{n}"), &"s".repeat(1000));
+        f.write(&format!("src/{n}"), &"main".repeat(100));
+    }
+    f.write("only/main", "m");
+    f.snap();
+    let mut heaviest = 0;
+    for round in 0..2 * MAX_STACK {
+        f.tick();
+        // As a checkout does it: files are written anew, one goes, another comes.
+        let (word, comes, goes) = if round % 2 == 0 { ("other", "other", "main") } else { ("main", "main", "other") };
+        for n in 0..20 {
+            f.write(&format!("src/{n}"), &word.repeat(100));
+        }
+        f.remove("only");
+        f.write(&format!("only/{comes}"), "x");
+        f.write(&format!("{comes}/deep/er/x"), "x");
+        if f.path(goes).exists() {
+            f.remove(goes);
+        }
+        // And somebody adds a note now and then, that stays.
+        if round % 7 == 3 {
+            f.write(&format!("note{round}"), "n");
+        }
+        let captured = f.snap();
+        // The base, in the end one with the notes, and one for the branch.
+        assert!(captured.layers.len() <= 3, "round {round}: {:?}", captured.layers);
+        assert!(captured.layers.ends_with(&["l1".into()]));
+        heaviest = heaviest.max(weight(&f, &captured.layers));
+        if round % 5 == 0 {
+            f.assert_mounted_equals_host(&captured);
+        }
+        f.tick();
+        assert_eq!(f.snap().new_layer, None, "round {round}");
+    }
+    let once = 20 * 1000 + 20 * 4 * 100;
+    assert!(heaviest < 2 * once, "{heaviest} bytes, the tree has {once}");
+    let last = f.snap();
+    f.assert_mounted_equals_host(&last);
+}
+
+#[test]
+fn a_file_that_is_edited_over_and_over_has_one_copy_above_the_base() {
+    let mut f = Fixture::new();
+    f.write("a", "0");
+    f.write("b", "0");
+    f.snap();
+    for n in 1..6 {
+        f.tick();
+        f.write("a", &n.to_string());
+        let captured = f.snap();
+        assert_eq!(captured.layers.len(), 2);
+        assert_eq!(captured.stats.copied_files, 1);
+    }
+    f.tick();
+    f.write("b", "1");
+    let other = f.snap();
+    assert_eq!((other.layers.len(), other.rebased), (3, None), "'a' is still in use");
+    f.tick();
+    f.write("b", "2");
+    let again = f.snap();
+    assert_eq!((again.layers.len(), again.rebased), (3, Some(Rebased::Folded { kept: false })));
+    f.assert_mounted_equals_host(&again);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::record::{GitFacts, SandboxRecord, Snapshot};
 use crate::sandbox::{Names, Sandbox};
 use crate::store::{RepoDir, Store, StoreError, make_dir, read_json, write_json};
 use rustix::fs::{AtFlags, Timespec, Timestamps, utimensat};
-use sandbox_capture::{CaptureError, CaptureRequest, Captured, Limit, Progress, Secrets};
+use sandbox_capture::{CaptureError, CaptureRequest, Captured, Limit, Progress, Rebased, Secrets};
 use sandbox_capture::{Entry, Manifest, Reason};
 use sandbox_git::Git;
 use sandbox_git::index::Stat;
@@ -346,7 +346,9 @@ fn git_layer(
     let grants: Vec<&str> = request.grants.iter().map(|grant| grant.pattern.as_str()).collect();
     let base = captured.layers.last().map_or("", String::as_str);
     let salt = format!("{base} {uid} {gid} {} {grants:?} {nested:?}", request.all_objects);
-    let remembered = Remembered::load(repo, top)?;
+    // Copies that were folded have other inodes than the index inside says.
+    let moved = captured.rebased == Some(Rebased::Folded { kept: true });
+    let remembered = if moved { None } else { Remembered::load(repo, top)? };
     if let Some(remembered) = &remembered
         && remembered.is_for(&gitdir::fingerprint(request.git, request.host, nested, &remembered.hints), &salt)
     {

@@ -1,14 +1,16 @@
-//! Folding: all layers above the base become one, for new snapshots.
+//! Folding: the uppermost layers become one, for new snapshots.
 //!
 //! ```text
 //!  d15 … d2 d1 base        ─►       D base
 //! ```
 //!
-//! The base is kept, so that folding costs as much as has changed since, and not the whole tree. What
-//! already stands on the old stack keeps it. Files are copied (or reflinked) from the old layers, not
-//! linked: a link would move the ctime of files that live sandboxes see.
+//! The layers below are kept, so that folding costs as much as has changed since, and not the whole
+//! tree. What already stands on the old stack keeps it. Files are copied (or reflinked) from the old
+//! layers, not linked: a link would move the ctime of files that live sandboxes see, and show a second
+//! name in their `st_nlink`.
 
 use super::Build;
+use super::depth::Gone;
 use super::entry::Copied;
 use super::jobs::copy_all;
 use super::plan::Op;
@@ -20,11 +22,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 impl Build<'_> {
-    /// Puts into the new layer what `full`, the manifest of the old stack, has above its base.
+    /// Puts into the new layer what `full`, the manifest of the old stack, has above the layers that stay.
     ///
-    /// The build must have been made with the base's manifest as what is below. Returns the manifest
-    /// of the new stack.
-    pub(crate) fn fold(&mut self, full: &Manifest) -> Result<Manifest, CaptureError> {
+    /// The build must have been made with the manifest of those as what is below. Entries in `gone` are
+    /// about to be replaced or removed: they are not copied. Returns the manifest of the new stack, whose
+    /// entries have the same indices as those of `full`.
+    pub(crate) fn fold(&mut self, full: &Manifest, gone: &Gone) -> Result<Manifest, CaptureError> {
         let mut dirs = BTreeSet::from([Vec::new()]);
         let mut white_out = Vec::new();
         let mut ops = Vec::new();
@@ -46,7 +49,7 @@ impl Build<'_> {
                         dirs.insert(path);
                     }
                     waiting.push(child);
-                } else if raw.layer_index() > 0 {
+                } else if raw.layer_index() >= self.layer() && !gone.has(index) {
                     op_of[index as usize] = ops.len();
                     dirs.insert(path.to_vec());
                     ops.push(Op {
@@ -118,6 +121,10 @@ impl Build<'_> {
                     }
                     (None, Some(Copied::Done { copy, .. })) => {
                         builder.push(raw.name(), record(&raw, Some(self.layer()), Some(*copy)));
+                    }
+                    // It goes before anybody could look for its copy.
+                    (None, _) if raw.layer_index() >= self.layer() && raw.flags().reason().is_none() => {
+                        builder.push(raw.name(), record(&raw, Some(self.layer()), None));
                     }
                     (None, _) => {
                         builder.take(new, &raw);

@@ -21,12 +21,14 @@
 //! brings the layer up to date and yields the manifest that the next scan compares with.
 
 mod assemble;
+mod depth;
 mod entry;
 mod fold;
 mod jobs;
 mod plan;
 mod round;
 
+pub(crate) use depth::Depth;
 pub(crate) use entry::same_bytes;
 
 use crate::manifest::{MANIFEST, Manifest, TREE};

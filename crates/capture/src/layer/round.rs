@@ -67,14 +67,8 @@ impl Build<'_> {
         Ok(Round { manifest, changed, refreshed, unreadable, touched })
     }
 
-    /// Returns whether a scan's result needs anything in a layer; changes nothing.
-    pub(crate) fn needs_layer(&self, known: Option<&Manifest>, scan: &mut Scan) -> Result<bool, CaptureError> {
-        let fates = self.fates(known, scan)?;
-        Ok(!plan(self, known, scan, &fates).is_empty())
-    }
-
     /// Decides about the known entries whose stat moved; looks at contents where stat cannot tell.
-    fn fates(&self, known: Option<&Manifest>, scan: &Scan) -> Result<Vec<Fate>, CaptureError> {
+    pub(super) fn fates(&self, known: Option<&Manifest>, scan: &Scan) -> Result<Vec<Fate>, CaptureError> {
         let Some(known) = known else { return Ok(Vec::new()) };
         let mut fates = Vec::with_capacity(scan.updates.len());
         let mut compare = Vec::new();
