@@ -61,6 +61,11 @@ id!(
     SnapshotId
 );
 
+id!(
+    /// One operation of a journal.
+    OpId
+);
+
 /// The longest name, in bytes.
 pub const MAX_NAME: usize = 41;
 

@@ -16,6 +16,7 @@ pub mod gitdir;
 pub mod host_repo;
 pub mod host_view;
 pub mod id;
+pub mod journal;
 pub mod landing;
 pub mod launch;
 pub mod made_inside;

@@ -1,5 +1,6 @@
 //! Removing a sandbox whose work is saved, and sweeping what half-made commands left.
 
+use crate::record::SandboxRecord;
 use crate::sandbox::{Names, Sandbox};
 use crate::store::{Store, StoreError, read_json};
 use sandbox_sys::lock::FileLock;
@@ -9,13 +10,18 @@ use std::time::{Duration, Instant};
 
 /// Removes a sandbox whose lock is held: one rename makes it vanish, then it is deleted.
 pub fn remove(store: &Store, sandbox: &Sandbox, lock: FileLock) -> Result<(), StoreError> {
-    let gone = store.tmp().join(format!("dropped-{}", sandbox.record.id));
+    let gone = store.dropped(&sandbox.record.id);
     fs::rename(sandbox.dir.path(), &gone).map_err(StoreError::io("move away", sandbox.dir.path()))?;
-    for mount in &sandbox.record.repos {
-        Names::of(&store.repo(&mount.repo)).take_back(&sandbox.record.name, &sandbox.record.id);
-    }
+    take_names_back(store, &sandbox.record);
     drop(lock);
     sandbox_capture::remove_tree(&gone).map_err(StoreError::io("delete", &gone))
+}
+
+/// Gives its name free in all its repositories, if it is still its own.
+pub(crate) fn take_names_back(store: &Store, record: &SandboxRecord) {
+    for mount in &record.repos {
+        Names::of(&store.repo(&mount.repo)).take_back(&record.name, &record.id);
+    }
 }
 
 /// Deletes what a killed command left: sandboxes without a record, dropped directories that
@@ -26,10 +32,10 @@ pub fn sweep(store: &Store, patience: Duration) -> Result<usize, StoreError> {
     let mut swept = 0;
     for id in store.sandbox_ids()? {
         let dir = store.sandbox(&id);
-        if read_json::<crate::record::SandboxRecord>(&dir.record()).is_ok_and(|record| record.is_none())
+        if read_json::<SandboxRecord>(&dir.record()).is_ok_and(|record| record.is_none())
             && let Ok(Some(_lock)) = FileLock::try_exclusive(&dir.lock_file())
             // Its maker may have come to the end between the first look and the lock.
-            && read_json::<crate::record::SandboxRecord>(&dir.record()).is_ok_and(|record| record.is_none())
+            && read_json::<SandboxRecord>(&dir.record()).is_ok_and(|record| record.is_none())
         {
             sandbox_capture::remove_tree(dir.path()).map_err(StoreError::io("delete", dir.path()))?;
             swept += 1;

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 pub const FORMAT: u32 = 1;
 
 /// What may be in a state directory before its format is written.
-const PARTS: &[&str] = &["format", "lock", "repos", "sandboxes", "trash", "tmp"];
+const PARTS: &[&str] = &["format", "lock", "repos", "sandboxes", "trash", "tmp", "open"];
 
 /// The state directory.
 #[derive(Clone, Debug)]
@@ -98,7 +98,7 @@ impl Store {
                     return Err(StoreError::Foreign { path: root.to_owned() });
                 }
                 make_dir(root)?;
-                for part in ["repos", "sandboxes", "trash", "tmp"] {
+                for part in ["repos", "sandboxes", "trash", "tmp", "open"] {
                     make_dir(&root.join(part))?;
                 }
                 if !root.join("lock").exists() {
@@ -133,6 +133,16 @@ impl Store {
     /// Where half-made things are put.
     pub fn tmp(&self) -> PathBuf {
         self.root.join("tmp")
+    }
+
+    /// Where a dropped sandbox waits for being deleted.
+    pub fn dropped(&self, id: &SandboxId) -> PathBuf {
+        self.tmp().join(format!("dropped-{id}"))
+    }
+
+    /// Markers of operations under way ([`crate::journal`]).
+    pub fn open_operations(&self) -> PathBuf {
+        self.root.join("open")
     }
 
     /// `repos/<id>`.
@@ -232,6 +242,10 @@ impl RepoDir {
 pub struct SandboxDir(PathBuf);
 
 impl SandboxDir {
+    /// One that is not where it usually is.
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
     /// The directory.
     pub fn path(&self) -> &Path {
         &self.0

@@ -71,12 +71,19 @@ pub fn list(store: &Store) -> Result<Vec<Trashed>, StoreError> {
 pub fn discard(store: &Store, sandbox: &Sandbox, lock: FileLock) -> Result<SandboxDir, StoreError> {
     let target = store.trash(&sandbox.record.id);
     fs::rename(sandbox.dir.path(), target.path()).map_err(StoreError::io("move away", sandbox.dir.path()))?;
-    let _ = write_json(&target.path().join("dropped.json"), &Dropped { at: now() }, true);
-    for mount in &sandbox.record.repos {
-        Names::of(&store.repo(&mount.repo)).take_back(&sandbox.record.name, &sandbox.record.id);
-    }
+    let there = Sandbox::new(target, sandbox.record.clone());
+    settle(store, &there);
     drop(lock);
-    Ok(target)
+    Ok(there.dir)
+}
+
+/// Writes down when it came into the trash, and gives its name free. Can be done again.
+pub(crate) fn settle(store: &Store, sandbox: &Sandbox) {
+    let dropped = sandbox.dir.path().join("dropped.json");
+    if !dropped.exists() {
+        let _ = write_json(&dropped, &Dropped { at: now() }, true);
+    }
+    crate::removal::take_names_back(store, &sandbox.record);
 }
 
 /// Brings one back, under its name or, when that was given again, under that name with a number;

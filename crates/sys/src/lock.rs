@@ -5,6 +5,17 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+/// What came of asking for a lock.
+#[derive(Debug)]
+pub enum Tried {
+    /// It is ours.
+    Taken(FileLock),
+    /// Somebody has it.
+    Held,
+    /// There is no such file.
+    Gone,
+}
+
 /// A held lock on a file.
 #[derive(Debug)]
 pub struct FileLock {
@@ -31,6 +42,17 @@ impl FileLock {
         }
     }
 
+    /// Takes the exclusive lock of a file that exists, if it is free. Makes none.
+    pub fn try_existing(path: &Path) -> io::Result<Tried> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        match Self::take_with(path, FlockOperation::NonBlockingLockExclusive, flags) {
+            Ok(lock) => Ok(Tried::Taken(lock)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Tried::Held),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Tried::Gone),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether somebody holds the exclusive lock of `path`. Does not get in the way of others who ask.
     pub fn is_held(path: &Path) -> bool {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
@@ -39,7 +61,10 @@ impl FileLock {
     }
 
     fn take(path: &Path, operation: FlockOperation) -> io::Result<Self> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        Self::take_with(path, operation, OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW)
+    }
+
+    fn take_with(path: &Path, operation: FlockOperation, flags: OFlags) -> io::Result<Self> {
         loop {
             let fd = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?;
             match rustix::fs::flock(&fd, operation) {
