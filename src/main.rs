@@ -21,7 +21,6 @@ mod prepare;
 mod presets;
 mod probe;
 mod project;
-mod screen;
 mod start;
 mod terminal;
 mod text;

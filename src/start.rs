@@ -4,12 +4,13 @@
 
 use crate::context::Context;
 use crate::error::CliError;
+use crate::terminal::features;
 use sandbox_core::assemble::launch_spec;
 use sandbox_core::connection::{Connection, ConnectionError};
 use sandbox_core::launch::Mode;
 use sandbox_core::sandbox::{Sandbox, SandboxError, State};
 use sandbox_core::store::{Store, make_dir, write_json};
-use sandbox_protocol::{EVENTS, Exec, Failure, FailureKind, Frame, FrameType, Message, escape_bytes};
+use sandbox_protocol::{Exec, Failure, FailureKind, Frame, FrameType, Message, escape_bytes};
 use sandbox_sys::lock::FileLock;
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
@@ -52,7 +53,7 @@ pub fn start(
         .stderr(Stdio::from(errors))
         .spawn()
         .map_err(CliError::io("start the sandbox's supervisor"))?;
-    Ok(Connection::with_features(ours, &[EVENTS])?)
+    Ok(Connection::with_features(ours, &features())?)
 }
 
 /// The private `/tmp` begins empty, as after a boot.
@@ -79,7 +80,7 @@ pub fn connect_or_start(context: &Context, store: &Store, sandbox: &Sandbox) -> 
     let until = Instant::now() + Duration::from_secs(10);
     loop {
         if sandbox.state()? == State::Running {
-            match sandbox.connect_with(&[EVENTS]) {
+            match sandbox.connect_with(&features()) {
                 Err(SandboxError::NotRunning { .. }) => {}
                 other => return Ok(other?),
             }

@@ -4,12 +4,14 @@ use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::start::{connect_or_start, exec_request, refused, shell_batch, shell_command};
-use crate::terminal::{Ended, Input, interactive, relay};
+use crate::terminal::{Ended, Input, features, interactive, relay, tell};
 use crate::text::escape;
 use sandbox_core::connection::Connection;
 use sandbox_core::sandbox::Sandbox;
-use sandbox_protocol::{EVENTS, Exec, FailureKind, Message};
+use sandbox_core::store::Store;
+use sandbox_protocol::{Exec, FailureKind, Message};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Bytes of past output that `attach` shows.
 const REPLAY: u64 = 64 * 1024;
@@ -34,46 +36,55 @@ pub fn shell(context: &Context, args: &cli::Shell) -> Outcome {
     session(context, &store, &sandbox, request, if tty { Input::Terminal } else { Input::Pipe })
 }
 
-fn session(
-    context: &Context,
-    store: &sandbox_core::store::Store,
-    sandbox: &Sandbox,
-    request: Exec,
-    input: Input,
-) -> Outcome {
+fn session(context: &Context, store: &Store, sandbox: &Sandbox, request: Exec, input: Input) -> Outcome {
     let mut connection = connect_or_start(context, store, sandbox)?;
     let stream = connection.open();
     connection.send(stream, &Message::Exec(request))?;
-    let ended = relay(&mut connection, stream, input, false, sandbox.name())?;
+    let ended = relay(&mut connection, stream, input, false, false, sandbox.name())?;
+    if matches!(ended, Ended::Interrupted) {
+        // Others may be at work in it: only this command ends.
+        connection.send(stream, &Message::Signal { signal: 9 })?;
+        tell(&format!("interrupted: its command was killed; `git sandbox stop {}` ends the sandbox", sandbox.name()));
+        return Ok(130);
+    }
     status(sandbox, ended)
 }
 
 pub fn attach(context: &Context, args: &cli::One) -> Outcome {
     let store = context.store()?;
     let sandbox = context.sandbox(&store, &args.name)?;
-    let mut connection = sandbox.connect_with(&[EVENTS])?;
+    let mut connection = sandbox.connect_with(&features())?;
     match attach_to(&mut connection, sandbox.name())? {
         Ended::Refused(failure) if failure.kind == FailureKind::NotFound => {
             Err(CliError::new(format!("no command was started in '{}'", sandbox.name()))
                 .hint(format!("`git sandbox shell {}` opens a shell in it", sandbox.name())))
         }
+        Ended::Interrupted => {
+            drop(connection);
+            interrupted(context, &store, &sandbox)
+        }
         ended => status(&sandbox, ended),
     }
 }
 
-/// Joins the main session; a new window size makes full-screen programs redraw.
+/// Stops a sandbox whose command was interrupted twice; nothing of it is given up.
+pub fn interrupted(context: &Context, store: &Store, sandbox: &Sandbox) -> Outcome {
+    let name = sandbox.name();
+    super::stop::stop(sandbox, Duration::ZERO)?;
+    super::stop::bring_rest(context, store, sandbox);
+    tell(&format!("interrupted: '{name}' was stopped, its files stay; `git sandbox start {name}` goes on"));
+    Ok(130)
+}
+
+/// Joins the main session, and has a full-screen program draw itself.
 fn attach_to(connection: &mut Connection, name: &str) -> Result<Ended, CliError> {
     let stream = connection.open();
     connection.send(stream, &Message::Attach { session: 0, replay: REPLAY })?;
     let tty = interactive();
     if tty {
-        let size = crate::terminal::window();
-        let nudged = sandbox_protocol::WindowSize { rows: size.rows, cols: size.cols.saturating_sub(1).max(1) };
-        connection.send(stream, &Message::Resize(nudged))?;
-        connection.send(stream, &Message::Resize(size))?;
         eprintln!("attached: Ctrl-P Ctrl-Q leaves it running");
     }
-    relay(connection, stream, if tty { Input::Terminal } else { Input::None }, true, name)
+    relay(connection, stream, if tty { Input::Terminal } else { Input::None }, true, tty, name)
 }
 
 /// What the end of a relayed session means for our own status.
@@ -81,14 +92,11 @@ pub fn status(sandbox: &Sandbox, ended: Ended) -> Outcome {
     match ended {
         Ended::Exited(status) => Ok(u8::try_from(status.shell()).unwrap_or(255)),
         Ended::Detached => {
-            eprintln!("detached: `git sandbox attach {}` joins it again", sandbox.name());
+            tell(&format!("detached: `git sandbox attach {}` joins it again", sandbox.name()));
             Ok(0)
         }
         Ended::Refused(failure) => Err(refused(&failure)),
-        Ended::Interrupted => {
-            eprintln!("interrupted: '{}' goes on; `git sandbox stop {}` ends it", sandbox.name(), sandbox.name());
-            Ok(130)
-        }
+        Ended::Interrupted => Ok(130),
         Ended::Closed => Err(CliError::new(format!("the sandbox '{}' has stopped", sandbox.name()))
             .hint(format!("`git sandbox show {}` tells how", sandbox.name()))),
     }

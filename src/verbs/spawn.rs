@@ -1,6 +1,6 @@
 //! `spawn`: capture, make, launch, run.
 
-use super::exec::{status, variables};
+use super::exec::{interrupted, status, variables};
 use super::list::print_json;
 use crate::cli;
 use crate::context::Context;
@@ -233,7 +233,7 @@ pub fn launch(context: &Context, store: &Store, sandbox: &Sandbox, lock: FileLoc
     };
     let stream = connection.open();
     connection.send(stream, &Message::Exec(exec_request(&command, args.cwd, tty, true)))?;
-    let ended = relay(&mut connection, stream, input, true, sandbox.name())?;
+    let ended = relay(&mut connection, stream, input, true, false, sandbox.name())?;
     match ended {
         Ended::Detached => status(sandbox, ended),
         Ended::Refused(_) if !started(sandbox) => {
@@ -241,6 +241,13 @@ pub fn launch(context: &Context, store: &Store, sandbox: &Sandbox, lock: FileLoc
             let failed = status(sandbox, ended);
             sandbox_core::prepare::undo(store, sandbox);
             failed
+        }
+        Ended::Interrupted => {
+            drop(connection);
+            let code = interrupted(context, store, sandbox)?;
+            // Whoever interrupts twice wants no questions.
+            leave::leave(context, store, sandbox, cli::OnExit::Keep, args.quiet)?;
+            Ok(code)
         }
         ended => {
             let code = status(sandbox, ended);

@@ -23,6 +23,7 @@ pub fn run(context: &Context, args: &cli::Stop) -> Outcome {
     for sandbox in &sandboxes {
         if stop(sandbox, Duration::from_secs(grace))? {
             eprintln!("stopped '{}': its files stay; `git sandbox start {}` goes on", sandbox.name(), sandbox.name());
+            bring_rest(context, &store, sandbox);
         } else if !args.all {
             eprintln!("'{}' was not running", sandbox.name());
         }
@@ -71,6 +72,24 @@ pub fn stop(sandbox: &Sandbox, grace: Duration) -> Result<bool, CliError> {
     // Gone means that the lock can be had and no process of it is left.
     drop(sandbox.take(Duration::from_secs(10))?);
     Ok(true)
+}
+
+/// Brings home what was not at the end: for a stop, whoever is inside has only a few seconds. It stays in the
+/// sandbox where that cannot be, so this is never an error.
+pub fn bring_rest(context: &Context, store: &Store, sandbox: &Sandbox) {
+    if sandbox.status().is_ok_and(|status| status.home) {
+        return;
+    }
+    match super::fetch::bring(context, store, sandbox) {
+        Ok(told) => eprint!("{told}"),
+        Err(error) => {
+            let name = sandbox.name();
+            eprintln!(
+                "note: commits of '{name}' stay in it, `git sandbox fetch {name}` brings them: {}",
+                error.message
+            );
+        }
+    }
 }
 
 pub fn start(context: &Context, args: &cli::Start) -> Outcome {

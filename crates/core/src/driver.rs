@@ -65,7 +65,8 @@ pub trait Machine {
         None
     }
 
-    /// Ends everything inside at once, without its cooperation.
+    /// Ends everything inside at once, without its cooperation and without waiting for it: the end is when
+    /// [`Machine::pidfd`] is readable. What hangs in the kernel takes as long as it hangs.
     fn kill(&mut self) -> io::Result<()>;
 
     /// Stops all processes inside for a moment; `Unsupported` where only a cgroup could and there is none.

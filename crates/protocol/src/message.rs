@@ -108,6 +108,10 @@ pub enum Message {
 /// The feature of a client that wants to be told of [`Message::Event`].
 pub const EVENTS: &str = "events";
 
+/// The feature of a client whose output is a terminal: what it does not take in time may be left out, and the
+/// session goes on. Whoever has it not (a pipe, a file) gets every byte, and is waited for.
+pub const SCREEN: &str = "screen";
+
 /// Versions and features of one side.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Hello {

@@ -11,6 +11,7 @@ impl Supervisor {
     pub(crate) fn agent_readable(&mut self) {
         let mut frames = Vec::new();
         self.agent.read(&mut frames);
+        self.heard = Instant::now();
         for frame in frames {
             self.agent_frame(frame);
         }
@@ -45,8 +46,11 @@ impl Supervisor {
                 main.last_output = Some(Instant::now());
                 // A log that cannot be written (full disk) must not stop the work.
                 let _ = self.log.append(bytes);
+                main.watch(bytes);
                 for (id, theirs) in &main.attached {
-                    if let Some(client) = self.clients.get_mut(id) {
+                    if let Some(missed) = main.left_out.get_mut(&(*id, *theirs)) {
+                        *missed += bytes.len() as u64;
+                    } else if let Some(client) = self.clients.get_mut(id) {
                         client.data(kind, *theirs, bytes);
                     }
                 }
@@ -129,6 +133,11 @@ impl Supervisor {
     }
 
     pub(crate) fn end_stream(&mut self, stream: u32, message: &Message) {
+        if matches!(self.routes.get(&stream), Some(Route::Main)) {
+            // Its last words are for everybody.
+            let left_out: Vec<ClientStream> = self.main.iter().flat_map(|main| main.left_out.keys().copied()).collect();
+            left_out.into_iter().for_each(|viewer| self.catch_up(viewer));
+        }
         self.forward(stream, message);
         let Some(route) = self.routes.remove(&stream) else { return };
         match route {
@@ -141,7 +150,7 @@ impl Supervisor {
                         _ => ExitStatus::Code(125),
                     };
                     main.exit = Some(exit);
-                    main.deadline = None;
+                    main.limit = None;
                     for client in std::mem::take(&mut main.attached) {
                         self.streams.remove(&client);
                     }

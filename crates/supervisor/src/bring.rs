@@ -97,7 +97,7 @@ impl Supervisor {
 
     pub(crate) fn bring_wanted(&mut self, waiter: Waiter) {
         let inside = waiter.is_inside();
-        if matches!(self.phase, Phase::ShuttingDown { .. }) {
+        if matches!(self.phase, Phase::ShuttingDown { .. } | Phase::Dying { .. }) {
             return self.bring_answer(waiter, b"", &failure(FailureKind::Other, "the sandbox is being stopped"));
         }
         let waiting = self.bring.waiting.iter().chain(&self.bring.next).filter(|who| who.is_inside()).count();
@@ -143,7 +143,7 @@ impl Supervisor {
             output.set_nonblocking(true)?;
             // A file, so that it never waits for us to read; and apart, for what is in it is not for inside.
             let errors = rustix::fs::memfd_create("errors", rustix::fs::MemfdFlags::CLOEXEC)?;
-            let helper = Helper::start(&self.bring_command(), client_fd, output_fd, Some(errors.try_clone()?))?;
+            let helper = Helper::start(&self.bring_command(auto), client_fd, output_fd, Some(errors.try_clone()?))?;
             Ok((helper, output, errors.into(), client))
         })();
         match started {
@@ -166,11 +166,9 @@ impl Supervisor {
     }
 
     /// The helper's command; the first one after the main command's end also commits what that left.
-    fn bring_command(&self) -> Vec<String> {
+    fn bring_command(&self, auto: bool) -> Vec<String> {
         let mut command = self.commit_back.clone();
-        if self.auto_commit_due()
-            && let Some(main) = &self.main
-        {
+        if let Some(main) = self.main.as_ref().filter(|_| auto) {
             command.push("--auto-commit".into());
             command.extend(main.argv.iter().cloned());
         }

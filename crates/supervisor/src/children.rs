@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 /// A running child of ours.
 #[derive(Debug)]
@@ -47,10 +48,12 @@ impl Helper {
         Ok(self.child.wait()?.success())
     }
 
-    /// Ends it.
+    /// Ends it. One that hangs in the kernel is not waited for: it ends when it can, and is reaped with us.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        if sandbox_sys::process::wait_gone(&self.pidfd, Some(Duration::from_secs(1))).unwrap_or(true) {
+            let _ = self.child.wait();
+        }
     }
 }
 

@@ -1,15 +1,17 @@
 //! What clients ask for.
 
+use crate::attached::TimeLimit;
 use crate::bring::Waiter;
 use crate::main_session::Main;
 use crate::peer::Peer;
+use crate::screen::Screen;
 use crate::supervise::{
-    ClientId, ClientStream, MAX_CLIENTS, MOST_FOR_CLIENT, Phase, Route, Session, Supervisor, after, failure, our_hello,
+    ClientId, ClientStream, MAX_CLIENTS, MOST_FOR_CLIENT, Phase, Route, Session, Supervisor, failure, our_hello,
 };
 use sandbox_core::auto_commit;
 use sandbox_protocol::event::Happened;
 use sandbox_protocol::{Channel, Exec, FailureKind, FrameType, MAX_PAYLOAD, Message, SessionStatus, Status, WINDOW};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::os::unix::net::UnixStream;
 
 /// Sessions in one status.
@@ -63,6 +65,10 @@ impl Supervisor {
             client.read(&mut frames);
         }
         for frame in frames {
+            // One that broke a rule is not heard any more.
+            if self.clients.get(&id).is_none_or(|client| client.gone) {
+                return;
+            }
             let stream = (id, frame.stream);
             match frame.kind {
                 FrameType::Control => match frame.message() {
@@ -107,7 +113,7 @@ impl Supervisor {
             self.say_started(Vec::new());
         }
         match message {
-            Message::Hello(hello) => self.greet(from.0, &hello.features),
+            Message::Hello(hello) => self.greet(from.0, &hello),
             Message::Exec(exec) => self.client_exec(from, exec),
             Message::AskRepoState { .. } => {
                 let stream = self.new_stream();
@@ -138,7 +144,7 @@ impl Supervisor {
             }
             Message::Stop { grace_ms } => {
                 self.stop_waiters.push(from);
-                self.stop(grace_ms);
+                self.stop(grace_ms, true);
             }
             Message::Freeze => self.freeze(from),
             Message::Thaw => self.thaw(from),
@@ -185,11 +191,15 @@ impl Supervisor {
                 close: false,
                 exit: None,
                 last_output: None,
+                tty: exec.tty.is_some(),
+                screen: Screen::default(),
+                logged: 0,
+                left_out: HashMap::new(),
                 input: Vec::new(),
                 input_from: VecDeque::new(),
                 window: WINDOW,
                 owed: [0, 0],
-                deadline: self.timeout.map(|limit| (after(limit), false)),
+                limit: self.timeout.and_then(|limit| TimeLimit::new(limit).ok()),
             });
             self.status.exited = None;
             self.status.timed_out = false;
@@ -215,12 +225,14 @@ impl Supervisor {
             self.clients.remove(&id);
             if let Some(main) = &mut self.main {
                 main.attached.retain(|client| client.0 != id);
+                main.left_out.retain(|client, _| client.0 != id);
             }
             self.stop_waiters.retain(|waiter| waiter.0 != id);
             self.orphan(|owner| owner.0 == id, true);
             self.streams.retain(|client, _| client.0 != id);
             self.fresh.remove(&id);
             self.told.remove(&id);
+            self.screens.remove(&id);
             self.thaw_for(id);
         }
         self.pay_main();

@@ -12,10 +12,10 @@
 
 use crate::children::Helper;
 use crate::log::RingLog;
-use crate::supervise::{Phase, Supervisor};
+use crate::supervise::{Phase, Supervisor, failure};
 use rustix::pipe::{PipeFlags, pipe_with};
 use sandbox_protocol::event::{Event, Happened, Verdict};
-use sandbox_protocol::{EVENTS, Message};
+use sandbox_protocol::{EVENTS, FailureKind, Hello, Message, SCREEN, VERSIONS};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
@@ -151,10 +151,26 @@ impl Supervisor {
         }
     }
 
-    /// Whether a client wants to be told of events.
-    pub(crate) fn greet(&mut self, client: crate::supervise::ClientId, features: &[String]) {
-        if features.iter().any(|feature| feature == EVENTS) {
-            self.told.insert(client);
+    /// What a client can do and wants; one of another protocol is told so, and let go.
+    pub(crate) fn greet(&mut self, id: crate::supervise::ClientId, hello: &Hello) {
+        let has = |feature: &str| hello.features.iter().any(|one| one == feature);
+        if has(EVENTS) {
+            self.told.insert(id);
+        }
+        if has(SCREEN) {
+            self.screens.insert(id);
+        }
+        // Ours was sent when it connected; this is for one that does not look at it.
+        if (hello.max < VERSIONS.0 || hello.min > VERSIONS.1)
+            && let Some(client) = self.clients.get_mut(&id)
+        {
+            let words = format!(
+                "this sandbox was started by a git-sandbox of protocol {} to {}, the command speaks {} to {}",
+                VERSIONS.0, VERSIONS.1, hello.min, hello.max
+            );
+            client.control(0, &failure(FailureKind::Unsupported, words));
+            client.flush();
+            client.gone = true;
         }
     }
 }

@@ -9,9 +9,9 @@
 //!  proxy ──events──┘ │  └ log/main.log, log/events.jsonl (rings)
 //!                    └ status.json
 //!
-//!  launching ─► running ─► bringing home ─► shutting down ─► gone
-//!               (relay)    (last            (TERM, grace,
-//!                           commit-back)     KILL, reap)
+//!  launching ─► running ─► bringing home ─► shutting down ─► dying ─► gone
+//!               (relay)    (last            (TERM, grace)    (KILL)
+//!                           commit-back)
 //! ```
 //!
 //! It is one thread and one poll loop, and knows neither git nor the terminal: commit-back
@@ -20,16 +20,20 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod attached;
 mod bring;
 mod children;
 mod clients;
+mod ending;
 mod events;
 mod freeze;
 mod log;
 mod main_session;
 mod peer;
+mod screen;
 mod serve;
 mod supervise;
 
 pub use log::RingLog;
+pub use screen::Screen;
 pub use supervise::{Config, SuperviseError, supervise};

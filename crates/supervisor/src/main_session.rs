@@ -1,9 +1,10 @@
 //! The main session: several clients may be attached, its output is logged, its input counted.
 
-use crate::log::RingLog;
+use crate::attached::TimeLimit;
+use crate::screen::Screen;
 use crate::supervise::{ClientStream, Route, SLOW_AGENT, SLOW_CLIENT, Supervisor, failure};
 use sandbox_protocol::{Channel, ExitStatus, FailureKind, FrameType, MAX_PAYLOAD, Message, WINDOW};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 /// The main session.
@@ -26,7 +27,15 @@ pub(crate) struct Main {
     pub(crate) window: u64,
     /// Credit that is held back while an attached client is slow.
     pub(crate) owed: [u64; 2],
-    pub(crate) deadline: Option<(Instant, bool)>,
+    /// `--timeout`, while it has not ended.
+    pub(crate) limit: Option<TimeLimit>,
+    /// It has a terminal, in this state.
+    pub(crate) tty: bool,
+    pub(crate) screen: Screen,
+    /// Bytes of it in the log.
+    pub(crate) logged: u64,
+    /// Attached terminals that stand still, with the bytes that they have missed.
+    pub(crate) left_out: HashMap<ClientStream, u64>,
 }
 
 impl Supervisor {
@@ -34,10 +43,12 @@ impl Supervisor {
         let Some(main) = self.main.as_mut().filter(|_| session == 0) else {
             return self.answer(from, &failure(FailureKind::NotFound, "no command was started in it"));
         };
+        if main.attached.contains(&from) {
+            return self.answer(from, &failure(FailureKind::Other, "it is attached already"));
+        }
         let Some(client) = self.clients.get_mut(&from.0) else { return };
         if replay > 0 {
-            let past = RingLog::tail(&self.dir.log(), replay.min(1024 * 1024)).unwrap_or_default();
-            for chunk in past.chunks(MAX_PAYLOAD) {
+            for chunk in main.redraw(&self.dir.log(), replay).chunks(MAX_PAYLOAD) {
                 client.data(FrameType::Stdout, from.1, chunk);
             }
         }
@@ -154,6 +165,7 @@ impl Supervisor {
     pub(crate) fn detach(&mut self, from: ClientStream) {
         if let Some(main) = &mut self.main {
             main.attached.retain(|client| *client != from);
+            main.left_out.remove(&from);
         }
         self.streams.remove(&from);
         self.pay_main();
@@ -165,6 +177,7 @@ impl Supervisor {
         let slow = main
             .attached
             .iter()
+            .filter(|viewer| !main.left_out.contains_key(viewer))
             .any(|(id, _)| self.clients.get(id).is_some_and(|client| client.backlog() > SLOW_CLIENT));
         if slow || main.exit.is_some() {
             return;

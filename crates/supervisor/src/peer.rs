@@ -4,6 +4,7 @@ use sandbox_protocol::{Decoder, Frame, FrameError, FrameType, Message, encode, t
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Instant;
 
 /// A client, or the agent.
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub struct Peer {
     most: usize,
     /// It takes nothing more; what it said before can still be read.
     deaf: bool,
+    /// When it last took anything, or had taken everything.
+    pub moved: Instant,
     /// Nothing more can be read from or written to it.
     pub gone: bool,
 }
@@ -23,7 +26,16 @@ pub struct Peer {
 impl Peer {
     pub fn new(stream: UnixStream, most: usize) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, decoder: Decoder::new(), out: Vec::new(), sent: 0, most, deaf: false, gone: false })
+        Ok(Self {
+            stream,
+            decoder: Decoder::new(),
+            out: Vec::new(),
+            sent: 0,
+            most,
+            deaf: false,
+            moved: Instant::now(),
+            gone: false,
+        })
     }
 
     /// Queues a message; false when it is larger than a frame, and then nothing is queued.
@@ -60,10 +72,17 @@ impl Peer {
 
     /// Writes what the socket takes.
     pub fn flush(&mut self) {
+        if self.backlog() == 0 {
+            self.moved = Instant::now();
+            return;
+        }
         while self.sent < self.out.len() {
             match self.stream.write(&self.out[self.sent..]) {
                 Ok(0) => self.hang_up(),
-                Ok(n) => self.sent += n,
+                Ok(n) => {
+                    self.sent += n;
+                    self.moved = Instant::now();
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => self.hang_up(),

@@ -1,6 +1,7 @@
 //! The poll loop. Each pass: wait, read from who is readable, act on frames, write.
 
-use crate::bring::{Bring, Waiter};
+use crate::bring::Bring;
+use crate::ending::Ground;
 use crate::events::Egress;
 use crate::log::RingLog;
 use crate::main_session::Main;
@@ -11,8 +12,7 @@ use sandbox_core::driver::{Driver, DriverError, Machine, ProcessIdentity};
 use sandbox_core::launch::{LaunchSpec, Network};
 use sandbox_core::record::StatusRecord;
 use sandbox_core::store::{SandboxDir, StoreError, read_json, write_json};
-use sandbox_protocol::event::Happened;
-use sandbox_protocol::{ExitStatus, Failure, FailureKind, Hello, Message, VERSIONS};
+use sandbox_protocol::{Failure, FailureKind, Hello, Message, VERSIONS};
 use sandbox_sys::lock::FileLock;
 use sandbox_sys::process;
 use std::collections::{HashMap, HashSet};
@@ -21,10 +21,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// How long the last commit-back may take before the sandbox is stopped without it.
-pub(crate) const BRING_HOME: Duration = Duration::from_secs(120);
-/// How long the agent may take beyond the grace before it is killed.
-pub(crate) const SHUTDOWN_EXTRA: Duration = Duration::from_secs(5);
 /// Clients at once.
 pub(crate) const MAX_CLIENTS: usize = 256;
 /// An attached client that is this far behind slows the main session down.
@@ -37,8 +33,6 @@ pub(crate) const SLOW_AGENT: usize = 1 << 20;
 pub(crate) const MOST_FOR_AGENT: usize = 64 << 20;
 /// How long a client that has just connected may think before an idle sandbox ends without it.
 const FRESH: Duration = Duration::from_secs(1);
-/// Seconds between TERM and KILL when `--timeout` ends the command.
-pub(crate) const TIMEOUT_GRACE: Duration = Duration::from_secs(10);
 
 /// What a supervisor needs to know.
 #[derive(Debug)]
@@ -136,6 +130,13 @@ pub(crate) enum Phase {
     ShuttingDown {
         until: Instant,
     },
+    /// Everything inside was killed; the kernel has yet to let go of it.
+    Dying {
+        /// It was asked to end: this is no crash.
+        asked: bool,
+        /// When those who wait for the end are told that it does not come.
+        tell: Option<Instant>,
+    },
 }
 
 pub(crate) struct Supervisor {
@@ -177,6 +178,12 @@ pub(crate) struct Supervisor {
     pub(crate) started_said: bool,
     /// Clients that want to be told of events.
     pub(crate) told: HashSet<ClientId>,
+    /// Clients whose output is a terminal.
+    pub(crate) screens: HashSet<ClientId>,
+    /// When the agent last said anything.
+    pub(crate) heard: Instant,
+    /// Whether our directory is still there.
+    pub(crate) ground: Ground,
 }
 
 /// Launches the sandbox and runs until it is gone. Must be called by the main thread of a
@@ -215,6 +222,7 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
         ..StatusRecord::default()
     };
     write_json(&config.dir.status(), &status, false)?;
+    let ground = Ground::new(&config.dir, &config.lock).map_err(step("look at the sandbox's directory"))?;
     let mut supervisor = Supervisor {
         dir: config.dir,
         machine,
@@ -247,6 +255,9 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
         egress,
         started_said: false,
         told: HashSet::new(),
+        screens: HashSet::new(),
+        heard: Instant::now(),
+        ground,
     };
     supervisor.agent.control(0, &Message::Hello(our_hello(Vec::new())));
     if let Some(stream) = config.first_client {
@@ -320,6 +331,7 @@ pub(crate) enum Ready {
     ServeEnd(u32),
     EgressLines,
     EgressEnd,
+    Limit,
 }
 
 impl Supervisor {
@@ -331,9 +343,10 @@ impl Supervisor {
                 client.flush();
             }
             self.sweep_clients();
+            self.look_after_viewers();
             self.end_if_idle();
             if self.agent.gone {
-                return self.gone();
+                self.end_now();
             }
             let ready = self.wait().map_err(step("wait for the sandbox"))?;
             for who in ready {
@@ -341,10 +354,7 @@ impl Supervisor {
                     Ready::Agent => self.agent_readable(),
                     Ready::Listener => self.accept_all(),
                     Ready::Machine => return self.gone(),
-                    Ready::Terminate => {
-                        self.terminate = None;
-                        self.stop(10_000);
-                    }
+                    Ready::Terminate => self.asked_to_end(),
                     Ready::Client(id) => self.client_readable(id),
                     Ready::BringOutput => self.bring_output(),
                     Ready::BringEnd => self.bring_ended(),
@@ -352,6 +362,7 @@ impl Supervisor {
                     Ready::ServeEnd(stream) => self.serve_ended(stream),
                     Ready::EgressLines => self.egress_readable(),
                     Ready::EgressEnd => self.egress_ended(),
+                    Ready::Limit => self.time_is_up(),
                 }
             }
             self.timers();
@@ -360,14 +371,18 @@ impl Supervisor {
 
     /// Waits until something happens or a timer is due.
     pub(crate) fn wait(&mut self) -> io::Result<Vec<Ready>> {
-        let mut whos = vec![Ready::Agent, Ready::Listener, Ready::Machine];
+        let mut whos = vec![Ready::Listener, Ready::Machine];
         let out = |peer: &Peer| if peer.backlog() > 0 { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
         let pidfd = self.machine.pidfd();
-        let mut fds = vec![
-            PollFd::new(&self.agent, out(&self.agent)),
-            PollFd::new(&self.listener, PollFlags::IN),
-            PollFd::new(&pidfd, PollFlags::IN),
-        ];
+        let mut fds = vec![PollFd::new(&self.listener, PollFlags::IN), PollFd::new(&pidfd, PollFlags::IN)];
+        if !self.agent.gone {
+            whos.push(Ready::Agent);
+            fds.push(PollFd::new(&self.agent, out(&self.agent)));
+        }
+        if let Some(limit) = self.main.as_ref().and_then(|main| main.limit.as_ref()) {
+            whos.push(Ready::Limit);
+            fds.push(PollFd::new(&limit.fd, PollFlags::IN));
+        }
         if let Some(fd) = &self.terminate {
             whos.push(Ready::Terminate);
             fds.push(PollFd::new(fd, PollFlags::IN));
@@ -434,11 +449,9 @@ impl Supervisor {
             None => times.extend(self.bring.due),
         }
         times.extend(self.idle.map(|since| since + FRESH));
-        match self.phase {
-            Phase::Running => {}
-            Phase::BringingHome { until, .. } | Phase::ShuttingDown { until } => times.push(until),
-        }
-        times.extend(self.main.as_ref().and_then(|main| main.deadline).map(|(at, _)| at));
+        times.extend(self.next_of_the_end());
+        times.extend(self.next_of_viewers());
+        times.push(self.ground.next);
         times.into_iter().min().map(|at| at.saturating_duration_since(Instant::now()))
     }
 
@@ -449,30 +462,9 @@ impl Supervisor {
             None if self.bring.due.is_some_and(|due| due <= now) => self.bring_start(),
             _ => {}
         }
-        if let Some(main) = &mut self.main
-            && let Some((at, killed)) = main.deadline
-            && at <= now
-            && main.exit.is_none()
-        {
-            self.status.timed_out = true;
-            let (stream, signal) = (main.stream, if killed { 9 } else { 15 });
-            main.deadline = (!killed).then(|| (now + TIMEOUT_GRACE, true));
-            self.agent.control(stream, &Message::Signal { signal });
-        }
-        match self.phase {
-            Phase::Running => {}
-            Phase::BringingHome { grace_ms, until, .. } => {
-                if until <= now {
-                    self.bring_abandon();
-                    self.shut_down(grace_ms);
-                }
-            }
-            Phase::ShuttingDown { until } => {
-                if until <= now {
-                    let _ = self.machine.kill();
-                    self.phase = Phase::ShuttingDown { until: now + Duration::from_secs(1) };
-                }
-            }
+        self.end_timers(now);
+        if self.ground.next <= now && self.ground.is_gone(&self.dir) {
+            self.lost();
         }
     }
 
@@ -493,98 +485,8 @@ impl Supervisor {
         let since = *self.idle.get_or_insert_with(Instant::now);
         if self.fresh.is_empty() || since.elapsed() >= FRESH {
             self.idle = None;
-            self.stop(2_000);
+            self.stop(2_000, false);
         }
-    }
-
-    // ---- the end -------------------------------------------------------------------------
-
-    pub(crate) fn stop(&mut self, grace_ms: u64) {
-        if self.phase != Phase::Running {
-            return;
-        }
-        // New clients find no socket and wait for the end, to start it again.
-        let _ = std::fs::remove_file(self.dir.ctl());
-        // One that failed before is tried once more: it is the last time.
-        if self.bring.moved || self.bring.due.is_some() || self.bring.running.is_some() {
-            self.phase = Phase::BringingHome { grace_ms, until: after(BRING_HOME), rounds: 2 };
-            if self.bring.running.is_none() {
-                self.bring_start();
-            }
-        } else {
-            self.shut_down(grace_ms);
-        }
-    }
-
-    pub(crate) fn shut_down(&mut self, grace_ms: u64) {
-        let until = after(Duration::from_millis(grace_ms).saturating_add(SHUTDOWN_EXTRA));
-        self.phase = Phase::ShuttingDown { until };
-        self.agent.control(0, &Message::Shutdown { grace_ms });
-        self.agent.flush();
-    }
-
-    /// The sandbox's first process is gone, or about to be.
-    pub(crate) fn gone(&mut self) -> Result<(), SuperviseError> {
-        // Output that was under way when PID 1 ended.
-        let mut frames = Vec::new();
-        while !self.agent.gone && self.agent.read(&mut frames) {
-            for frame in frames.drain(..) {
-                self.agent_frame(frame);
-            }
-        }
-        // Reaps it too: the lock is given up only when nothing writes to the upper directory.
-        let _ = self.machine.kill();
-        let asked = self.phase != Phase::Running;
-        self.bring_abandon();
-        for (_, mut serve) in self.serves.drain() {
-            serve.helper.kill();
-        }
-        self.egress_stop();
-        self.status.supervisor = None;
-        self.status.init = None;
-        self.status.stopped = asked;
-        let watched =
-            self.agent_hello.as_ref().is_some_and(|hello| hello.enforced.iter().any(|e| e == "rename-notify"));
-        self.status.home = asked && watched && !self.bring.moved;
-        let mut ended = None;
-        if let Some(main) = self.main.as_mut().filter(|main| main.exit.is_none()) {
-            // The main session ended with the sandbox: KILL is what happened to it.
-            main.exit = Some(ExitStatus::Signal(9));
-            self.status.exited = Some((ExitStatus::Signal(9), now()));
-            ended = Some(ExitStatus::Signal(9));
-            for (id, stream) in &main.attached {
-                if let Some(client) = self.clients.get_mut(id) {
-                    client.control(*stream, &Message::Exited(ExitStatus::Signal(9)));
-                }
-            }
-        }
-        if let Some(exit) = ended {
-            self.happened(Happened::Exited { status: exit.shell() });
-        }
-        if !self.started_said {
-            self.say_started(Vec::new());
-        }
-        self.happened(Happened::Stopped);
-        let written = write_json(&self.dir.status(), &self.status, false);
-        let _ = std::fs::remove_file(self.dir.ctl());
-        for waiter in std::mem::take(&mut self.stop_waiters) {
-            self.answer(waiter, &Message::Done);
-        }
-        let unmet = std::mem::take(&mut self.bring.waiting).into_iter().chain(std::mem::take(&mut self.bring.next));
-        for waiter in unmet.collect::<Vec<_>>() {
-            if let Waiter::Client(client) = waiter {
-                self.answer(client, &failure(FailureKind::Other, "the sandbox has stopped"));
-            }
-        }
-        // Clients read the rest in their own time; a dead one must not hold us.
-        let until = Instant::now() + Duration::from_secs(2);
-        while self.clients.values().any(|c| c.backlog() > 0 && !c.gone) && Instant::now() < until {
-            for client in self.clients.values_mut() {
-                client.flush();
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        written.map_err(SuperviseError::Store)
     }
 }
 

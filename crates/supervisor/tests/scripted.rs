@@ -8,8 +8,8 @@ use sandbox_core::record::StatusRecord;
 use sandbox_core::store::{SandboxDir, Store, make_dir, read_json};
 use sandbox_protocol::event::Happened;
 use sandbox_protocol::{
-    Channel, Decoder, EVENTS, Exec, ExitStatus, Failure, FailureKind, Frame, FrameType, Hello, Message, VERSIONS,
-    WINDOW, encode, encode_control,
+    Channel, Decoder, EVENTS, Exec, ExitStatus, Failure, FailureKind, Frame, FrameType, Hello, Message, SCREEN,
+    VERSIONS, WINDOW, WindowSize, encode, encode_control,
 };
 use sandbox_supervisor::{Config, supervise};
 use sandbox_sys::lock::FileLock;
@@ -100,8 +100,12 @@ impl Agent {
 
 type Script = Box<dyn FnOnce(&mut Agent) + Send>;
 
-/// The agent, and whether the machine stands still (`None`: it cannot).
-struct Scripted(Mutex<Option<Script>>, Option<Arc<AtomicBool>>);
+struct Scripted {
+    script: Mutex<Option<Script>>,
+    /// Whether the machine stands still (`None`: it cannot).
+    frozen: Option<Arc<AtomicBool>>,
+    hangs: bool,
+}
 
 struct Fake {
     control: UnixStream,
@@ -109,6 +113,7 @@ struct Fake {
     pidfd: OwnedFd,
     process: ProcessIdentity,
     frozen: Option<Arc<AtomicBool>>,
+    hangs: bool,
 }
 
 impl Driver for Scripted {
@@ -129,7 +134,7 @@ impl Driver for Scripted {
         // The machine's process lives as long as the script, which holds the other end of its input.
         let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let alive = child.stdin.take();
-        let script = self.0.lock().unwrap().take().expect("launched once");
+        let script = self.script.lock().unwrap().take().expect("launched once");
         std::thread::spawn(move || {
             let mut agent = Agent { stream: theirs, decoder: Decoder::new() };
             let enforced = vec!["rename-notify".to_owned()];
@@ -140,7 +145,14 @@ impl Driver for Scripted {
         let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
         let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
         let process = ProcessIdentity { pid: child.id(), start_time: 0, boot_id: String::new() };
-        Ok(Box::new(Fake { control, child, pidfd, process, frozen: self.1.clone() }))
+        Ok(Box::new(Fake { control, child, pidfd, process, frozen: self.frozen.clone(), hangs: self.hangs }))
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -158,8 +170,10 @@ impl Machine for Fake {
         &[]
     }
     fn kill(&mut self) -> io::Result<()> {
-        let _ = self.child.kill();
-        self.child.wait().map(drop)
+        if !self.hangs {
+            self.child.kill()?;
+        }
+        Ok(())
     }
     fn take_egress(&mut self) -> Option<OwnedFd> {
         Some(std::fs::File::open("/dev/null").unwrap().into())
@@ -207,6 +221,8 @@ struct Setup {
     auto_commit: bool,
     serve_host: &'static str,
     freezer: bool,
+    /// KILL has no effect on the machine before its script ends.
+    hangs: bool,
     /// The network is `allow`, and this is the proxy; its lines end where a line of input does.
     proxy: Option<&'static str>,
 }
@@ -218,6 +234,7 @@ const SETUP: Setup = Setup {
     auto_commit: false,
     serve_host: "true",
     freezer: false,
+    hangs: false,
     proxy: None,
 };
 
@@ -225,6 +242,8 @@ struct Running {
     root: tempfile::TempDir,
     dir: SandboxDir,
     frozen: Arc<AtomicBool>,
+    /// One byte for each TERM.
+    terminate: UnixStream,
     thread: JoinHandle<()>,
 }
 
@@ -237,6 +256,7 @@ impl Setup {
         make_dir(dir.path()).unwrap();
         let lock = FileLock::exclusive(&dir.lock_file()).unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
+        let (terminate, terminated) = UnixStream::pair().unwrap();
         let own = root.path().to_string_lossy().into_owned();
         let shell = |script: &str| ["/bin/sh", "-c", script, "sh", &own].map(str::to_owned).to_vec();
         let config = Config {
@@ -250,17 +270,25 @@ impl Setup {
             auto_commit: self.auto_commit,
             serve_host: shell(self.serve_host),
             proxy: shell(self.proxy.unwrap_or("false")),
-            terminate: None,
+            terminate: Some(terminated.into()),
         };
         let frozen = Arc::new(AtomicBool::new(false));
-        let driver = Scripted(Mutex::new(Some(Box::new(script))), self.freezer.then(|| Arc::clone(&frozen)));
+        let driver = Scripted {
+            script: Mutex::new(Some(Box::new(script))),
+            frozen: self.freezer.then(|| Arc::clone(&frozen)),
+            hangs: self.hangs,
+        };
         let thread = std::thread::spawn(move || supervise(config, &driver).unwrap());
-        (Running { root, dir, frozen, thread }, Connection::new(ours).unwrap())
+        (Running { root, dir, frozen, terminate, thread }, Connection::new(ours).unwrap())
     }
 }
 
 impl Running {
     fn connect(&self) -> Connection {
+        self.connect_with(&[])
+    }
+
+    fn connect_with(&self, features: &[&str]) -> Connection {
         use std::os::fd::AsRawFd;
         // Through a descriptor, as clients do: the path of a test directory may be too long.
         let dir = std::fs::File::open(self.dir.path()).unwrap();
@@ -268,7 +296,7 @@ impl Running {
         let until = Instant::now() + Duration::from_secs(5);
         loop {
             match UnixStream::connect(&ctl) {
-                Ok(stream) => return Connection::new(stream).unwrap(),
+                Ok(stream) => return Connection::with_features(stream, features).unwrap(),
                 Err(error) if Instant::now() > until => panic!("{error}"),
                 Err(_) => std::thread::sleep(Duration::from_millis(5)),
             }
@@ -907,5 +935,197 @@ fn fetches_of_the_host_are_few_at_once() {
     std::thread::sleep(Duration::from_millis(300));
     let stream = exec(&mut client, command(true));
     assert_eq!(collect(&mut client, stream).1, exited(42));
+    running.stop(&mut client);
+}
+
+const TTY: Option<WindowSize> = Some(WindowSize { rows: 24, cols: 80 });
+
+/// Sends `total` bytes of a letter on a stream, as the window allows; false if it never opened for a second time.
+fn pour(agent: &mut Agent, stream: u32, total: usize) -> bool {
+    let (mut window, mut sent) = (WINDOW as usize, 0);
+    agent.stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    while sent < total {
+        if window > 0 {
+            let n = window.min(32 * 1024).min(total - sent);
+            agent.data(FrameType::Stdout, stream, &vec![b'x'; n]);
+            (window, sent) = (window - n, sent + n);
+            continue;
+        }
+        match agent.next().map(|frame| frame.message().unwrap()) {
+            Some(Message::Credit { bytes, .. }) => window += bytes as usize,
+            Some(_) => {}
+            None => return false,
+        }
+    }
+    agent.stream.set_read_timeout(None).unwrap();
+    true
+}
+
+/// It was suspended, or its line is dead.
+#[test]
+fn a_terminal_that_stands_still_does_not_hold_up_the_main_session() {
+    const TOTAL: usize = 4 << 20;
+    let (running, mut client) = SETUP.run(|agent| {
+        let stream = agent.exec().unwrap();
+        let poured = pour(agent, stream, TOTAL);
+        agent.data(FrameType::Stdout, stream, b"\nlast line\n");
+        agent.exited(stream, i32::from(!poured));
+        agent.until_shutdown();
+    });
+    let mut terminal = running.connect_with(&[SCREEN]);
+    let stream = exec(&mut terminal, command(true));
+    // Somebody else sees the end of it though nobody reads here.
+    wait_for(&mut client, |status| status.sessions.is_empty() && status.silent_secs.is_some());
+    let (out, end) = collect(&mut terminal, stream);
+    assert_eq!(end, exited(0));
+    let text = String::from_utf8_lossy(&out);
+    assert!(text.ends_with("\nlast line\n"), "its last words are shown");
+    assert!(text.contains(" KiB of output were not shown here]") && out.len() < TOTAL, "{} bytes", out.len());
+    running.stop(&mut client);
+}
+
+fn wait_for(client: &mut Connection, what: impl Fn(&sandbox_protocol::Status) -> bool) {
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let (answer, _) = client.ask(&Message::AskStatus, 1 << 20).unwrap();
+        let Message::Status(status) = answer else { panic!("{answer:?}") };
+        if what(&status) {
+            return;
+        }
+        assert!(Instant::now() < until, "{status:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_terminal_that_joins_gets_the_modes_and_not_the_pictures() {
+    let (running, mut first) = SETUP.run(|agent| {
+        let stream = agent.exec().unwrap();
+        agent.data(FrameType::Stdout, stream, b"line\n\x1b[?2004h\x1b[?1049h\x1b[?25lpicture");
+        assert_eq!(agent.signal(), Some((stream, 10)));
+        agent.data(FrameType::Stdout, stream, b"\x1b[?1049l\x1b[?25hafter it\n");
+        assert_eq!(agent.signal(), Some((stream, 11)));
+        agent.until_shutdown();
+    });
+    let main = exec(&mut first, Exec { tty: TTY, ..command(true) });
+    while !first.recv().unwrap().payload.ends_with(b"picture") {}
+    let mut second = running.connect();
+    let mut joined = |first: &mut Connection, then: i32| {
+        let stream = second.open();
+        second.send(stream, &Message::Attach { session: 0, replay: 1 << 16 }).unwrap();
+        let mut seen = Vec::new();
+        loop {
+            let frame = second.recv().unwrap();
+            match frame.kind {
+                _ if frame.stream != stream => {}
+                FrameType::Control => break,
+                _ => seen.extend(frame.payload),
+            }
+        }
+        first.send(main, &Message::Signal { signal: then }).unwrap();
+        String::from_utf8(seen).unwrap()
+    };
+    assert_eq!(joined(&mut first, 10), "\x1b[?1049h\x1b[?2004h\x1b[?25l\x1b[2J\x1b[H");
+    while !first.recv().unwrap().payload.ends_with(b"after it\n") {}
+    assert_eq!(joined(&mut first, 11), "\x1b[?25hafter it\n\x1b[?2004h");
+    running.stop(&mut first);
+}
+
+/// What is inside need not help, and nobody is waited for who hangs.
+#[test]
+fn a_stop_does_not_wait_for_cooperation() {
+    // The last commit-back hangs, and the agent says nothing more.
+    let setup = Setup { commit_back: "exec sleep 1000", ..SETUP };
+    let (running, mut client) = setup.run(|agent| {
+        agent.say(0, &Message::RefsMoved { gitdir: "/x/.git".into() });
+        while agent.next().is_some() {}
+    });
+    serves(&mut client);
+    let status = running.stop(&mut client);
+    assert!(status.stopped && !status.home, "{status:?}");
+}
+
+#[test]
+fn a_second_stop_without_grace_is_at_once() {
+    let setup = || Setup { commit_back: "exec sleep 1000", ..SETUP };
+    let moved = |agent: &mut Agent| {
+        agent.say(0, &Message::RefsMoved { gitdir: "/x/.git".into() });
+        while agent.next().is_some() {}
+    };
+    // The graces are hours: only the second one ends it.
+    let (running, mut client) = setup().run(moved);
+    serves(&mut client);
+    let stream = client.open();
+    client.send(stream, &Message::Stop { grace_ms: 9_999_999 }).unwrap();
+    for _ in 0..2 {
+        let stream = client.open();
+        client.send(stream, &Message::Stop { grace_ms: 0 }).unwrap();
+    }
+    assert!(running.ended().stopped);
+    // The same by TERM.
+    let (mut running, mut client) = setup().run(moved);
+    serves(&mut client);
+    for _ in 0..3 {
+        running.terminate.write_all(b"t").unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(running.ended().stopped);
+}
+
+#[test]
+fn what_the_kernel_holds_on_to_is_named() {
+    let (hold, release) = std::sync::mpsc::channel();
+    let (running, mut client) = Setup { hangs: true, ..SETUP }.run(move |agent| {
+        agent.until_shutdown();
+        let _ = release.recv();
+    });
+    let refused = client.ask(&Message::Stop { grace_ms: 0 }, 1 << 20).unwrap_err();
+    let ConnectionError::Refused(Failure { message, .. }) = refused else { panic!("{refused:?}") };
+    assert!(message.contains("was killed and does not end: something inside hangs in the kernel"), "{message}");
+    // The lock is held for as long as anything could write.
+    assert!(FileLock::try_exclusive(&running.dir.lock_file()).unwrap().is_none());
+    hold.send(()).unwrap();
+    assert!(running.ended().stopped);
+}
+
+#[test]
+fn a_sandbox_whose_directory_was_removed_is_stopped_and_says_so() {
+    let (running, mut client) = SETUP.run(Agent::until_shutdown);
+    serves(&mut client);
+    std::fs::remove_dir_all(running.dir.path()).unwrap();
+    let frame = client.recv().unwrap();
+    let Ok(Message::Error(Failure { message, .. })) = frame.message() else { panic!("{frame:?}") };
+    assert!(message.contains("was removed: the sandbox is stopped"), "{message}");
+    let until = Instant::now() + Duration::from_secs(20);
+    while !running.thread.is_finished() {
+        assert!(Instant::now() < until, "the supervisor does not end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(!running.dir.path().exists(), "nothing was made anew");
+}
+
+#[test]
+fn a_client_of_another_protocol_is_told_and_harms_nobody() {
+    let (running, mut client) = SETUP.run(Agent::until_shutdown);
+    serves(&mut client);
+    let mut out = Vec::new();
+    let hello = Hello { min: 98, max: 99, features: vec![], enforced: vec![] };
+    encode_control(&mut out, 0, &Message::Hello(hello));
+    encode_control(&mut out, 2, &Message::Stop { grace_ms: 0 });
+    use std::os::fd::AsRawFd;
+    let dir = std::fs::File::open(running.dir.path()).unwrap();
+    let mut other = UnixStream::connect(format!("/proc/self/fd/{}/ctl", dir.as_raw_fd())).unwrap();
+    other.write_all(&out).unwrap();
+    let (mut decoder, mut bytes) = (Decoder::new(), Vec::new());
+    other.read_to_end(&mut bytes).unwrap();
+    decoder.push(&bytes);
+    let mut said = Vec::new();
+    while let Some(frame) = decoder.next_frame().unwrap() {
+        said.push(frame.message().unwrap());
+    }
+    assert!(matches!(&said[0], Message::Hello(_)));
+    let Message::Error(Failure { kind: FailureKind::Unsupported, message }) = &said[1] else { panic!("{said:?}") };
+    assert_eq!(message, "this sandbox was started by a git-sandbox of protocol 1 to 1, the command speaks 98 to 99");
+    serves(&mut client);
     running.stop(&mut client);
 }

@@ -60,6 +60,12 @@ impl FileLock {
         rustix::fs::flock(&fd, FlockOperation::NonBlockingLockShared) == Err(rustix::io::Errno::WOULDBLOCK)
     }
 
+    /// Returns device and inode of the locked file: whether it is still the one at a path.
+    pub fn identity(&self) -> io::Result<(u64, u64)> {
+        let stat = rustix::fs::fstat(&self.fd)?;
+        Ok((stat.st_dev, stat.st_ino))
+    }
+
     fn take(path: &Path, operation: FlockOperation) -> io::Result<Self> {
         Self::take_with(path, operation, OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW)
     }

@@ -22,6 +22,15 @@ pub fn start_time(pid: u32) -> io::Result<u64> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no start time in /proc/<pid>/stat"))
 }
 
+/// Returns what process `pid` is doing: field 3 of `/proc/<pid>/stat` (`R`, `S`, `D` = hangs in the kernel,
+/// `T` = stopped, `t` = traced, `Z` = ended).
+pub fn state(pid: u32) -> io::Result<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let rest = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
+    let word = rest.split_ascii_whitespace().next().and_then(|word| word.chars().next());
+    word.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no state in /proc/<pid>/stat"))
+}
+
 /// Opens a process if it is still the one that had this start time in this boot; `None` when it is gone.
 pub fn open_identified(pid: u32, started: u64, boot: &str) -> io::Result<Option<OwnedFd>> {
     if boot_id()? != boot {
@@ -78,6 +87,7 @@ mod tests {
         let (start, boot) = (start_time(pid).unwrap(), boot_id().unwrap());
         let fd = open_identified(pid, start, &boot).unwrap().expect("we live");
         assert!(!wait_gone(&fd, Some(Duration::from_millis(1))).unwrap());
+        assert!(matches!(state(pid), Ok('R' | 'S')));
         assert!(open_identified(pid, start + 1, &boot).unwrap().is_none());
         assert!(open_identified(pid, start, "another boot").unwrap().is_none());
     }

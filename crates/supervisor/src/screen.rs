@@ -142,6 +142,20 @@ impl Screen {
         self.open = false;
     }
 
+    /// Whether a full-screen program has the terminal: what was written before is not what is to be seen.
+    pub fn is_alternate(&self) -> bool {
+        self.alternate
+    }
+
+    /// What switches everything on that is on, for a terminal that saw nothing of it.
+    pub fn enter(&self) -> String {
+        let mut out: String = self.on.iter().map(|mode| format!("\x1b[?{mode}h")).collect();
+        if self.hidden {
+            out.push_str("\x1b[?25l");
+        }
+        out
+    }
+
     /// What switches everything off that is still on.
     pub fn reset(&self) -> String {
         let mut out: String = self.on.iter().rev().map(|mode| format!("\x1b[?{mode}l")).collect();
@@ -184,6 +198,17 @@ mod tests {
                 assert!(screen.may_write() && !screen.line_is_open(), "{enter} {leave} {cut}");
             }
         }
+    }
+
+    #[test]
+    fn another_terminal_can_be_brought_to_the_same_modes() {
+        let mut screen = Screen::default();
+        screen.watch(b"\x1b[?1049h\x1b[?1000;1006h\x1b[?2004h\x1b[?2004l\x1b[?25ltext");
+        let mut other = Screen::default();
+        other.watch(screen.enter().as_bytes());
+        assert!(other.is_alternate());
+        assert_eq!(other.reset(), screen.reset());
+        assert_eq!(Screen::default().enter(), "");
     }
 
     #[test]
