@@ -89,6 +89,10 @@ pub enum Verb {
     Drop(Drop),
     /// What was dropped: list it, bring it back, or empty it
     Trash(Trash),
+    /// Take back what a verb did here, exactly or not at all
+    Undo(Undo),
+    /// List what merges, branches and drops did here
+    Ops(Ops),
     /// Remove from the store what no sandbox needs
     Gc(Gc),
     /// List what agents need to work inside, or show one of them
@@ -713,6 +717,36 @@ pub enum TrashAction {
         #[arg(long)]
         yes: bool,
     },
+}
+
+/// Take back what a verb did here, exactly or not at all.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Takes back merge, pick, apply, branch and drop. What changed since is never overwritten: then it is \
+refused, and nothing is written.\n\nExamples:\n  git sandbox undo         the last operation here\n  \
+git sandbox undo 12      that one; `git sandbox ops` lists them\n  git sandbox undo -n      say what would be put back"
+)]
+pub struct Undo {
+    /// Which operation (default: the last one that was not undone)
+    #[arg(value_name = "OP")]
+    pub operation: Option<u64>,
+    /// Say what would be put back
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+}
+
+/// List what merges, branches and drops did here, newest first.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  git sandbox ops         what was done here\n  git sandbox ops -n 5    the last five"
+)]
+pub struct Ops {
+    /// At most so many
+    #[arg(short = 'n', long, value_name = "NUMBER")]
+    pub number: Option<usize>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Clean the store.

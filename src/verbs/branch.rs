@@ -4,6 +4,7 @@ use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::text::escape;
+use sandbox_core::ops::{Deed, Log, Operation};
 use sandbox_core::work;
 
 pub fn run(context: &Context, args: &cli::Branch) -> Outcome {
@@ -28,6 +29,9 @@ pub fn run(context: &Context, args: &cli::Branch) -> Outcome {
             .cause(error.stderr().map_or_else(|| error.to_string(), str::to_owned))
             .hint("take another name")
     })?;
+    let deed = Deed::Branch { reference: format!("refs/heads/{}", args.branch), commit: tip.to_string() };
+    let told = format!("made the branch '{}' at {} of '{}'", escape(&args.branch), tip.short(), sandbox.name());
+    Log::of(&store.repo(&sandbox.mount().repo)).add(&Operation::now("branch", told, vec![deed]))?;
     eprintln!("branch '{}' is at {}", escape(&args.branch), tip.short());
     Ok(0)
 }

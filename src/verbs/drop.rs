@@ -7,6 +7,8 @@ use crate::error::{CliError, Outcome};
 use crate::text::{count, escape_bytes, size};
 use sandbox_core::commit_back;
 use sandbox_core::connection::ConnectionError;
+use sandbox_core::id::SandboxId;
+use sandbox_core::ops::{Deed, Log, Operation};
 use sandbox_core::sandbox::{Sandbox, State};
 use sandbox_core::store::Store;
 use sandbox_core::work::{self, Unsaved};
@@ -96,9 +98,11 @@ pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Forc
     if unsaved.is_empty() {
         commit_back::remove_refs(context.git()?, store, sandbox)?;
         removal::remove(store, sandbox, lock)?;
+        log(store, sandbox, "dropped", |sandbox| Deed::Deleted { sandbox });
         return Ok(format!("dropped '{name}'{}", ignored_words(&unsaved)));
     }
     let dir = trash::discard(store, sandbox, lock)?;
+    log(store, sandbox, "dropped into the trash", |sandbox| Deed::Trashed { sandbox });
     // Afterwards: as long as it is not safe in the trash, its refs stay. The host repository may be gone.
     let _ = commit_back::remove_refs(context.git()?, store, &Sandbox::new(dir, sandbox.record.clone()));
     Ok(format!(
@@ -106,6 +110,16 @@ pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Forc
         ignored_words(&unsaved),
         trash::KEEP_DAYS
     ))
+}
+
+/// Notes it for `undo`. It is done already, and on a full disk it is how room is made: a note that cannot be
+/// written is no failure, and the trash tells the same.
+fn log(store: &Store, sandbox: &Sandbox, what: &str, deed: impl Fn(SandboxId) -> Deed) {
+    let told = format!("{what}: '{}'", sandbox.name());
+    if let Some(mount) = sandbox.record.repos.first() {
+        let operation = Operation::now("drop", told, vec![deed(sandbox.record.id.clone())]);
+        let _ = Log::of(&store.repo(&mount.repo)).add(&operation);
+    }
 }
 
 fn ignored_words(unsaved: &Unsaved) -> String {

@@ -26,6 +26,7 @@ mod show;
 mod spawn;
 mod stop;
 mod trash;
+mod undo;
 mod wait;
 
 use crate::cli::Verb;
@@ -71,6 +72,8 @@ pub fn run(context: &Context, verb: Verb) -> Outcome {
         Verb::Cp(args) => cp::run(context, &args),
         Verb::Drop(args) => drop::run(context, &args),
         Verb::Trash(args) => trash::run(context, &args),
+        Verb::Undo(args) => undo::run(context, &args),
+        Verb::Ops(args) => undo::list(context, &args),
         Verb::Gc(args) => gc::run(context, &args),
         Verb::Presets(args) => presets::run(context, &args),
         Verb::Doctor(args) => doctor::run(context, &args),
@@ -109,6 +112,8 @@ fn word(verb: &Verb) -> &'static str {
         Verb::Cp(_) => "cp",
         Verb::Drop(_) => "drop",
         Verb::Trash(_) => "trash",
+        Verb::Undo(_) => "undo",
+        Verb::Ops(_) => "ops",
         Verb::Gc(_) => "gc",
         Verb::Presets(_) => "presets",
         Verb::Doctor(_) => "doctor",

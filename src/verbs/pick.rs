@@ -49,7 +49,7 @@ pub fn run(context: &Context, args: &cli::Pick) -> Outcome {
     }
     warn(&plan);
     if !args.dry_run {
-        do_it(&store, &sandbox, &repo, &plan)?;
+        do_it("pick", &store, &sandbox, &repo, &plan)?;
     }
     Ok(0)
 }

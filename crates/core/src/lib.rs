@@ -20,6 +20,7 @@ pub mod journal;
 pub mod landing;
 pub mod launch;
 pub mod made_inside;
+pub mod ops;
 pub mod prepare;
 pub mod prune;
 pub mod record;

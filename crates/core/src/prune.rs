@@ -104,8 +104,10 @@ fn plan_repo(repo: &RepoDir, keep: &BTreeSet<SnapshotId>, plan: &mut PrunePlan) 
             plan.items.push(Item { what: "a mark".into(), bytes: 0, path, repo: Some(repo.clone()) });
         }
     }
-    // The state before merges, and the marks beside it.
-    for path in entries(&repo.path().join("undo"))? {
+    // The state before merges, the marks beside it, and what `undo` knows of them.
+    let mut former = entries(&repo.path().join("undo"))?;
+    former.extend(entries(&repo.path().join("ops"))?);
+    for path in former {
         let old = fs::symlink_metadata(&path)
             .and_then(|meta| meta.modified())
             .is_ok_and(|at| at.elapsed().is_ok_and(|age| age.as_secs() > KEEP_DAYS * 86_400));

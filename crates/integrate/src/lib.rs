@@ -70,7 +70,7 @@ pub use plan::{FileAction, HeadMove, How, Identity, IndexAction, MergePlan, Merg
 pub use repo::{Operation, Repo};
 pub use risk::{Grade, Warning};
 pub use several::{Landed, LeftOut, SeveralPlan, plan_pick, plan_several};
-pub use undo::restore;
+pub use undo::{can_restore, restore};
 
 #[cfg(test)]
 mod tests;

@@ -135,13 +135,59 @@ fn write_private(path: &Path, bytes: &[u8], sync: bool) -> io::Result<()> {
 /// cut. Refuses, writing nothing, if a path, the index or HEAD is neither as before nor as the merge
 /// made it.
 pub fn restore(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
+    let Some(record) = read(dir)? else {
+        // Cut before the first write.
+        remove_own_lock(repo, dir)?;
+        return remove_staging(repo, dir);
+    };
+    remove_own_lock(repo, dir)?;
+    let mut lock = IndexLock::take(repo)?;
+    let tree = Worktree::open(repo.worktree()).map_err(MergeError::io("open", repo.worktree()))?;
+    let Back { todo, head, index } = look(repo, dir, &record, &tree)?;
+
+    if record.new.is_some() && head != record.old {
+        let back = HeadMove {
+            reference: record.reference.clone(),
+            old: head,
+            new: record.old.unwrap_or(Oid::null(repo.format())),
+        };
+        Transaction::prepare(repo, &back, &format!("undo merge of sandbox '{}'", record.name), None)?.commit()?;
+    }
+    let failed = |source| MergeError::NotRestored { undo: dir.to_owned(), source };
+    // Deepest first where something has to go, topmost first where something has to come.
+    for (name, path, state) in todo.iter().rev() {
+        let goes = matches!(path.before, State::Absent) || (path.before == State::Directory && *state != path.before);
+        if *state != State::Absent && goes {
+            remove(&tree, repo, name).map_err(failed)?;
+        }
+    }
+    for (name, path, state) in &todo {
+        put_back(&tree, repo, dir, name, path, state).map_err(failed)?;
+    }
+    if index {
+        if record.had_index {
+            lock.fill(&dir.join("index"), true)?;
+            lock.commit().map_err(failed)?;
+        } else {
+            lock.remove_index().map_err(failed)?;
+        }
+    }
+    remove_staging(repo, dir)
+}
+
+/// Says whether [`restore`] would put the state back now, writing nothing: where several trees have to go
+/// back together, all are asked first. Nothing to put back any more is no error.
+pub fn can_restore(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
+    let Some(record) = read(dir)? else { return Ok(()) };
+    let tree = Worktree::open(repo.worktree()).map_err(MergeError::io("open", repo.worktree()))?;
+    look(repo, dir, &record, &tree).map(drop)
+}
+
+/// `None`: the merge was cut before its first write.
+fn read(dir: &Path) -> Result<Option<Record>, MergeError> {
     let file = dir.join("undo.json");
     let json = match fs::read(&file) {
-        // Cut before the first write.
-        Err(error) if error.kind() == io::ErrorKind::NotFound && dir.join("lock").exists() => {
-            remove_own_lock(repo, dir)?;
-            return remove_staging(repo, dir);
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound && dir.join("lock").exists() => return Ok(None),
         other => other.map_err(MergeError::io("read", &file))?,
     };
     let record: Record =
@@ -150,10 +196,21 @@ pub fn restore(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
         let source = serde::de::Error::custom(format!("format {} is not known", record.format));
         return Err(MergeError::Damaged { path: file, source });
     }
-    remove_own_lock(repo, dir)?;
-    let mut lock = IndexLock::take(repo)?;
-    let tree = Worktree::open(repo.worktree()).map_err(MergeError::io("open", repo.worktree()))?;
+    Ok(Some(record))
+}
 
+/// What has to be put back.
+struct Back<'a> {
+    /// Each path that is not as it was, and what it is now.
+    todo: Vec<(RepoPath, &'a PathRecord, State)>,
+    /// Where HEAD is.
+    head: Option<Oid>,
+    /// The index has to.
+    index: bool,
+}
+
+/// Compares what is there with what was and what the merge made of it.
+fn look<'a>(repo: &Repo, dir: &Path, record: &'a Record, tree: &Worktree) -> Result<Back<'a>, MergeError> {
     let index = Index::read(repo)?;
     // Edits leave the index alone, so it may have changed since.
     let new = dir.join("index.new");
@@ -181,37 +238,9 @@ pub fn restore(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
         if state != path.after && state != State::Absent && !replaced {
             return Err(MergeError::ChangedSince { what: format!("'{name}'") });
         }
-        todo.push((name, path, state));
+        todo.push((name.clone(), path, state));
     }
-
-    if record.new.is_some() && head.commit != record.old {
-        let back = HeadMove {
-            reference: record.reference.clone(),
-            old: head.commit,
-            new: record.old.unwrap_or(Oid::null(repo.format())),
-        };
-        Transaction::prepare(repo, &back, &format!("undo merge of sandbox '{}'", record.name), None)?.commit()?;
-    }
-    let failed = |source| MergeError::NotRestored { undo: dir.to_owned(), source };
-    // Deepest first where something has to go, topmost first where something has to come.
-    for (name, path, state) in todo.iter().rev() {
-        let goes = matches!(path.before, State::Absent) || (path.before == State::Directory && *state != path.before);
-        if *state != State::Absent && goes {
-            remove(&tree, repo, name).map_err(failed)?;
-        }
-    }
-    for (name, path, state) in &todo {
-        put_back(&tree, repo, dir, name, path, state).map_err(failed)?;
-    }
-    if index_moves && index.digest != record.index {
-        if record.had_index {
-            lock.fill(&dir.join("index"), true)?;
-            lock.commit().map_err(failed)?;
-        } else {
-            lock.remove_index().map_err(failed)?;
-        }
-    }
-    remove_staging(repo, dir)
+    Ok(Back { todo, head: head.commit, index: index_moves && index.digest != record.index })
 }
 
 /// Removes the staging directory of a merge that was cut; everything in it is in `dir` too.

@@ -14,6 +14,7 @@
 //! fork     one more sandbox from the state of another
 //! auto_commit  what an agent leaves uncommitted
 //! together several sandboxes at once: what collides, merging many, picking
+//! undo     what verbs did to the host is taken back exactly, or refused
 //! errors   one text per bad input
 //! ```
 //!
@@ -47,6 +48,7 @@ mod merging;
 mod ordinary;
 mod states;
 mod together;
+mod undo;
 mod wall;
 
 /// A driver under test, in an environment of its own.

@@ -1,0 +1,233 @@
+//! The operation log of a repository: what was done to the host, so that `undo` can take it back.
+//!
+//! ```text
+//! repos/<id>/ops/<number>.json     one operation that is over; written whole, never changed but for `undone`
+//! repos/<id>/undo/<random>/        the former state of a working tree, which a deed names
+//! ```
+//!
+//! A line is written after the deed: what was cut off before is no operation (the next command puts back or
+//! finishes what it left). `gc` takes both 30 days later.
+
+use crate::id::{RepoId, SandboxId};
+use crate::store::{RepoDir, StoreError, make_dir, read_json, write_json};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The version of a line. A newer one is shown and not undone.
+pub const VERSION: u32 = 1;
+
+/// One thing that a command did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operation {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Unix seconds; for people only.
+    pub at: u64,
+    /// The verb as it is typed.
+    pub verb: String,
+    /// What it said it did, in one line.
+    pub told: String,
+    /// What has to be taken back, in the order in which it was done.
+    pub deeds: Vec<Deed>,
+    /// Unix seconds at which it was undone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undone: Option<u64>,
+}
+
+/// One change of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Deed {
+    /// A working tree, its index and HEAD.
+    Tree {
+        /// Whose `undo` directory has the former state.
+        repo: RepoId,
+        /// The top of the working tree.
+        worktree: PathBuf,
+        /// Its own git directory.
+        git_dir: PathBuf,
+        /// The name of the directory below `undo`.
+        undo: String,
+    },
+    /// A branch that was made.
+    Branch {
+        /// The full name of the ref.
+        reference: String,
+        /// Where it was made.
+        commit: String,
+    },
+    /// A sandbox that was moved to the trash.
+    Trashed {
+        /// Which.
+        sandbox: SandboxId,
+    },
+    /// A sandbox that was deleted: the host had all of its work.
+    Deleted {
+        /// Which.
+        sandbox: SandboxId,
+    },
+    /// What a newer version wrote.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Operation {
+    /// An operation that is over now.
+    pub fn now(verb: &str, told: impl Into<String>, deeds: Vec<Deed>) -> Self {
+        Self { version: VERSION, at: unix_now(), verb: verb.to_owned(), told: told.into(), deeds, undone: None }
+    }
+
+    /// Seconds since it was over; 0 when the clock went back since.
+    pub fn age_seconds(&self) -> u64 {
+        unix_now().saturating_sub(self.at)
+    }
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// The operations of one repository.
+#[derive(Clone, Debug)]
+pub struct Log(PathBuf);
+
+impl Log {
+    /// That of a repository.
+    pub fn of(repo: &RepoDir) -> Self {
+        Self(repo.path().join("ops"))
+    }
+
+    /// Adds one and returns its number. Two at once get two numbers.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be written.
+    pub fn add(&self, operation: &Operation) -> Result<u64, StoreError> {
+        make_dir(&self.0)?;
+        let failed = |error| StoreError::io("write", &self.0)(error);
+        let json = serde_json::to_vec_pretty(operation).expect("an operation has string keys only");
+        let mut file = tempfile::Builder::new().prefix(".new").tempfile_in(&self.0).map_err(failed)?;
+        file.write_all(&json).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+        let mut number = self.numbers()?.last().map_or(1, |last| last + 1);
+        loop {
+            match file.persist_noclobber(self.path(number)) {
+                Ok(_) => break,
+                Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
+                    file = error.file;
+                    number += 1;
+                }
+                Err(error) => return Err(failed(error.error)),
+            }
+        }
+        fs::File::open(&self.0).and_then(|dir| dir.sync_all()).map_err(failed)?;
+        Ok(number)
+    }
+
+    /// Reads one; `None` when there is none of that number.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read or is damaged.
+    pub fn get(&self, number: u64) -> Result<Option<Operation>, StoreError> {
+        read_json(&self.path(number))
+    }
+
+    /// All of them with their numbers, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get).
+    pub fn all(&self) -> Result<Vec<(u64, Operation)>, StoreError> {
+        let mut all = Vec::new();
+        for number in self.numbers()? {
+            // `gc` may take one while we look.
+            if let Some(operation) = self.get(number)? {
+                all.push((number, operation));
+            }
+        }
+        Ok(all)
+    }
+
+    /// Notes that one was undone.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn undone(&self, number: u64, operation: &Operation) -> Result<(), StoreError> {
+        let operation = Operation { undone: Some(unix_now()), ..operation.clone() };
+        write_json(&self.path(number), &operation, true)
+    }
+
+    fn path(&self, number: u64) -> PathBuf {
+        self.0.join(format!("{number}.json"))
+    }
+
+    fn numbers(&self) -> Result<Vec<u64>, StoreError> {
+        let entries = match fs::read_dir(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.map_err(StoreError::io("list", &self.0))?,
+        };
+        let mut numbers = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(StoreError::io("list", &self.0))?.file_name();
+            let number = name.to_str().and_then(|name| name.strip_suffix(".json")?.parse::<u64>().ok());
+            numbers.extend(number);
+        }
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    fn log() -> (tempfile::TempDir, Log) {
+        let root = tempfile::tempdir().unwrap();
+        let store = Store::open(&root.path().join("s")).unwrap();
+        let repo = store.repo(&RepoId::random());
+        make_dir(repo.path()).unwrap();
+        (root, Log::of(&repo))
+    }
+
+    fn branch() -> Operation {
+        let deed = Deed::Branch { reference: "refs/heads/b".into(), commit: "0".repeat(40) };
+        Operation::now("branch", "made the branch 'b'", vec![deed])
+    }
+
+    #[test]
+    fn numbers_go_up_and_two_at_once_get_two() {
+        let (_root, log) = log();
+        assert!(log.all().unwrap().is_empty());
+        assert_eq!(log.add(&branch()).unwrap(), 1);
+        let numbers: Vec<u64> = std::thread::scope(|scope| {
+            let all: Vec<_> = (0..8).map(|_| scope.spawn(|| log.add(&branch()).unwrap())).collect();
+            let mut all: Vec<u64> = all.into_iter().map(|thread| thread.join().unwrap()).collect();
+            all.sort_unstable();
+            all
+        });
+        assert_eq!(numbers, (2..=9).collect::<Vec<_>>());
+        assert_eq!(log.all().unwrap().len(), 9);
+        assert_eq!(fs::read_dir(&log.0).unwrap().count(), 9, "no temporary file is left");
+    }
+
+    #[test]
+    fn what_was_undone_stays_so() {
+        let (_root, log) = log();
+        let number = log.add(&branch()).unwrap();
+        log.undone(number, &branch()).unwrap();
+        assert!(log.get(number).unwrap().unwrap().undone.is_some());
+        assert!(log.get(number + 1).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_deed_of_a_newer_version_is_known_as_unknown() {
+        let text = r#"{"version":2,"at":5,"verb":"fold","told":"x","deeds":[{"kind":"fold","layer":"y"}]}"#;
+        let operation: Operation = serde_json::from_str(text).unwrap();
+        assert_eq!(operation.deeds, [Deed::Unknown]);
+    }
+}

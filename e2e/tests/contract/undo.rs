@@ -1,0 +1,278 @@
+//! `undo` and `ops`: what a verb did to the host is taken back exactly, or refused with nothing written.
+
+use crate::Subject;
+use insta::assert_snapshot;
+use sandbox_testkit::{Repo, State};
+
+over_drivers! {
+    a_merge_onto_uncommitted_work,
+    several_merged_at_once_go_back_at_once,
+    a_pick_and_edits,
+    newest_first_and_each_once,
+    what_came_later_is_not_overwritten,
+    a_branch,
+    a_dropped_sandbox,
+    what_was_done_is_listed,
+}
+
+/// Everything that `undo` promises: files, index and refs (ours come and go with fetches).
+fn look(repo: &Repo) -> String {
+    let said = repo
+        .sh("git status --porcelain=v2 --branch; git ls-files --stage; git stash list; git symbolic-ref -q HEAD
+         git for-each-ref | grep -v refs/sandbox; git diff; git diff --cached");
+    // Git writes its own notes below `.git` whenever it looks.
+    let files = repo.sh("find . -path ./.git -prune -o -type f -print0 | sort -z | xargs -0 sha256sum").ok();
+    let shape = repo.sh("find . -path ./.git -prune -o -printf '%p %y %m %l\\n' | sort").ok();
+    format!("{}{files}{shape}", said.ok())
+}
+
+/// What a command says, without the ids of commits.
+fn said(repo: &Repo, args: &[&str]) -> String {
+    let said = repo.sandbox(args).to_string();
+    let id = regex::Regex::new(" at [0-9a-f]{7}").unwrap();
+    id.replace_all(&said, " at ID").into_owned()
+}
+
+/// A repository with staged, unstaged and untracked work, and a sandbox `s` with two commits that touch all
+/// kinds of paths.
+fn with_work(subject: &Subject) -> Repo<'_> {
+    let repo = subject.repo(State::Plain);
+    let b = repo.read("src/b.c").replace("line 20\n", "USER EDIT\n");
+    repo.write("src/b.c", b);
+    repo.write("staged", "staged\n");
+    repo.git(&["add", "staged"]).ok();
+    repo.write("untracked", "untracked\n");
+    let script = "sed -i 's/^line 1$/AGENT/' src/b.c; git add -p src/b.c </dev/null >/dev/null 2>&1
+         git stash push -q -- staged 2>/dev/null; git checkout -q HEAD -- src/b.c
+         sed -i 's/^line 1$/AGENT/' src/b.c; git commit -qm one src/b.c
+         git mv src/a.c src/moved.c; ln -s moved.c src/link; echo x >run; chmod +x run; git add src run; git commit -qm two";
+    subject.spawn(&repo, &["s"], script).ok();
+    repo
+}
+
+fn a_merge_onto_uncommitted_work(subject: &Subject) {
+    let repo = with_work(subject);
+    for how in ["--ff-only", "--no-ff", "--squash", "--rebase"] {
+        let before = look(&repo);
+        repo.sandbox(&["merge", how, "s"]).ok();
+        assert_ne!(look(&repo), before, "{how} changes nothing");
+        assert!(repo.read("src/b.c").contains("USER EDIT") && repo.read("src/b.c").contains("AGENT"));
+        let dry = repo.sandbox(&["undo", "-n"]).ok();
+        assert!(dry.starts_with("put back files, index and HEAD of "), "{dry}");
+        repo.sandbox(&["undo"]).ok();
+        assert_eq!(look(&repo), before, "{how}");
+    }
+    repo.git(&["fsck", "--full"]).ok();
+}
+
+fn several_merged_at_once_go_back_at_once(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    for name in ["a", "b", "c"] {
+        subject.spawn(&repo, &[name], &format!("echo {name} >{name}; git add {name}; git commit -qm {name}")).ok();
+    }
+    let before = look(&repo);
+    repo.sandbox(&["merge", "--all"]).ok();
+    assert!(repo.has("a") && repo.has("b") && repo.has("c"));
+    repo.sandbox(&["undo"]).ok();
+    assert_eq!(look(&repo), before);
+}
+
+fn a_pick_and_edits(subject: &Subject) {
+    let repo = with_work(subject);
+    let before = look(&repo);
+    repo.sandbox(&["pick", "s", &repo.id("sandbox/s")]).ok();
+    let picked = look(&repo);
+    assert!(repo.has("run") && !repo.read("src/b.c").contains("AGENT"));
+    repo.sandbox(&["apply", "s"]).ok();
+    assert!(repo.read("src/b.c").contains("AGENT"));
+    repo.sandbox(&["undo"]).ok();
+    assert_eq!(look(&repo), picked);
+    repo.sandbox(&["undo"]).ok();
+    assert_eq!(look(&repo), before);
+}
+
+fn newest_first_and_each_once(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    let start = look(&repo);
+    for name in ["a", "b"] {
+        subject.spawn(&repo, &[name], &format!("echo {name} >{name}; git add {name}; git commit -qm {name}")).ok();
+        repo.sandbox(&["merge", name]).ok();
+    }
+    let both = look(&repo);
+    // The first cannot go while the second stands on it.
+    assert_snapshot!(said(&repo, &["undo", "1"]), @r#"
+        ---- stderr
+        error: cannot undo operation 1: fast-forwarded by 1 commit from 'a' into 'main': now at ID
+        caused by: the index changed since
+        hint: `git sandbox undo 2` takes the newest one back first
+        ---- status 1
+        "#);
+    assert_eq!(look(&repo), both);
+    repo.sandbox(&["undo"]).ok();
+    repo.sandbox(&["undo"]).ok();
+    assert_eq!(look(&repo), start);
+    assert_snapshot!(said(&repo, &["undo"]), @r#"
+        ---- stderr
+        error: there is nothing to undo here
+        hint: `git sandbox ops` lists what was done
+        ---- status 1
+        "#);
+    assert_snapshot!(said(&repo, &["undo", "2"]), @r#"
+        ---- stderr
+        error: cannot undo operation 2: fast-forwarded by 1 commit from 'b' into 'main': now at ID
+        caused by: it was undone [TIME] ago
+        ---- status 1
+        "#);
+    assert_snapshot!(said(&repo, &["undo", "7"]), @r#"
+        ---- stderr
+        error: there is no operation 7 here
+        hint: `git sandbox ops` lists them; `gc` forgets them after 30 days
+        ---- status 128
+        "#);
+}
+
+fn what_came_later_is_not_overwritten(subject: &Subject) {
+    let repo = with_work(subject);
+    repo.sandbox(&["merge", "s"]).ok();
+    let merged = repo.read("src/b.c");
+    repo.write("src/b.c", format!("later\n{merged}"));
+    let before = look(&repo);
+    assert_snapshot!(said(&repo, &["undo"]), @r#"
+        ---- stderr
+        error: cannot undo operation 1: fast-forwarded by 2 commits from 's' into 'main': now at ID
+        caused by: 'src/b.c' changed since
+        hint: commit or put back what came later, or take the change back with git itself (`git revert`)
+        ---- status 1
+        "#);
+    assert_eq!(look(&repo), before);
+    repo.write("src/b.c", merged);
+    // Somebody else's lock.
+    repo.write(".git/index.lock", "");
+    assert_snapshot!(said(&repo, &["undo"]), @r#"
+        ---- stderr
+        error: cannot undo operation 1: fast-forwarded by 2 commits from 's' into 'main': now at ID
+        caused by: '[REPO]/.git/index.lock' exists: another git process seems to be at work here
+        ---- status 128
+        "#);
+    assert!(repo.has(".git/index.lock"));
+    std::fs::remove_file(repo.dir().join(".git/index.lock")).unwrap();
+    // An index that says something else.
+    repo.git(&["add", "src/b.c"]).ok();
+    let before = look(&repo);
+    assert_snapshot!(said(&repo, &["undo"]), @r#"
+        ---- stderr
+        error: cannot undo operation 1: fast-forwarded by 2 commits from 's' into 'main': now at ID
+        caused by: the index changed since
+        hint: commit or put back what came later, or take the change back with git itself (`git revert`)
+        ---- status 1
+        "#);
+    assert_eq!(look(&repo), before);
+    // A commit on top.
+    repo.git(&["commit", "-qm", "later"]).ok();
+    let before = look(&repo);
+    let refused = repo.sandbox(&["undo"]).expect(1).stderr;
+    assert!(refused.contains("changed since"), "{refused}");
+    assert_eq!(look(&repo), before);
+}
+
+fn a_branch(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    subject.spawn(&repo, &["s"], "echo x >x; git add x; git commit -qm x").ok();
+    repo.sandbox(&["branch", "s", "fix/x"]).ok();
+    repo.git(&["checkout", "-q", "fix/x"]).ok();
+    assert_snapshot!(said(&repo, &["undo"]), @r#"
+        ---- stderr
+        error: cannot undo operation 1: made the branch 'fix/x' at ID of 's'
+        caused by: the branch 'fix/x' is checked out
+        hint: check another branch out, then undo it
+        ---- status 1
+        "#);
+    repo.git(&["commit", "-q", "--allow-empty", "-m", "on top"]).ok();
+    repo.git(&["checkout", "-q", "main"]).ok();
+    assert_snapshot!(said(&repo, &["undo"]), @r#"
+        ---- stderr
+        error: cannot undo operation 1: made the branch 'fix/x' at ID of 's'
+        caused by: the branch 'fix/x' has moved since
+        ---- status 1
+        "#);
+    repo.git(&["branch", "-f", "fix/x", "fix/x~1"]).ok();
+    repo.sandbox(&["undo"]).ok();
+    repo.git(&["rev-parse", "--verify", "-q", "fix/x"]).expect(1);
+
+    repo.sandbox(&["branch", "s", "gone"]).ok();
+    repo.git(&["branch", "-qD", "gone"]).ok();
+    assert_snapshot!(said(&repo, &["undo"]), @r#"
+        ---- stderr
+        error: cannot undo operation 2: made the branch 'gone' at ID of 's'
+        caused by: the branch 'gone' is gone
+        ---- status 1
+        "#);
+}
+
+fn a_dropped_sandbox(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    subject.spawn(&repo, &["s"], "echo x >x; git add x; git commit -qm x; echo y >y; echo z >$HOME/z").ok();
+    let upper = |repo: &Repo| repo.sandbox(&["diff", "s"]).ok() + &repo.id("sandbox/s");
+    let before = upper(&repo);
+    repo.sandbox(&["drop", "--force", "s"]).ok();
+    repo.sandbox(&["show", "s"]).expect(128);
+    repo.sandbox(&["undo"]).ok();
+    assert_eq!(upper(&repo), before);
+    repo.sandbox(&["start", "s"]).ok();
+    assert_eq!(subject.exec(&repo, "s", "cat y $HOME/z").ok(), "y\nz\n");
+
+    repo.sandbox(&["drop", "--force", "s"]).ok();
+    repo.sandbox(&["trash", "empty", "--yes"]).ok();
+    assert_snapshot!(said(&repo, &["undo"]), @r#"
+        ---- stderr
+        error: cannot undo operation 2: dropped into the trash: 's'
+        caused by: it is not in the trash any more
+        ---- status 1
+        "#);
+
+    subject.spawn(&repo, &["t"], "true").ok();
+    repo.sandbox(&["drop", "t"]).ok();
+    assert_snapshot!(said(&repo, &["undo"]), @r#"
+        ---- stderr
+        error: cannot undo operation 3: dropped: 't'
+        caused by: it was deleted, since everything of it is here
+        hint: `git sandbox spawn --from COMMIT` makes a new one of a commit; `git sandbox ops` lists what else was done
+        ---- status 1
+        "#);
+}
+
+fn what_was_done_is_listed(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    assert_snapshot!(said(&repo, &["ops"]), @r#"
+        ---- stderr
+        nothing was done here yet
+        ---- status 0
+        "#);
+    assert_snapshot!(said(&repo, &["undo"]), @r#"
+        ---- stderr
+        error: there is nothing to undo here
+        hint: `git sandbox ops` lists what was done
+        ---- status 1
+        "#);
+    subject.spawn(&repo, &["s"], "echo x >x; git add x; git commit -qm x").ok();
+    repo.sandbox(&["merge", "s"]).ok();
+    repo.sandbox(&["branch", "s", "kept"]).ok();
+    repo.sandbox(&["undo", "1"]).ok();
+    let listed = repo.sandbox(&["ops"]).ok();
+    let rows: Vec<&str> = listed.lines().collect();
+    assert!(rows[0].starts_with("OP"), "{listed}");
+    assert!(rows[1].starts_with("2 ") && rows[1].contains("made the branch 'kept'"), "{listed}");
+    assert!(rows[2].starts_with("1 ") && rows[2].ends_with("(undone)"), "{listed}");
+    let json: serde_json::Value = serde_json::from_str(&repo.sandbox(&["ops", "--json", "-n", "1"]).ok()).unwrap();
+    assert_eq!(json["version"], 1);
+    assert_eq!(json["operations"].as_array().unwrap().len(), 1);
+    assert_eq!(json["operations"][0]["verb"], "branch");
+    assert!(json["operations"][0]["undone"].is_null());
+    // Outside of a repository there is nothing to list.
+    assert_snapshot!(subject.env.sandbox(&subject.env.home(), &["ops"]), @r#"
+        ---- stderr
+        error: not a git repository: '[HOME]'
+        hint: `cd` into a repository, or make one with `git init`
+        ---- status 128
+        "#);
+}
