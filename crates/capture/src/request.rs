@@ -173,8 +173,10 @@ pub struct Stats {
     pub deleted: u64,
     /// Whole scans that were made.
     pub scans: u32,
-    /// Files and directories whose access control list was not carried (beyond what the mode says).
-    pub acls_dropped: u64,
+    /// Files and directories of the new layer without some of their rights: entries of access control
+    /// lists for users and groups that do not exist inside, file capabilities, attributes that the
+    /// store's file system does not take.
+    pub lessened: u64,
 }
 
 /// Something on the host that the snapshot does not hold.

@@ -748,6 +748,89 @@ fn user_attributes_are_kept_and_those_of_overlays_are_not() {
     assert_eq!((get("user.note", &first), get("user.overlay.opaque", &first)), (Some(1), None));
 }
 
+/// An access control list in the kernel's format: tag, rights, id.
+fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+    let mut list = 2u32.to_le_bytes().to_vec();
+    for (tag, rights, id) in entries {
+        list.extend(tag.to_le_bytes().into_iter().chain(rights.to_le_bytes()).chain(id.to_le_bytes()));
+    }
+    list
+}
+
+#[test]
+fn access_control_lists_are_carried_as_far_as_they_mean_something_inside() {
+    let (none, me, stranger) = (u32::MAX, rustix::process::geteuid().as_raw(), 4242);
+    let theirs = acl(&[(1, 7, none), (2, 6, me), (2, 7, stranger), (4, 5, none), (16, 7, none), (32, 0, none)]);
+    let ours = acl(&[(1, 7, none), (2, 6, me), (4, 5, none), (16, 7, none), (32, 0, none)]);
+    let mut f = Fixture::new();
+    for path in ["d/mine", "d/theirs", "d/plain"] {
+        f.write(path, "x");
+    }
+    f.mkdir("d/below");
+    let set = |path: &str, name: &str, value: &[u8]| {
+        rustix::fs::setxattr(f.path(path), name, value, rustix::fs::XattrFlags::empty())
+    };
+    if let Err(error) = set("d/mine", "system.posix_acl_access", &ours) {
+        eprintln!("skipped: no access control lists here: {error}");
+        return;
+    }
+    set("d/theirs", "system.posix_acl_access", &theirs).unwrap();
+    set("d", "system.posix_acl_default", &theirs).unwrap();
+    set("d", "user.note", b"of a directory").unwrap();
+    let first = f.snap();
+    let get = |f: &Fixture, layer: &str, path: &str, name: &str| {
+        let mut value = [0; 512];
+        let at = f.layers.join(layer).join(TREE).join(path);
+        rustix::fs::getxattr(at, name, &mut value[..]).ok().map(|len| value[..len].to_vec())
+    };
+    let access = "system.posix_acl_access";
+    assert_eq!(get(&f, "l1", "d/mine", access), Some(ours.clone()));
+    assert_eq!(get(&f, "l1", "d/theirs", access), Some(ours.clone()), "the stranger's entry is not there");
+    assert_eq!(get(&f, "l1", "d", "system.posix_acl_default"), Some(ours.clone()));
+    assert_eq!(get(&f, "l1", "d", "user.note").as_deref(), Some(&b"of a directory"[..]));
+    assert_eq!(get(&f, "l1", "d/plain", access), None);
+    assert_eq!(fs::metadata(f.in_layer(&first, "d/theirs")).unwrap().mode() & 0o777, 0o770);
+    assert_eq!(first.stats.lessened, 2, "the file and the directory");
+    f.tick();
+    assert_eq!(f.snap().new_layer, None, "nothing has changed");
+    // Only an attribute of a directory is another: neither its mode nor its mtime tells.
+    f.tick();
+    rustix::fs::setxattr(f.path("d/below"), "user.note", b"new", rustix::fs::XattrFlags::empty()).unwrap();
+    let third = f.snap();
+    let id = third.new_layer.clone().expect("a delta");
+    assert_eq!(get(&f, &id, "d/below", "user.note").as_deref(), Some(&b"new"[..]));
+    assert_eq!(get(&f, &id, "d", "system.posix_acl_default"), Some(ours), "what the delta holds, it holds whole");
+    f.assert_mounted_equals_host(&third);
+    f.tick();
+    // A change elsewhere, of which the layer with the attribute is a part that may be given up.
+    f.write("d/plain", "another");
+    let fourth = f.snap();
+    let top = fourth.layers.iter().find(|id| f.layers.join(id).join(TREE).join("d/below").exists()).unwrap().clone();
+    assert_eq!(get(&f, &top, "d/below", "user.note").as_deref(), Some(&b"new"[..]));
+    f.tick();
+    rustix::fs::removexattr(f.path("d/below"), "user.note").unwrap();
+    let id = f.snap().new_layer.expect("a delta");
+    assert_eq!(get(&f, &id, "d/below", "user.note"), None);
+}
+
+#[test]
+fn file_capabilities_are_left_out_and_counted() {
+    if !is_root() {
+        eprintln!("skipped: only root gives capabilities");
+        return;
+    }
+    let mut f = Fixture::new();
+    f.write("ping", "x");
+    // linux/capability.h: revision 2, effective; CAP_NET_RAW permitted.
+    let mut value = 0x0200_0001u32.to_le_bytes().to_vec();
+    value.extend([0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    rustix::fs::setxattr(f.path("ping"), "security.capability", &value, rustix::fs::XattrFlags::empty()).unwrap();
+    let first = f.snap();
+    let left = rustix::fs::getxattr(f.in_layer(&first, "ping"), "security.capability", &mut [0u8; 64][..]);
+    assert_eq!(left, Err(rustix::io::Errno::NODATA));
+    assert_eq!(first.stats.lessened, 1);
+}
+
 #[test]
 fn a_failing_capture_leaves_nothing_behind() {
     struct No;

@@ -467,6 +467,12 @@ fn told(captured: &Captured, git: &GitFacts) -> Told {
         notes: git.notes.clone(),
         ..Told::default()
     };
+    match captured.stats.lessened {
+        0 => {}
+        n => told
+            .notes
+            .push(format!("{n} files or directories without rights of others, or capabilities, that they have here")),
+    }
     for left in &captured.left_out {
         let why = match left.reason {
             Reason::Secret => {

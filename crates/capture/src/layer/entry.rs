@@ -1,10 +1,11 @@
 //! Copying one file or symlink into a layer, and comparing one with its copy.
 
+use super::attributes::Attributes;
 use crate::manifest::CopyStat;
 use crate::paths::READ;
 use crate::remove::remove_at;
 use crate::stat::{Kind, Stat, Time};
-use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 use sandbox_sys::copy::{Copier, clean_pages};
 use std::ffi::CStr;
@@ -30,8 +31,8 @@ pub(crate) enum Copied {
         reflinked: bool,
         /// It is a further name of a file that was copied.
         linked: bool,
-        /// It has an access control list beyond its mode.
-        acl: bool,
+        /// Entries of its access control list, or its capabilities, were left out.
+        lessened: bool,
     },
     /// We may not read it.
     Unreadable(Stat),
@@ -44,7 +45,7 @@ impl Copied {
     pub(super) fn as_link(self) -> Self {
         match self {
             Self::Done { stat, copy, racy, torn, .. } => {
-                Self::Done { stat, copy, racy, torn, reflinked: false, linked: true, acl: false }
+                Self::Done { stat, copy, racy, torn, reflinked: false, linked: true, lessened: false }
             }
             other => other,
         }
@@ -114,7 +115,7 @@ fn copy_file(
                 let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
                 CopyError { in_layer: matches!(errno, Errno::NOSPC | Errno::DQUOT | Errno::FBIG | Errno::ROFS), errno }
             })?;
-        let acl = copy_xattrs(file.as_fd(), new.as_fd());
+        let attributes = Attributes::of(file.as_fd(), ids(owner));
         let stat = fstat(file.as_fd()).map_err(source)?;
         let torn = (stat.size, stat.mtime, stat.ctime) != (before.size, before.mtime, before.ctime);
         if torn && tries < TRIES {
@@ -124,10 +125,11 @@ fn copy_file(
             rustix::fs::fchown(&new, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).map_err(target)?;
         }
         rustix::fs::fchmod(&new, Mode::from_raw_mode(stat.kept_mode())).map_err(target)?;
+        let lessened = !attributes.set(new.as_fd()) || attributes.lessened;
         rustix::fs::futimens(&new, &times(stat.mtime)).map_err(target)?;
         let copy = copy_stat(&fstat(new.as_fd()).map_err(target)?);
         let racy = torn || stat.racy(seen);
-        return Ok(Copied::Done { stat, copy, racy, torn, reflinked: copied.reflinked, linked: false, acl });
+        return Ok(Copied::Done { stat, copy, racy, torn, reflinked: copied.reflinked, linked: false, lessened });
     }
 }
 
@@ -162,7 +164,15 @@ fn copy_symlink(
     }
     rustix::fs::utimensat(to, name, &times(stat.mtime), AtFlags::SYMLINK_NOFOLLOW).map_err(target)?;
     let copy = copy_stat(&stat_at(to, name).map_err(target)?);
-    Ok(Copied::Done { stat, copy, racy: torn || stat.racy(seen), torn, reflinked: false, linked: false, acl: false })
+    Ok(Copied::Done {
+        stat,
+        copy,
+        racy: torn || stat.racy(seen),
+        torn,
+        reflinked: false,
+        linked: false,
+        lessened: false,
+    })
 }
 
 /// Makes a new file, in place of whatever has the name.
@@ -177,47 +187,6 @@ fn create(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     }
 }
 
-/// Copies `user.*` attributes except the overlay's own; returns whether there is an access control list.
-///
-/// An attribute that the layer's filesystem has no room for is left out: it is no reason to fail.
-fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> bool {
-    let mut acl = false;
-    for name in xattr_names(from) {
-        if name.as_bytes() == b"system.posix_acl_access" {
-            acl = true;
-        }
-        if is_carried(&name)
-            && let Some(value) = xattr(from, &name)
-        {
-            let _ = rustix::fs::fsetxattr(to, name.as_c_str(), &value, XattrFlags::empty());
-        }
-    }
-    acl
-}
-
-fn is_carried(name: &CStr) -> bool {
-    let name = name.to_bytes();
-    name.starts_with(b"user.") && !name.starts_with(b"user.overlay.")
-}
-
-fn xattr_names(file: BorrowedFd<'_>) -> Vec<std::ffi::CString> {
-    // Nearly every file has none: one call says so.
-    if rustix::fs::flistxattr_query(file).unwrap_or(0) == 0 {
-        return Vec::new();
-    }
-    let mut buffer = vec![0u8; 64 * 1024];
-    let Ok(len) = rustix::fs::flistxattr(file, &mut buffer[..]) else { return Vec::new() };
-    let names = buffer[..len].split(|b| *b == 0).filter(|name| !name.is_empty());
-    names.filter_map(|name| std::ffi::CString::new(name).ok()).collect()
-}
-
-fn xattr(file: BorrowedFd<'_>, name: &CStr) -> Option<Vec<u8>> {
-    let mut value = vec![0u8; 64 * 1024];
-    let len = rustix::fs::fgetxattr(file, name, &mut value[..]).ok()?;
-    value.truncate(len);
-    Some(value)
-}
-
 /// What a comparison of a host entry with its copy says.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Compared {
@@ -227,8 +196,14 @@ pub(crate) enum Compared {
     Differs,
 }
 
-/// Compares content and user attributes; modes and times are the caller's business.
-pub(crate) fn compare_entry(host: BorrowedFd<'_>, layer: BorrowedFd<'_>, name: &CStr, kind: Kind) -> Compared {
+/// Compares content and extended attributes; modes and times are the caller's business.
+pub(crate) fn compare_entry(
+    host: BorrowedFd<'_>,
+    layer: BorrowedFd<'_>,
+    name: &CStr,
+    kind: Kind,
+    owner: Option<(u32, u32)>,
+) -> Compared {
     let seen = Time::now();
     match kind {
         Kind::Symlink => {
@@ -238,11 +213,35 @@ pub(crate) fn compare_entry(host: BorrowedFd<'_>, layer: BorrowedFd<'_>, name: &
                 _ => Compared::Differs,
             }
         }
-        _ => compare_files(host, layer, name, seen).unwrap_or(Compared::Differs),
+        _ => compare_files(host, layer, name, seen, owner).unwrap_or(Compared::Differs),
     }
 }
 
-fn compare_files(host: BorrowedFd<'_>, layer: BorrowedFd<'_>, name: &CStr, seen: Time) -> Result<Compared, Errno> {
+/// Compares the extended attributes of a directory with those of its copy.
+pub(super) fn compare_directories(
+    host: BorrowedFd<'_>,
+    layer: BorrowedFd<'_>,
+    owner: Option<(u32, u32)>,
+) -> Result<Compared, Errno> {
+    let seen = Time::now();
+    let stat = fstat(host)?;
+    let of = |dir| Attributes::of(dir, ids(owner));
+    let same = of(host).same(&of(layer)) && fstat(host)? == stat;
+    Ok(if same { Compared::Same(stat, stat.racy(seen)) } else { Compared::Differs })
+}
+
+/// Returns the user and the group that exist inside.
+pub(super) fn ids(owner: Option<(u32, u32)>) -> (u32, u32) {
+    owner.unwrap_or_else(|| (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()))
+}
+
+fn compare_files(
+    host: BorrowedFd<'_>,
+    layer: BorrowedFd<'_>,
+    name: &CStr,
+    seen: Time,
+    owner: Option<(u32, u32)>,
+) -> Result<Compared, Errno> {
     let ours = rustix::fs::openat(host, name, READ, Mode::empty())?;
     let copy = rustix::fs::openat(layer, name, READ, Mode::empty())?;
     let before = fstat(ours.as_fd())?;
@@ -250,16 +249,8 @@ fn compare_files(host: BorrowedFd<'_>, layer: BorrowedFd<'_>, name: &CStr, seen:
         return Ok(Compared::Differs);
     }
     clean_pages(ours.as_fd());
-    let attributes = |file: BorrowedFd<'_>| {
-        let mut all: Vec<_> = xattr_names(file)
-            .into_iter()
-            .filter(|name| is_carried(name))
-            .map(|name| (xattr(file, &name), name))
-            .collect();
-        all.sort();
-        all
-    };
-    if !same_bytes(ours.as_fd(), copy.as_fd())? || attributes(ours.as_fd()) != attributes(copy.as_fd()) {
+    let attributes = |file: &OwnedFd| Attributes::of(file.as_fd(), ids(owner));
+    if !same_bytes(ours.as_fd(), copy.as_fd())? || !attributes(&ours).same(&attributes(&copy)) {
         return Ok(Compared::Differs);
     }
     let stat = fstat(ours.as_fd())?;

@@ -11,14 +11,15 @@
 
 use super::Build;
 use super::depth::Gone;
-use super::entry::Copied;
+use super::entry::{Compared, Copied, compare_directories};
 use super::jobs::copy_all;
 use super::plan::Op;
 use crate::manifest::{Builder, Manifest, Raw, Record};
-use crate::paths::join;
+use crate::paths::{LIST, join, open_beneath};
 use crate::request::CaptureError;
 use crate::stat::Kind;
 use std::collections::BTreeSet;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 impl Build<'_> {
@@ -99,7 +100,17 @@ impl Build<'_> {
                 && old.left_out.is_none()
                 && old.mode() == crate::stat::kept_mode(raw.mode())
                 && old.stat.mtime == raw.mtime()
+                && (old.stat.ctime == raw.stat().ctime || self.same_attributes(path))
         })
+    }
+
+    /// Returns whether a directory of the layers that are kept has the host's extended attributes.
+    fn same_attributes(&self, path: &[u8]) -> bool {
+        let open = |tree| open_beneath(tree, path, LIST).ok();
+        let kept = (0..usize::from(self.layer())).rev().find_map(|at| open(self.stack.get(at)?.as_fd()));
+        let (Some(host), Some(kept)) = (open(self.root), kept) else { return true };
+        let compared = compare_directories(host.as_fd(), kept.as_fd(), self.request.owner);
+        matches!(compared, Ok(Compared::Same(..)))
     }
 
     fn folded(&self, full: &Manifest, op_of: &[usize], results: &[Copied]) -> Result<Manifest, CaptureError> {

@@ -4,9 +4,10 @@ use super::Build;
 use super::entry::{self, Compared, Copied, copy_entry};
 use super::plan::Op;
 use crate::manifest::Manifest;
-use crate::paths::{LOOK, join, open_beneath};
+use crate::paths::{LIST, LOOK, join, open_beneath};
 use crate::request::CaptureError;
 use crate::scan::Update;
+use crate::stat::Kind;
 use rustix::io::Errno;
 use std::collections::HashMap;
 use std::os::fd::AsFd;
@@ -153,10 +154,26 @@ pub(super) fn compare_all(
     parallel(build.request.threads, updates, |update| {
         let raw = known.raw(update.index);
         let dir = known.dir_path(update.dir);
+        let owner = build.request.owner;
+        if raw.kind() == Kind::Dir {
+            let path = join(&dir, raw.name());
+            let open = |tree| open_beneath(tree, &path, LIST).ok();
+            // The uppermost layer that has the directory is the one that shows.
+            let layer = (0..=build.layer()).rev().find_map(|layer| build.tree_of(layer).and_then(open));
+            return Ok(match (open(build.root), layer) {
+                (Some(host), Some(layer)) => {
+                    entry::compare_directories(host.as_fd(), layer.as_fd(), owner).unwrap_or(Compared::Differs)
+                }
+                // What may not be opened has nothing that could be carried.
+                _ => Compared::Same(update.stat, false),
+            });
+        }
         let open = |tree| open_beneath(tree, &dir, LOOK).ok();
         let layer = build.tree_of(raw.layer_index()).and_then(open);
         Ok(match (open(build.root), layer) {
-            (Some(host), Some(layer)) => entry::compare_entry(host.as_fd(), layer.as_fd(), raw.name_c(), raw.kind()),
+            (Some(host), Some(layer)) => {
+                entry::compare_entry(host.as_fd(), layer.as_fd(), raw.name_c(), raw.kind(), owner)
+            }
             _ => Compared::Differs,
         })
     })

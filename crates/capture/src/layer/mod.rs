@@ -21,6 +21,7 @@
 //! brings the layer up to date and yields the manifest that the next scan compares with.
 
 mod assemble;
+mod attributes;
 mod depth;
 mod entry;
 mod fold;
@@ -36,10 +37,11 @@ use crate::paths::{self, LOOK, name_c, open_beneath, to_path};
 use crate::remove::{remove_at, remove_tree};
 use crate::request::{CaptureError, CaptureRequest, Stats};
 use crate::stat::Kind;
+use attributes::Attributes;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
 use sandbox_sys::copy::Copier;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -60,6 +62,8 @@ pub(crate) struct Build<'a> {
     out: Option<Out>,
     /// Directories that are in the new layer.
     made: BTreeSet<Vec<u8>>,
+    /// Extended attributes of those that have any; set at last, like the modes.
+    attributes: BTreeMap<Vec<u8>, Attributes>,
     pub(crate) stats: Stats,
 }
 
@@ -101,6 +105,7 @@ impl<'a> Build<'a> {
             copier,
             out: None,
             made: BTreeSet::new(),
+            attributes: BTreeMap::new(),
             stats: Stats::default(),
         }
     }
@@ -178,8 +183,22 @@ impl<'a> Build<'a> {
             }
             self.make_one(dir).map_err(|errno| self.layer_error("create", dir, errno))?;
             self.made.insert(dir.to_vec());
+            self.read_attributes(&path[..end]);
         }
         Ok(())
+    }
+
+    /// Takes note of a directory's extended attributes. Those that are set after this have moved its
+    /// ctime, and the next scan finds that.
+    fn read_attributes(&mut self, path: &[u8]) {
+        // The top directory is not the layer's business; one that may not be opened has none.
+        let opened = if path.is_empty() { None } else { open_beneath(self.root, path, paths::LIST).ok() };
+        match opened.map(|dir| Attributes::of(dir.as_fd(), entry::ids(self.request.owner))) {
+            Some(attributes) if !attributes.is_empty() || attributes.lessened => {
+                self.attributes.insert(path.to_vec(), attributes);
+            }
+            _ => drop(self.attributes.remove(path)),
+        }
     }
 
     fn make_one(&self, path: &[u8]) -> Result<(), Errno> {
@@ -261,9 +280,13 @@ impl<'a> Build<'a> {
                 let dir = open_beneath(self.tree().map_err(|_| Errno::NOENT)?, path, paths::LIST)?;
                 self.own(&dir, c"")?;
                 rustix::fs::fchmod(&dir, Mode::from_raw_mode(entry.mode()))?;
-                rustix::fs::futimens(&dir, &entry::times(entry.stat.mtime))
+                let attributes = self.attributes.get(path);
+                let lessened = attributes.is_some_and(|all| !all.set(dir.as_fd()) || all.lessened);
+                rustix::fs::futimens(&dir, &entry::times(entry.stat.mtime))?;
+                Ok(lessened)
             };
-            finish().map_err(|errno| self.layer_error("finish", path, errno))?;
+            let lessened = finish().map_err(|errno| self.layer_error("finish", path, errno))?;
+            self.stats.lessened += u64::from(lessened);
         }
         let target = self.request.layers_dir.join(self.request.new_layer_id);
         if let Some(out) = &mut self.out {

@@ -44,11 +44,11 @@ impl Build<'_> {
             }
         };
         for copied in &results {
-            if let Copied::Done { stat, reflinked, linked, acl, .. } = copied {
+            if let Copied::Done { stat, reflinked, linked, lessened, .. } = copied {
                 self.stats.copied_files += 1;
                 self.stats.copied_bytes += if *linked { 0 } else { stat.size };
                 self.stats.reflinked += u64::from(*reflinked);
-                self.stats.acls_dropped += u64::from(*acl);
+                self.stats.lessened += u64::from(*lessened);
             }
         }
         let mut touched: Vec<PathBuf> = plan
@@ -81,6 +81,9 @@ impl Build<'_> {
         }
         let asked: Vec<Update> = compare.iter().map(|at| scan.updates[*at]).collect();
         for (at, compared) in compare.iter().zip(compare_all(self, known, &asked)?) {
+            if scan.updates[*at].stat.kind() == Kind::Dir && matches!(compared, Compared::Differs) {
+                fates[*at] = Fate::DirAttr;
+            }
             if let Compared::Same(stat, racy) = compared {
                 // It may have moved once more since the scan.
                 let same = by_stat(known, &Update { stat, ..scan.updates[*at] }, scan);
@@ -118,6 +121,7 @@ impl Build<'_> {
         }
         for path in &plan.dirs {
             self.make_dir(path)?;
+            self.read_attributes(path);
         }
         for path in &plan.white_out {
             self.white_out(path)?;
@@ -167,8 +171,11 @@ fn by_stat(known: &Manifest, update: &Update, scan: &Scan) -> Option<Fate> {
     }
     let attributes = crate::stat::kept_mode(raw.mode()) == stat.kept_mode() && raw.mtime() == stat.mtime;
     match stat.kind() {
-        Kind::Dir if attributes || update.index == 0 => Some(refresh),
-        Kind::Dir => Some(Fate::DirAttr),
+        Kind::Dir if update.index == 0 => Some(refresh),
+        Kind::Dir if !attributes => Some(Fate::DirAttr),
+        // Its attributes may be others.
+        Kind::Dir if !raw.same(stat) || raw.flags().racy() => None,
+        Kind::Dir => Some(refresh),
         Kind::Symlink if raw.mtime() != stat.mtime => Some(Fate::Copy),
         Kind::File if !attributes || raw.size() != stat.size => Some(Fate::Copy),
         // The same file with the same stat: it is here for a flag only.
