@@ -1,6 +1,8 @@
 //! What the full suite and the bench need beside Rust, git and a C compiler.
 
+use crate::build;
 use sandbox_testkit::{is_root, which};
+use std::path::PathBuf;
 use std::process::Command;
 
 /// A program, the Debian package that has it, and what is skipped without it.
@@ -21,6 +23,7 @@ pub const TESTS: &[Need] = &[
     Need { program: "curl", package: "curl", without: "probes of the network with curl" },
     Need { program: "bwrap", package: "bubblewrap", without: "a sandbox inside a sandbox" },
     Need { program: "ip", package: "iproute2", without: "names that lead elsewhere than they should" },
+    Need { program: "getfattr", package: "attr", without: "comparing extended attributes" },
     Need { program: "mkfs.btrfs", package: "btrfs-progs", without: "reflinks on Btrfs" },
     Need { program: "mkfs.xfs", package: "xfsprogs", without: "reflinks on XFS" },
 ];
@@ -42,6 +45,24 @@ pub fn install(needs: &[Need], allowed: bool) {
     for need in needs.iter().filter(missing) {
         eprintln!("without '{}' ({}): skips {}", need.program, need.package, need.without);
     }
+}
+
+/// Returns where pjdfstest is, a suite for file systems; builds it below the target directory if that is allowed.
+pub fn pjdfstest(allowed: bool) -> Option<PathBuf> {
+    let root = build::workspace().join("target/tools");
+    let found = || which("pjdfstest").or_else(|| Some(root.join("bin/pjdfstest")).filter(|file| file.is_file()));
+    if found().is_none() && allowed {
+        eprintln!("building pjdfstest");
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let mut command = Command::new(cargo);
+        // Elsewhere, so that this workspace's own target and flags are not used.
+        command.current_dir("/").args(["install", "--quiet", "--locked", "--version", "0.2.2", "--root"]);
+        let built = command.arg(&root).arg("pjdfstest").status();
+        if !built.is_ok_and(|status| status.success()) {
+            eprintln!("without 'pjdfstest': skips the POSIX suite");
+        }
+    }
+    found()
 }
 
 fn apt(verb: &[&str], packages: &[&str]) -> bool {

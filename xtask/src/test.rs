@@ -123,7 +123,8 @@ pub fn run(options: &Options) -> Result<bool, String> {
     }
     let built = build::tests()?;
     println!("built {} test executables in {:.0} s", built.tests.len(), start.elapsed().as_secs_f64());
-    let stage = Stage::new(&built)?;
+    let suite = options.all.then(|| install::pjdfstest(!options.no_install)).flatten();
+    let stage = Stage::new(&built, suite.as_deref())?;
     let mut totals = Totals::default();
     for left_out in &plan.left_out {
         *totals.skipped.entry(format!("a whole pass, {left_out}")).or_default() += 1;
@@ -149,11 +150,13 @@ pub fn run(options: &Options) -> Result<bool, String> {
 struct Stage {
     dir: tempfile::TempDir,
     product: Option<PathBuf>,
+    /// pjdfstest, for the tests that only `--all` runs.
+    suite: Option<PathBuf>,
     tests: Vec<TestExecutable>,
 }
 
 impl Stage {
-    fn new(built: &Built) -> Result<Self, String> {
+    fn new(built: &Built, suite: Option<&Path>) -> Result<Self, String> {
         let base = disk()?;
         let make = || -> std::io::Result<Self> {
             let dir = tempfile::Builder::new().prefix("git-sandbox-test.").tempdir_in(&base)?;
@@ -167,11 +170,12 @@ impl Stage {
                 Ok(to)
             };
             let product = built.product.as_ref().map(|from| copy(from, "git-sandbox")).transpose()?;
+            let suite = suite.map(|from| copy(from, "pjdfstest")).transpose()?;
             let mut tests = built.tests.clone();
             for test in &mut tests {
                 test.path = copy(&test.path, &test.name.replace('/', "-"))?;
             }
-            Ok(Self { dir, product, tests })
+            Ok(Self { dir, product, suite, tests })
         };
         make().map_err(|error| format!("cannot copy the tests to '{}': {error}", base.display()))
     }
@@ -234,6 +238,9 @@ impl Stage {
             .env("INSTA_UPDATE", "no");
         if let Some(product) = &self.product {
             command.env("GIT_SANDBOX_BIN", product);
+        }
+        if let Some(suite) = &self.suite {
+            command.env("PJDFSTEST", suite);
         }
         command
     }

@@ -11,6 +11,7 @@
 //! agents   command-line agents at work, shown by the stand-in
 //! egress   what a sandbox with an allowed network reaches, and what not
 //! agents_verbs  what tells about many at work: logs of several, events, list, wait
+//! filesystem the merged tree is an ordinary file system
 //! fork     one more sandbox from the state of another
 //! auto_commit  what an agent leaves uncommitted
 //! together several sandboxes at once: what collides, merging many, picking
@@ -40,6 +41,7 @@ mod agents_verbs;
 mod auto_commit;
 mod egress;
 mod errors;
+mod filesystem;
 mod fork;
 mod landing;
 mod leaving;
