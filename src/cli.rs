@@ -93,6 +93,8 @@ pub enum Verb {
     Undo(Undo),
     /// List what merges, branches and drops did here
     Ops(Ops),
+    /// Capture this working tree ahead of time, so that the next spawn is quick
+    Warm(Warm),
     /// Remove from the store what no sandbox needs
     Gc(Gc),
     /// List what agents need to work inside, or show one of them
@@ -749,6 +751,24 @@ pub struct Ops {
     pub json: bool,
 }
 
+/// Capture ahead of time.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  git sandbox warm\n  \
+git sandbox warm --quiet --detach        in .git/hooks/post-checkout: no output, over at once, status 0\n\n\
+Status: 0 when the tree is captured, 128 when it cannot be. With --quiet it is always 0, and nothing is \n\
+done while another capture of the repository is under way.")]
+pub struct Warm {
+    /// In the background
+    #[arg(short, long, conflicts_with = "json")]
+    pub detach: bool,
+    /// Print nothing, and never fail: for hooks
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Clean the store.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  git sandbox gc --dry-run")]
@@ -759,6 +779,9 @@ pub struct Gc {
     /// Do nothing if it ran within a day
     #[arg(long)]
     pub auto: bool,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Look at the machine.

@@ -26,6 +26,18 @@ const CAPTURE_LIMIT: u64 = 1 << 30;
 /// Names that are shown of a longer list.
 const NAMED: usize = 5;
 
+/// What the command line says about a capture.
+pub struct Asked<'a> {
+    /// Refs that are granted besides those of `sandbox.grant`.
+    pub grant: &'a [String],
+    /// Files that look like secrets are carried, or not, without a question.
+    pub carry_secrets: Option<cli::YesNo>,
+    /// Nothing is told.
+    pub quiet: bool,
+    /// A question may be asked.
+    pub ask: bool,
+}
+
 /// Captures, asking and telling what there is to ask and tell.
 pub fn take(
     context: &Context,
@@ -33,7 +45,7 @@ pub fn take(
     repo: &HostRepo,
     source: Source,
     user: &User,
-    args: &cli::Spawn,
+    args: &Asked<'_>,
     project: &Project,
 ) -> Result<Taken, CliError> {
     let secrets = if project.no_secrets { Some(false) } else { secrets(context, store, repo, args)? };
@@ -68,7 +80,8 @@ pub fn take(
     let taken = sandbox_core::prepare::take(&request);
     bar.finish();
     let mut taken = taken?;
-    if secrets.is_none() && !taken.told.secrets_left.is_empty() && terminal() && ask_secrets(store, &taken)? {
+    if args.ask && secrets.is_none() && !taken.told.secrets_left.is_empty() && terminal() && ask_secrets(store, &taken)?
+    {
         // Asked once for the repository; the answer is carried out at once.
         let request = Request { secrets: Secrets::Carry, ..request };
         drop(taken);
@@ -85,7 +98,7 @@ fn terminal() -> bool {
 }
 
 /// What is known of the user's wish: the flag, `sandbox.carrySecrets`, the answer given before.
-fn secrets(context: &Context, store: &Store, repo: &HostRepo, args: &cli::Spawn) -> Result<Option<bool>, CliError> {
+fn secrets(context: &Context, store: &Store, repo: &HostRepo, args: &Asked<'_>) -> Result<Option<bool>, CliError> {
     if let Some(flag) = args.carry_secrets {
         return Ok(Some(flag == cli::YesNo::Yes));
     }

@@ -1,9 +1,13 @@
-//! `__sync DIR`: after the launch on a snapshot that is new, everything that the sandbox stands
-//! on goes to the disk for good. Up to the launch nothing could be lost; from now on a power cut
-//! must not take the layers from under files that were fsynced inside.
+//! `__sync STATE REPO SNAPSHOT`: what follows a launch on a snapshot that is new, in the background.
+//!
+//! Everything that the sandbox stands on goes to the disk for good: up to the launch nothing could be
+//! lost; from now on a power cut must not take the layers from under files that were fsynced inside. Then a
+//! stack that has become deep or heavy is folded, for the spawns to come.
 
-use super::{argument, supervise::open};
+use super::argument;
 use crate::error::CliError;
+use sandbox_core::id::{RepoId, SnapshotId};
+use sandbox_core::record::Snapshot;
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::{Store, make_dir, read_json, write_whole};
 use std::ffi::OsString;
@@ -11,22 +15,28 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// `repos/<id>/synced/<snapshot>`: an empty file.
-fn mark(store: &Store, sandbox: &Sandbox) -> Option<PathBuf> {
-    let mount = sandbox.record.repos.first()?;
-    Some(store.repo(&mount.repo).path().join("synced").join(&mount.snapshot))
+fn mark(store: &Store, repo: &RepoId, snapshot: &SnapshotId) -> PathBuf {
+    store.repo(repo).path().join("synced").join(snapshot)
 }
 
 /// Starts in the background what follows a launch: this, unless the snapshot is on the disk already, and
 /// the daily `gc`.
 pub fn start(program: &Path, store: &Store, sandbox: &Sandbox) {
     crate::verbs::gc::start_auto(program, store);
-    if mark(store, sandbox).is_none_or(|mark| mark.exists()) {
+    if let Some(mount) = sandbox.record.repos.first() {
+        start_for(program, store, &mount.repo, &mount.snapshot);
+    }
+}
+
+/// The same for one snapshot.
+pub fn start_for(program: &Path, store: &Store, repo: &RepoId, snapshot: &SnapshotId) {
+    if mark(store, repo, snapshot).exists() {
         return;
     }
     // A failure costs durability over a power cut, not the start.
     let _ = Command::new(program)
         .arg("__sync")
-        .arg(sandbox.dir.path())
+        .args([store.root().as_os_str(), repo.as_str().as_ref(), snapshot.as_str().as_ref()])
         .current_dir("/")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -36,11 +46,17 @@ pub fn start(program: &Path, store: &Store, sandbox: &Sandbox) {
 
 pub fn run(args: &[OsString]) -> Result<(), CliError> {
     let _ = rustix::process::setsid();
-    let (store, dir) = open(Path::new(argument(args, 0, "the sandbox's directory")?))?;
-    let record = read_json(&dir.record())?.ok_or_else(|| CliError::new("the sandbox is half-made"))?;
-    let sandbox = Sandbox::new(dir, record);
-    let Some(mark) = mark(&store, &sandbox) else { return Ok(()) };
+    let store = Store::open(Path::new(argument(args, 0, "the state directory")?))?;
+    let text = |n, what: &str| argument(args, n, what).map(|arg| arg.to_string_lossy().into_owned());
+    let repo = RepoId::parse(&text(1, "the repository's id")?);
+    let snapshot = SnapshotId::parse(&text(2, "the snapshot's id")?);
+    let (Some(repo), Some(snapshot)) = (repo, snapshot) else { return Err(CliError::usage("that is no id")) };
     sandbox_capture::sync(store.root()).map_err(|error| CliError::chain(&error))?;
+    let mark = mark(&store, &repo, &snapshot);
     make_dir(mark.parent().unwrap_or(store.root()))?;
-    Ok(write_whole(&mark, b"", false)?)
+    write_whole(&mark, b"", false)?;
+    if let Some(snapshot) = read_json::<Snapshot>(&store.repo(&repo).snapshot(&snapshot))? {
+        sandbox_core::fold::fold(&store, &repo, &snapshot.worktree).map_err(|error| CliError::chain(&error))?;
+    }
+    Ok(())
 }

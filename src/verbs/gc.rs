@@ -1,11 +1,14 @@
 //! `gc`: removes from the store what nothing stands on. The plan is a value and is shown first.
 
+use super::list::print_json;
 use crate::cli;
 use crate::context::Context;
-use crate::error::Outcome;
-use crate::text::{count, size};
+use crate::error::{CliError, Outcome};
+use crate::text::{count, escape, parse_size, size};
+use sandbox_core::prune::PrunePlan;
 use sandbox_core::store::{Store, write_whole};
 use sandbox_core::{prune, removal};
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
@@ -54,6 +57,64 @@ pub fn start_auto(program: &Path, store: &Store) {
         .spawn();
 }
 
+/// `sandbox.cacheSize`: a size, a part of the file system in percent, or `none` for any size.
+fn cache(context: &Context, store: &Store) -> Result<u64, CliError> {
+    let tenth = prune::default_cache(store);
+    let Some(text) = context.setting("sandbox.cacheSize") else { return Ok(tenth) };
+    let percent = |text: &str| text.parse().ok().filter(|percent| (0.0..=100.0).contains(percent));
+    let size = match text.strip_suffix('%') {
+        _ if text == "none" => Some(u64::MAX),
+        Some(part) => percent(part).map(|percent: f64| (tenth as f64 * percent / 10.0) as u64),
+        None => parse_size(&text),
+    };
+    size.ok_or_else(|| {
+        CliError::new(format!("'{}' is not a value of sandbox.cacheSize", escape(&text)))
+            .hint("it is a size such as 20g, a part of the file system such as 5%, or none")
+    })
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    version: u32,
+    dry_run: bool,
+    remove: Vec<Removed<'a>>,
+    remove_bytes: u64,
+    /// What stays for the next spawns, and how much that may be.
+    idle_bytes: u64,
+    cache_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Removed<'a> {
+    kind: &'a str,
+    what: &'a str,
+    path: &'a Path,
+    bytes: u64,
+}
+
+/// Prints the plan, before anything is done.
+fn show(plan: &PrunePlan, args: &cli::Gc) -> Result<(), CliError> {
+    // Marks and the like are no news.
+    let items = plan.items.iter().filter(|item| item.bytes > 0);
+    if args.json {
+        return print_json(&Report {
+            version: 1,
+            dry_run: args.dry_run,
+            remove: items
+                .map(|item| Removed { kind: item.kind, what: &item.what, path: &item.path, bytes: item.bytes })
+                .collect(),
+            remove_bytes: plan.bytes(),
+            idle_bytes: plan.idle,
+            cache_bytes: plan.cache,
+        });
+    }
+    for item in items {
+        let verb = if args.dry_run { "would remove" } else { "remove" };
+        println!("{verb} {} ({})", escape(&item.what), size(item.bytes));
+    }
+    Ok(())
+}
+
 pub fn run(context: &Context, args: &cli::Gc) -> Outcome {
     let store = context.store()?;
     store.writable()?;
@@ -61,21 +122,27 @@ pub fn run(context: &Context, args: &cli::Gc) -> Outcome {
         removal::sweep(&store, PATIENCE)?;
         return Ok(0);
     }
-    let plan = prune::plan(&store)?;
-    // Marks and the like are no news.
-    for item in plan.items.iter().filter(|item| item.bytes > 0) {
-        println!("{} {} ({})", if args.dry_run { "would remove" } else { "remove" }, item.what, size(item.bytes));
-    }
+    let plan = prune::plan(&store, cache(context, &store)?)?;
+    show(&plan, args)?;
     if args.dry_run {
-        match plan.bytes() {
-            0 => eprintln!("there is nothing to remove"),
-            bytes => eprintln!("{} would be free", size(bytes)),
+        if !args.json {
+            match plan.bytes() {
+                0 => eprintln!("there is nothing to remove"),
+                bytes => eprintln!("{} would be free", size(bytes)),
+            }
+            if plan.idle > 0 {
+                let most = if plan.cache == u64::MAX { "any size".to_owned() } else { size(plan.cache) };
+                eprintln!("kept for the next spawns: {} of at most {most} (sandbox.cacheSize)", size(plan.idle));
+            }
         }
         return Ok(0);
     }
     let swept = removal::sweep(&store, PATIENCE)?;
     prune::apply(&store, &plan)?;
     write_whole(&stamp(&store), b"", false)?;
+    if args.json {
+        return Ok(0);
+    }
     match (plan.bytes(), swept) {
         (0, 0) => eprintln!("there was nothing to remove"),
         (bytes, 0) => eprintln!("freed {}", size(bytes)),

@@ -28,6 +28,7 @@ mod stop;
 mod trash;
 mod undo;
 mod wait;
+mod warm;
 
 use crate::cli::Verb;
 use crate::context::Context;
@@ -74,6 +75,7 @@ pub fn run(context: &Context, verb: Verb) -> Outcome {
         Verb::Trash(args) => trash::run(context, &args),
         Verb::Undo(args) => undo::run(context, &args),
         Verb::Ops(args) => undo::list(context, &args),
+        Verb::Warm(args) => warm::run(context, &args),
         Verb::Gc(args) => gc::run(context, &args),
         Verb::Presets(args) => presets::run(context, &args),
         Verb::Doctor(args) => doctor::run(context, &args),
@@ -114,6 +116,7 @@ fn word(verb: &Verb) -> &'static str {
         Verb::Trash(_) => "trash",
         Verb::Undo(_) => "undo",
         Verb::Ops(_) => "ops",
+        Verb::Warm(_) => "warm",
         Verb::Gc(_) => "gc",
         Verb::Presets(_) => "presets",
         Verb::Doctor(_) => "doctor",

@@ -84,7 +84,8 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     let asked = variables(context, &args.env)?;
     let mut carried = Carried::look(context, &store, repo, &args, preset, &top)?;
 
-    let taken = prepare::take(context, &store, repo, source, &user, &args, &project)?;
+    let wanted = prepare::Asked { grant: &args.grant, carry_secrets: args.carry_secrets, quiet: args.quiet, ask: true };
+    let taken = prepare::take(context, &store, repo, source, &user, &wanted, &project)?;
     carried.ask(&store, &taken.repo, args.dry_run)?;
     let cwd = if context.cwd.starts_with(&top) { context.cwd.clone() } else { top.clone() };
     let path = program_path(context, &args.command);

@@ -17,7 +17,8 @@
 //! | `request` | what is asked and answered |
 //! | `scan` | the parallel comparison with the manifest |
 //! | `rules`, `secrets`, `limit` | what is left out |
-//! | `layer` | copies, whiteouts, hard links; rounds; folding |
+//! | `layer` | copies, whiteouts, hard links; rounds; what a layer is put upon |
+//! | `fold` | shortening a stack without a capture |
 //! | `manifest` | the format, reading, building |
 //! | `changes` | reading an upper directory, which may be hostile |
 //! | `twin` | copying trees that may be hostile or written to, exactly |
@@ -29,6 +30,7 @@ mod capture;
 mod changes;
 mod describe;
 mod estimate;
+mod fold;
 mod layer;
 mod limit;
 mod manifest;
@@ -45,6 +47,7 @@ mod twin;
 pub use capture::{capture, sync};
 pub use changes::{Change, ChangeKind, ChangesError, changes, repositories};
 pub use describe::describe;
+pub use fold::{FOLD_AT, FoldPlan, FoldRequest, StackWeight, fold, plan as plan_fold, weigh};
 pub use manifest::{CopyStat, Entry, MANIFEST, Manifest, ManifestError, Reason, TREE, Walk};
 pub use remove::remove_tree;
 pub use request::{

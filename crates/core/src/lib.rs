@@ -11,6 +11,7 @@ pub mod commit_back;
 pub mod connection;
 pub mod copy_out;
 pub mod driver;
+pub mod fold;
 pub mod fork;
 pub mod gitdir;
 pub mod host_repo;

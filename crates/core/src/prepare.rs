@@ -179,7 +179,7 @@ pub fn latest_dir(repo: &RepoDir) -> PathBuf {
     repo.path().join("latest")
 }
 
-fn latest_file(repo: &RepoDir, worktree: &Path) -> PathBuf {
+pub(crate) fn latest_file(repo: &RepoDir, worktree: &Path) -> PathBuf {
     latest_dir(repo).join(format!("{}.json", crate::view::digest(worktree.as_os_str().as_bytes())))
 }
 
@@ -221,6 +221,7 @@ fn worktree(request: &Request<'_>, repo: &RepoDir) -> Result<(Snapshot, Told)> {
         && before.git_layer == git_layer
         && (before.root_mode, before.root_mtime) == (root_mode, root_mtime)
     {
+        used_now(&latest_file(repo, &top));
         return Ok((before, told));
     }
     let snapshot = Snapshot {
@@ -238,6 +239,14 @@ fn worktree(request: &Request<'_>, repo: &RepoDir) -> Result<(Snapshot, Told)> {
     make_dir(&latest_dir(repo))?;
     write_json(&latest_file(repo, &top), &Latest { worktree: top, snapshot: snapshot.id.clone() }, false)?;
     Ok((snapshot, told))
+}
+
+/// Captures that were not used for longest are the first that `gc` takes: the file's time says when.
+fn used_now(latest: &Path) {
+    let now = Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+    let times = Timestamps { last_access: now, last_modification: now };
+    // A failure costs a warm spawn some day, not this one.
+    let _ = utimensat(rustix::fs::CWD, latest, &times, AtFlags::empty());
 }
 
 fn now() -> u64 {

@@ -1,8 +1,9 @@
 //! What of the store nothing stands on: a plan that can be printed, then applied.
 //!
-//! Kept are: every snapshot of a sandbox (in the trash too) and the last one of each work tree;
-//! the layers of those; the views of those; packs that a kept view links (a pack is one file with
-//! several names: removing a name never takes it from another). The trash goes after 30 days.
+//! Kept are: every snapshot of a sandbox (in the trash too); the layers and the views of those; packs that
+//! a kept view links (a pack is one file with several names: removing a name never takes it from another).
+//! The last snapshot of each work tree is kept for its next spawn as long as all that is kept only for this
+//! fits into the cache's size; what was not used for longest goes first. The trash goes after 30 days.
 
 use crate::id::{LayerId, SandboxId, SnapshotId};
 use crate::record::{SandboxRecord, Snapshot};
@@ -13,17 +14,24 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 /// What will be removed.
 #[derive(Clone, Debug, Default)]
 pub struct PrunePlan {
     /// Each thing, in the order in which it goes: who names another goes first.
     pub items: Vec<Item>,
+    /// Bytes that stay although no sandbox stands on them: for the next spawn of a work tree.
+    pub idle: u64,
+    /// The most that this may be.
+    pub cache: u64,
 }
 
 /// One thing.
 #[derive(Clone, Debug)]
 pub struct Item {
+    /// `sandbox`, `capture`, `snapshot`, `layer`, `view`, `pack`, `undo` or `mark`.
+    pub kind: &'static str,
     /// In words.
     pub what: String,
     /// Its path.
@@ -41,13 +49,19 @@ impl PrunePlan {
     }
 }
 
-/// Decides what goes. Changes nothing.
-pub fn plan(store: &Store) -> Result<PrunePlan, StoreError> {
-    let mut plan = PrunePlan::default();
+/// What `sandbox.cacheSize` is unless it is set: a tenth of the file system.
+pub fn default_cache(store: &Store) -> u64 {
+    rustix::fs::statvfs(store.root()).map_or(u64::MAX, |stat| stat.f_blocks.saturating_mul(stat.f_frsize) / 10)
+}
+
+/// Decides what goes, if `cache` bytes may stay for the next spawns. Changes nothing.
+pub fn plan(store: &Store, cache: u64) -> Result<PrunePlan, StoreError> {
+    let mut plan = PrunePlan { cache, ..PrunePlan::default() };
     let mut expired: BTreeSet<SandboxId> = BTreeSet::new();
     for item in trash::list(store)?.into_iter().filter(|item| item.age_seconds > KEEP_DAYS * 86_400) {
         expired.insert(item.record.id.clone());
         plan.items.push(Item {
+            kind: "sandbox",
             what: format!("dropped sandbox '{}' of {} days ago", item.record.name, item.age_seconds / 86_400),
             path: item.dir.path().to_owned(),
             bytes: item.disk,
@@ -55,13 +69,76 @@ pub fn plan(store: &Store) -> Result<PrunePlan, StoreError> {
         });
     }
     let used = used_snapshots(store, &expired)?;
+    let mut latest = Vec::new();
+    for id in store.repo_ids()? {
+        latest.extend(latest_snapshots(&store.repo(&id))?);
+    }
+    let evicted = evict(latest.clone(), &used, &mut plan)?;
     for id in store.repo_ids()? {
         let repo = store.repo(&id);
-        let mut keep = latest_snapshots(&repo)?;
-        keep.extend(used.iter().cloned());
+        let mut keep = used.clone();
+        for capture in latest.iter().filter(|capture| capture.repo.path() == repo.path()) {
+            if evicted.contains(&capture.file) {
+                plan.items.push(Item {
+                    kind: "capture",
+                    what: format!("capture of '{}', kept for its next spawn", capture.worktree.display()),
+                    bytes: size_of(&capture.file),
+                    path: capture.file.clone(),
+                    repo: Some(repo.clone()),
+                });
+            } else {
+                keep.insert(capture.snapshot.clone());
+            }
+        }
         plan_repo(&repo, &keep, &mut plan)?;
     }
     Ok(plan)
+}
+
+/// The last snapshot of a work tree, kept for its next spawn.
+#[derive(Clone, Debug)]
+struct Capture {
+    repo: RepoDir,
+    worktree: PathBuf,
+    snapshot: SnapshotId,
+    /// The file that names it. It is written or touched with each spawn.
+    file: PathBuf,
+    used: SystemTime,
+}
+
+/// Returns the captures (by their files) that do not fit into the cache, and notes what the others take.
+fn evict(
+    mut latest: Vec<Capture>,
+    used: &BTreeSet<SnapshotId>,
+    plan: &mut PrunePlan,
+) -> Result<BTreeSet<PathBuf>, StoreError> {
+    let parts = |repo: &RepoDir, id: &SnapshotId| -> Result<BTreeSet<PathBuf>, StoreError> {
+        let Some(snapshot) = read_json::<Snapshot>(&repo.snapshot(id))? else { return Ok(BTreeSet::new()) };
+        let layers = snapshot.layers.iter().chain([&snapshot.git_layer]).map(|id| repo.layer(id));
+        Ok(layers.chain(snapshot.git.views.iter().map(|view| repo.view(&view.key))).collect())
+    };
+    // What sandboxes stand on costs the cache nothing.
+    let mut counted = BTreeSet::new();
+    for capture in &latest {
+        for id in used {
+            counted.extend(parts(&capture.repo, id)?);
+        }
+    }
+    latest.retain(|capture| !used.contains(&capture.snapshot));
+    latest.sort_by_key(|capture| std::cmp::Reverse(capture.used));
+    let mut evicted = BTreeSet::new();
+    for capture in latest {
+        let own: Vec<PathBuf> =
+            parts(&capture.repo, &capture.snapshot)?.into_iter().filter(|path| !counted.contains(path)).collect();
+        let bytes: u64 = own.iter().map(|path| crate::work::disk_of(path)).sum();
+        if plan.idle.saturating_add(bytes) > plan.cache {
+            evicted.insert(capture.file);
+        } else {
+            plan.idle += bytes;
+            counted.extend(own);
+        }
+    }
+    Ok(evicted)
 }
 
 fn plan_repo(repo: &RepoDir, keep: &BTreeSet<SnapshotId>, plan: &mut PrunePlan) -> Result<(), StoreError> {
@@ -76,6 +153,7 @@ fn plan_repo(repo: &RepoDir, keep: &BTreeSet<SnapshotId>, plan: &mut PrunePlan) 
             }
         } else {
             plan.items.push(Item {
+                kind: "snapshot",
                 what: format!("snapshot {id}"),
                 bytes: size_of(&path),
                 path,
@@ -87,21 +165,23 @@ fn plan_repo(repo: &RepoDir, keep: &BTreeSet<SnapshotId>, plan: &mut PrunePlan) 
         let Some(id) = path.file_name().and_then(|name| name.to_str()).and_then(LayerId::parse) else { continue };
         if !layers.contains(&id) {
             let bytes = crate::work::disk_of(&path);
-            plan.items.push(Item { what: format!("layer {id}"), path, bytes, repo: Some(repo.clone()) });
+            let what = format!("layer {id}");
+            plan.items.push(Item { kind: "layer", what, path, bytes, repo: Some(repo.clone()) });
         }
     }
     for path in entries(&repo.views())? {
         let key = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if !views.contains(&key) {
             let bytes = crate::work::disk_of(&path);
-            plan.items.push(Item { what: format!("view {key}"), path, bytes, repo: Some(repo.clone()) });
+            let what = format!("view {key}");
+            plan.items.push(Item { kind: "view", what, path, bytes, repo: Some(repo.clone()) });
         }
     }
     // Marks of snapshots that are on the disk for good.
     for path in entries(&repo.path().join("synced"))? {
         let id = path.file_name().and_then(|name| name.to_str()).and_then(SnapshotId::parse);
         if id.is_none_or(|id| !keep.contains(&id)) {
-            plan.items.push(Item { what: "a mark".into(), bytes: 0, path, repo: Some(repo.clone()) });
+            plan.items.push(Item { kind: "mark", what: "a mark".into(), bytes: 0, path, repo: Some(repo.clone()) });
         }
     }
     // The state before merges, the marks beside it, and what `undo` knows of them.
@@ -114,6 +194,7 @@ fn plan_repo(repo: &RepoDir, keep: &BTreeSet<SnapshotId>, plan: &mut PrunePlan) 
         if old {
             let bytes = crate::work::disk_of(&path);
             plan.items.push(Item {
+                kind: "undo",
                 what: "the state before an old merge".into(),
                 path,
                 bytes,
@@ -132,7 +213,7 @@ fn plan_repo(repo: &RepoDir, keep: &BTreeSet<SnapshotId>, plan: &mut PrunePlan) 
                 if path.exists() {
                     let bytes = size_of(&path);
                     let what = format!("pack file {}", path.file_name().unwrap_or_default().to_string_lossy());
-                    plan.items.push(Item { what, path, bytes, repo: Some(repo.clone()) });
+                    plan.items.push(Item { kind: "pack", what, path, bytes, repo: Some(repo.clone()) });
                 }
             }
         }
@@ -153,7 +234,7 @@ pub fn apply(store: &Store, planned: &PrunePlan) -> Result<usize, StoreError> {
             let lock = repo.lock_file();
             locked = Some((repo.path().to_owned(), FileLock::exclusive(&lock).map_err(StoreError::io("lock", lock))?));
             // Between plan and lock a spawn may have come to stand on it.
-            again = Some(plan(store)?);
+            again = Some(plan(store, planned.cache)?);
         }
         if item.repo.is_some()
             && !again.as_ref().is_some_and(|now| now.items.iter().any(|other| other.path == item.path))
@@ -185,13 +266,15 @@ fn used_snapshots(store: &Store, except: &BTreeSet<SandboxId>) -> Result<BTreeSe
     Ok(used)
 }
 
-fn latest_snapshots(repo: &RepoDir) -> Result<BTreeSet<SnapshotId>, StoreError> {
-    let mut latest = BTreeSet::new();
-    for path in entries(&crate::prepare::latest_dir(repo))? {
-        if let Some(record) = read_json::<crate::prepare::Latest>(&path)? {
+fn latest_snapshots(repo: &RepoDir) -> Result<Vec<Capture>, StoreError> {
+    let mut latest = Vec::new();
+    for file in entries(&crate::prepare::latest_dir(repo))? {
+        if let Some(record) = read_json::<crate::prepare::Latest>(&file)? {
             // A work tree that is gone needs no next capture.
             if record.worktree.is_dir() {
-                latest.insert(record.snapshot);
+                let used = fs::metadata(&file).and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
+                let (repo, worktree, snapshot) = (repo.clone(), record.worktree, record.snapshot);
+                latest.push(Capture { repo, worktree, snapshot, file, used });
             }
         }
     }

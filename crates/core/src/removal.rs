@@ -51,10 +51,13 @@ pub fn sweep(store: &Store, patience: Duration) -> Result<usize, StoreError> {
     for id in store.repo_ids()? {
         capturing |= lock_until(&store.repo(&id).lock_file(), until).is_none();
     }
+    // A fold holds its own lock as long, and nobody waits for it.
+    let ids = store.repo_ids()?;
+    let folding = ids.iter().any(|id| FileLock::is_held(&store.repo(id).fold_lock()));
     for entry in entries {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        let abandoned = !capturing && is_of_capture(&name);
+        let abandoned = !capturing && is_of_capture(&name) || !folding && is_of_fold(&name);
         if abandoned || old(&entry.path()) || is_dropped(&name) {
             sandbox_capture::remove_tree(&entry.path()).map_err(StoreError::io("delete", entry.path()))?;
             swept += 1;
@@ -75,7 +78,11 @@ fn lock_until(path: &Path, until: Instant) -> Option<FileLock> {
 
 /// Whether [`sweep`] would take a temporary thing of this name, if nobody works on it.
 pub fn is_swept(name: &str) -> bool {
-    is_of_capture(name) || is_dropped(name)
+    is_of_capture(name) || is_of_fold(name) || is_dropped(name)
+}
+
+fn is_of_fold(name: &str) -> bool {
+    name.starts_with(crate::fold::TMP)
 }
 
 fn is_of_capture(name: &str) -> bool {

@@ -203,6 +203,10 @@ impl RepoDir {
     pub fn lock_file(&self) -> PathBuf {
         self.0.join("lock")
     }
+    /// Held by who shortens a stack of layers in the background.
+    pub fn fold_lock(&self) -> PathBuf {
+        self.0.join("fold.lock")
+    }
     /// The vault, a bare repository.
     pub fn vault(&self) -> PathBuf {
         self.0.join("packs")

@@ -29,7 +29,7 @@ mod jobs;
 mod plan;
 mod round;
 
-pub(crate) use depth::Depth;
+pub(crate) use depth::{Depth, Gone};
 pub(crate) use entry::same_bytes;
 
 use crate::manifest::{MANIFEST, Manifest, TREE};

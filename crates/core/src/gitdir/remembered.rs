@@ -43,6 +43,12 @@ impl Remembered {
         store::write_json(&path, self, false)
     }
 
+    /// Has the next layer made anew.
+    pub(crate) fn forget(repo: &RepoDir, top: &Path) {
+        // Without it, files that did not change would be read once more inside: no reason to fail.
+        let _ = std::fs::remove_file(file(repo, top));
+    }
+
     /// Whether it can be used again: the repository is as it was, and so is what the caller named.
     pub fn is_for(&self, now: &Fingerprint, salt: &str) -> bool {
         self.fingerprint.still(now) && self.salt == salt
