@@ -99,11 +99,30 @@ impl CliError {
         for cause in &self.causes {
             let _ = writeln!(err, "caused by: {cause}");
         }
-        for hint in &self.hints {
+        for hint in self.hints.iter().map(String::as_str).chain(self.limit()) {
             let _ = writeln!(err, "hint: {hint}");
         }
     }
+
+    /// The limit of the machine that was met, by the error that the kernel has for it and for nothing else.
+    fn limit(&self) -> Option<&'static str> {
+        let met = |number: &str| {
+            let code = format!("(os error {number})");
+            self.causes.iter().chain([&self.message]).any(|text| text.contains(&code))
+        };
+        LIMITS.iter().find(|(number, _)| met(number)).map(|(_, hint)| *hint)
+    }
 }
+
+/// Error numbers (asm-generic/errno-base.h) that mean that a limit was met, and which.
+const LIMITS: [(&str, &str); 3] = [
+    ("24", "this process may have no more open files (`ulimit -n`): raise that limit"),
+    ("23", "this machine has no more open files: raise sysctl 'fs.file-max', or end what holds them"),
+    (
+        "11",
+        "there may be no more processes: your limit (`ulimit -u`), that of the control group ('pids.max'), or sysctl 'kernel.threads-max'",
+    ),
+];
 
 impl From<NameError> for CliError {
     fn from(error: NameError) -> Self {
@@ -324,11 +343,13 @@ impl From<PrepareError> for CliError {
     }
 }
 
+/// What to do about a host repository that is not where it was.
+pub const HOST_GONE: &str = "it was moved or deleted: in its new place, any `git sandbox` command finds its sandboxes again; `git sandbox bundle NAME FILE` takes out the commits";
+
 /// The host repository of a sandbox is not where it was.
 fn host_of_sandbox(error: HostRepoError) -> CliError {
     match error {
-        HostRepoError::NotARepository { .. } | HostRepoError::Io { .. } => CliError::chain(&error)
-            .hint("it was moved or deleted: in its new place, any `git sandbox` command finds its sandboxes again"),
+        HostRepoError::NotARepository { .. } | HostRepoError::Io { .. } => CliError::chain(&error).hint(HOST_GONE),
         error => error.into(),
     }
 }

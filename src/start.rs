@@ -7,7 +7,7 @@ use crate::error::CliError;
 use crate::terminal::features;
 use sandbox_core::assemble::launch_spec;
 use sandbox_core::connection::{Connection, ConnectionError};
-use sandbox_core::launch::Mode;
+use sandbox_core::launch::{Mode, Network};
 use sandbox_core::sandbox::{Sandbox, SandboxError, State};
 use sandbox_core::store::{Store, make_dir, write_json};
 use sandbox_protocol::{Exec, Failure, FailureKind, Frame, FrameType, Message, escape_bytes};
@@ -30,6 +30,10 @@ pub fn start(
     lock: FileLock,
     once: bool,
 ) -> Result<Connection, CliError> {
+    if sandbox.record.network == Network::Allow {
+        // One that cannot be read lets nothing out: better said now than found out by whoever is inside.
+        crate::verbs::allow::rules(sandbox)?;
+    }
     empty_tmp(sandbox)?;
     let spec = launch_spec(store, sandbox, Mode::Work, &context.program)?;
     write_json(&sandbox.dir.launch(), &spec, false)?;

@@ -9,6 +9,7 @@ use sandbox_core::work;
 
 pub fn run(context: &Context, args: &cli::Branch) -> Outcome {
     let store = context.store()?;
+    store.writable()?;
     let sandbox = context.sandbox(&store, &args.name)?;
     super::fetch::bring(context, &store, &sandbox)?;
     let git = context.git()?;

@@ -33,7 +33,7 @@ pub fn run(context: &Context, args: &cli::Diff) -> Outcome {
     if args.uncommitted {
         return uncommitted(context, &store, &sandbox, args.stat);
     }
-    super::fetch::bring(context, &store, &sandbox)?;
+    super::fetch::bring_to_read(context, &store, &sandbox)?;
     let Some((base, tip)) = range(context, &store, &sandbox)? else {
         eprintln!("no commits in '{}'", sandbox.name());
         return Ok(0);
@@ -51,7 +51,7 @@ fn between(context: &Context, store: &Store, first: &Sandbox, second: &str, args
     let second = context.sandbox(store, second)?;
     super::conflicts::one_repository(&[first, &second])?;
     let tip = |sandbox: &Sandbox| -> Result<Oid, CliError> {
-        super::fetch::bring(context, store, sandbox)?;
+        super::fetch::bring_to_read(context, store, sandbox)?;
         let base = sandbox.snapshot(store)?.git.base.as_deref().and_then(Oid::parse);
         work::tip(context.git()?, store, sandbox)?.or(base).ok_or_else(|| {
             CliError::new(format!("the sandbox '{}' has no commit", sandbox.name()))
@@ -217,7 +217,7 @@ struct Listing {
 pub fn log(context: &Context, args: &cli::Log) -> Outcome {
     let store = context.store()?;
     let sandbox = context.sandbox(&store, &args.name)?;
-    super::fetch::bring(context, &store, &sandbox)?;
+    super::fetch::bring_to_read(context, &store, &sandbox)?;
     let range = range(context, &store, &sandbox)?;
     let limit = args.max_count.and_then(|n| u32::try_from(n).ok());
     let found = match range {

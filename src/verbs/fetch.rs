@@ -3,7 +3,7 @@
 use super::stop::chosen;
 use crate::cli;
 use crate::context::Context;
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, HOST_GONE, Outcome};
 use crate::inside;
 use crate::start::refused;
 use crate::text::escape_lines;
@@ -11,7 +11,7 @@ use sandbox_core::assemble::launch_spec;
 use sandbox_core::commit_back::{self, Brought};
 use sandbox_core::connection::{Connection, ConnectionError};
 use sandbox_core::launch::Mode;
-use sandbox_core::sandbox::Sandbox;
+use sandbox_core::sandbox::{Sandbox, State};
 use sandbox_core::store::Store;
 use sandbox_core::work;
 use sandbox_protocol::Message;
@@ -40,13 +40,25 @@ pub fn bring(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Stri
     if let Some(mut connection) = super::stop::live(sandbox)? {
         return match connection.ask(&Message::CommitBack, 1 << 20) {
             Ok((_, told)) => Ok(escape_lines(&String::from_utf8_lossy(&told))),
-            Err(ConnectionError::Refused(failure)) => Err(refused(&failure)),
+            Err(ConnectionError::Refused(failure)) => {
+                let error = refused(&failure);
+                Err(if work::host(store, sandbox).is_err() { error.hint(HOST_GONE) } else { error })
+            }
             // It stopped meanwhile.
             Err(ConnectionError::Closed) => stopped(context, store, sandbox),
             Err(error) => Err(error.into()),
         };
     }
     stopped(context, store, sandbox)
+}
+
+/// As [`bring`], for a verb that only shows: where a newer program keeps the state, it shows what came before.
+pub fn bring_to_read(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<(), CliError> {
+    if store.writable().is_err() && sandbox.state()? != State::Running {
+        eprintln!("note: a newer git-sandbox keeps the state: what was not brought home by it is not shown");
+        return Ok(());
+    }
+    bring(context, store, sandbox).map(drop)
 }
 
 /// Of one that does not run: a read-only helper over its directories answers instead of it.

@@ -26,6 +26,7 @@ use std::path::PathBuf;
 
 pub fn run(context: &Context, args: &cli::Merge) -> Outcome {
     let store = context.store()?;
+    store.writable()?;
     let how = match (args.ff_only, args.no_ff, args.squash, args.rebase) {
         (true, ..) => How::FastForwardOnly,
         (_, true, ..) => How::NoFf,
@@ -503,6 +504,7 @@ pub fn done(dir: &std::path::Path) -> PathBuf {
 
 pub fn apply(context: &Context, args: &cli::Apply) -> Outcome {
     let store = context.store()?;
+    store.writable()?;
     let sandbox = context.sandbox(&store, &args.name)?;
     super::fetch::bring(context, &store, &sandbox)?;
     // What is merged already is not brought a second time; what is not comes along.

@@ -1,6 +1,6 @@
 //! One file per verb, or per family of small ones.
 
-mod allow;
+pub mod allow;
 mod branch;
 mod bundle;
 pub mod commit;

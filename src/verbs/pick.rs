@@ -12,6 +12,7 @@ use sandbox_integrate::{Commit, How, MergeError, MergeRequest, Repo, commits};
 
 pub fn run(context: &Context, args: &cli::Pick) -> Outcome {
     let store = context.store()?;
+    store.writable()?;
     let sandbox = context.sandbox(&store, &args.name)?;
     super::fetch::bring(context, &store, &sandbox)?;
     let name = sandbox.name();

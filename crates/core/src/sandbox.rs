@@ -35,6 +35,8 @@ pub enum State {
     Stopped,
     /// Its supervisor or its first process was killed.
     Crashed,
+    /// It ran when the machine went down.
+    Rebooted,
 }
 
 impl State {
@@ -44,6 +46,7 @@ impl State {
             Self::Running => "running",
             Self::Stopped => "stopped",
             Self::Crashed => "stopped (crashed)",
+            Self::Rebooted => "stopped (rebooted)",
         }
     }
 }
@@ -208,6 +211,7 @@ impl Sandbox {
         };
         match &status.supervisor {
             Some(supervisor) if alive(supervisor) => State::Running,
+            Some(supervisor) if process::boot_id().is_ok_and(|boot| boot != supervisor.boot_id) => State::Rebooted,
             Some(_) => State::Crashed,
             None if status.started.is_some() && !status.stopped => State::Crashed,
             None => State::Stopped,

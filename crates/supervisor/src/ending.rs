@@ -34,6 +34,8 @@ const SHUTDOWN_EXTRA: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(1);
 /// How long the kernel may take to end killed processes before it is said.
 const KERNEL: Duration = Duration::from_secs(10);
+/// How often it is looked whether a killed process has ended that somebody traces: its pidfd does not tell.
+const ZOMBIE: Duration = Duration::from_millis(100);
 /// How often it is looked whether the sandbox's directory is still there.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -150,8 +152,14 @@ impl Supervisor {
                 let silent = self.heard + SILENCE;
                 Some(if silent > Instant::now() { until.min(silent) } else { until.min(after(SILENCE)) })
             }
-            Phase::Dying { tell, .. } => tell,
+            Phase::Dying { .. } => Some(after(ZOMBIE)),
         }
+    }
+
+    /// Everything inside has ended, though the first process's end may be kept by whoever traces it.
+    pub(crate) fn is_dead(&self) -> bool {
+        let pid = self.machine.process().pid;
+        matches!(self.phase, Phase::Dying { .. }) && matches!(process::state(pid), Ok('Z' | 'X'))
     }
 
     pub(crate) fn end_timers(&mut self, now: Instant) {

@@ -348,6 +348,9 @@ impl Supervisor {
             if self.agent.gone {
                 self.end_now();
             }
+            if self.is_dead() {
+                return self.gone();
+            }
             let ready = self.wait().map_err(step("wait for the sandbox"))?;
             for who in ready {
                 match who {

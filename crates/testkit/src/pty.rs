@@ -1,20 +1,26 @@
 //! A real terminal for a command: keys in, text out, with a deadline on each expectation.
 
 use crate::process::Child;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::AsFd;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// A command on a pseudo-terminal. Dropping it ends the command.
 pub struct Pty {
     child: Child,
-    master: File,
+    master: Option<File>,
+    /// Set when the terminal is to close.
+    closing: Arc<AtomicBool>,
+    reader: Option<JoinHandle<()>>,
     seen: Arc<(Mutex<Vec<u8>>, Condvar)>,
     /// How much of the text earlier expectations have used up.
     read: usize,
@@ -48,15 +54,22 @@ impl Pty {
         let master = File::from(master);
         let seen = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
         let (into, mut from) = (seen.clone(), master.try_clone().expect("a descriptor"));
-        std::thread::spawn(move || {
+        let closing = Arc::new(AtomicBool::new(false));
+        let closes = closing.clone();
+        let reader = std::thread::spawn(move || {
             let mut buffer = [0; 4096];
-            // EIO is how a terminal says that its last user is gone.
-            while let Ok(n @ 1..) = from.read(&mut buffer) {
+            let tick = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+            while !closes.load(Ordering::SeqCst) {
+                if let Ok(0) = poll(&mut [PollFd::new(&from, PollFlags::IN)], Some(&tick)) {
+                    continue;
+                }
+                // EIO is how a terminal says that its last user is gone.
+                let Ok(n @ 1..) = from.read(&mut buffer) else { return };
                 into.0.lock().expect("readers do not panic").extend_from_slice(&buffer[..n]);
                 into.1.notify_all();
             }
         });
-        Self { child, master, seen, read: 0 }
+        Self { child, master: Some(master), closing, reader: Some(reader), seen, read: 0 }
     }
 
     /// Types keys.
@@ -65,7 +78,7 @@ impl Pty {
     /// If the terminal is gone.
     #[track_caller]
     pub fn send(&mut self, keys: &str) {
-        self.master.write_all(keys.as_bytes()).expect("the terminal is open");
+        self.master().write_all(keys.as_bytes()).expect("the terminal is open");
     }
 
     /// Waits for a text after the one found last and returns all up to and with it, without
@@ -101,9 +114,37 @@ impl Pty {
         plain(&self.seen.0.lock().expect("readers do not panic"))
     }
 
+    /// Returns everything shown so far as it is.
+    pub fn raw(&self) -> Vec<u8> {
+        self.seen.0.lock().expect("readers do not panic").clone()
+    }
+
     /// Gives the window another size.
     pub fn resize(&self, rows: u16, cols: u16) {
-        resize(&self.master, rows, cols);
+        resize(self.master(), rows, cols);
+    }
+
+    /// Whether keys come as they are typed (raw mode), or line by line with an echo.
+    ///
+    /// # Panics
+    /// If the terminal is gone.
+    pub fn is_raw(&self) -> bool {
+        let modes = tcgetattr(self.master()).expect("an open terminal");
+        !modes.local_modes.intersects(LocalModes::ICANON | LocalModes::ECHO)
+    }
+
+    /// Closes the terminal, as when its window is closed or the line is lost: its users get HUP. The command goes on
+    /// as far as it wants.
+    pub fn hang_up(&mut self) {
+        self.closing.store(true, Ordering::SeqCst);
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
+        self.master = None;
+    }
+
+    fn master(&self) -> &File {
+        self.master.as_ref().expect("the terminal is open")
     }
 
     /// Waits for the command's end; returns its status and everything it showed.

@@ -16,6 +16,8 @@
 //! auto_commit  what an agent leaves uncommitted
 //! together several sandboxes at once: what collides, merging many, picking
 //! undo     what verbs did to the host is taken back exactly, or refused
+//! supervision  who dies, hangs up, is suspended or stands still, and what goes on
+//! host_life    what happens to the host's repository, state and clock meanwhile
 //! errors   one text per bad input
 //! ```
 //!
@@ -43,12 +45,14 @@ mod egress;
 mod errors;
 mod filesystem;
 mod fork;
+mod host_life;
 mod landing;
 mod leaving;
 mod life;
 mod merging;
 mod ordinary;
 mod states;
+mod supervision;
 mod together;
 mod undo;
 mod wall;

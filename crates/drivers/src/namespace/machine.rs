@@ -62,11 +62,17 @@ impl Drop for Starting {
     }
 }
 
+/// How long the kernel may take to end a killed process. One that takes longer hangs in it, or somebody traces it;
+/// its status is then taken by whoever inherits it.
+const ENDING: Duration = Duration::from_secs(10);
+
 /// Kills a process and takes its status, so that no zombie stays.
 pub fn end(pidfd: &OwnedFd) {
-    // Both can only fail when it has ended and somebody else took its status.
+    // All can only fail when it has ended and somebody else took its status.
     let _ = process::kill(pidfd);
-    let _ = reap(pidfd);
+    if process::wait_gone(pidfd, Some(ENDING)).unwrap_or(true) {
+        let _ = reap(pidfd);
+    }
 }
 
 /// Waits for the child of a pidfd; `None` when its status was taken before.
