@@ -7,6 +7,7 @@
 mod print;
 
 mod agent_help;
+mod changing;
 mod cli;
 mod context;
 mod error;
@@ -21,6 +22,7 @@ mod prepare;
 mod presets;
 mod probe;
 mod project;
+mod recovery;
 mod start;
 mod terminal;
 mod text;
@@ -32,6 +34,8 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // Nothing in a release build.
+    sandbox_sys::fault::arm(std::env::var_os("GIT_SANDBOX_FAULT").as_deref());
     let args: Vec<OsString> = std::env::args_os().collect();
     let called = args.first().and_then(|name| name.to_str()).and_then(|name| name.rsplit('/').next()).unwrap_or("");
     match called {
@@ -68,6 +72,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: cli::Cli) -> error::Outcome {
+    sandbox_sys::lock::announce(cli.verb.word());
     let context = context::Context::new(cli.directory)?;
     verbs::run(&context, cli.verb)
 }

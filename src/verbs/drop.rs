@@ -96,15 +96,16 @@ pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Forc
         return Err(refusal(sandbox, &unsaved));
     }
     if unsaved.is_empty() {
-        commit_back::remove_refs(context.git()?, store, sandbox)?;
-        removal::remove(store, sandbox, lock)?;
+        removal::drop_saved(context.git()?, store, sandbox, lock)?;
         log(store, sandbox, "dropped", |sandbox| Deed::Deleted { sandbox });
         return Ok(format!("dropped '{name}'{}", ignored_words(&unsaved)));
     }
-    let dir = trash::discard(store, sandbox, lock)?;
-    log(store, sandbox, "dropped into the trash", |sandbox| Deed::Trashed { sandbox });
-    // Afterwards: as long as it is not safe in the trash, its refs stay. The host repository may be gone.
-    let _ = commit_back::remove_refs(context.git()?, store, &Sandbox::new(dir, sandbox.record.clone()));
+    let git = context.git()?;
+    trash::discard(store, sandbox, lock, |there| {
+        log(store, there, "dropped into the trash", |sandbox| Deed::Trashed { sandbox });
+        // The host repository may be gone.
+        let _ = commit_back::remove_refs(git, store, there);
+    })?;
     Ok(format!(
         "dropped '{name}' into the trash{}\nhint: `git sandbox trash restore {name}` brings it back for {} days",
         ignored_words(&unsaved),

@@ -3,14 +3,14 @@
 
 use super::conflicts::{HERE, Table, in_order, one_repository};
 use super::list::print_json;
+use crate::changing::Changing;
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::text::{count, escape, escape_lines};
-use sandbox_core::id::RepoId;
-use sandbox_core::ops::{Deed, Log, Operation};
+use sandbox_core::journal::Verb;
 use sandbox_core::sandbox::Sandbox;
-use sandbox_core::store::{RepoDir, Store, make_dir};
+use sandbox_core::store::Store;
 use sandbox_core::work::{self, Changed};
 use sandbox_git::Oid;
 use sandbox_integrate::{
@@ -18,7 +18,6 @@ use sandbox_integrate::{
     MergeRequest, Pair, Relation, Repo, RepoPath, StashRequest, What, best_order,
 };
 use sandbox_protocol::{Exec, escape_bytes};
-use sandbox_sys::lock::FileLock;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
@@ -54,7 +53,7 @@ pub fn run(context: &Context, args: &cli::Merge) -> Outcome {
     if args.dry_run {
         return Ok(0);
     }
-    do_it("merge", &store, &sandbox, &repo, &plan)?;
+    do_it(context, &store, &sandbox, &repo, &plan)?;
     Ok(0)
 }
 
@@ -156,7 +155,7 @@ fn several(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Out
     };
     warn(&plan);
     if !args.dry_run {
-        do_it("merge", store, first, &repo, &plan)?;
+        do_it(context, store, first, &repo, &plan)?;
     }
     Ok((!found.left_out.is_empty()).into())
 }
@@ -250,7 +249,7 @@ pub fn fast_forward(context: &Context, store: &Store, sandbox: &Sandbox) -> Resu
     match plan(context, store, sandbox, How::FastForwardOnly, None)? {
         Some((repo, plan)) => {
             warn(&plan);
-            do_it("merge", store, sandbox, &repo, &plan)
+            do_it(context, store, sandbox, &repo, &plan)
         }
         None => Ok(()),
     }
@@ -375,19 +374,17 @@ pub fn warn(plan: &MergePlan) {
     }
 }
 
-/// Carries a plan out and says what it did. `verb` is what the operation log calls it.
-pub fn do_it(verb: &str, store: &Store, sandbox: &Sandbox, repo: &Repo, plan: &MergePlan) -> Result<(), CliError> {
-    let changing = Changing::begin(store, &sandbox.mount().repo, repo)?;
-    let merged = match sandbox_integrate::apply(repo, plan, changing.undo()) {
-        Ok(merged) => merged,
-        Err(error) => {
-            // Everything was put back, or the error says that it could not be.
-            if !matches!(error, MergeError::NotRestored { .. }) {
-                changing.finish()?;
-            }
-            return Err(error.into());
-        }
-    };
+/// Carries a plan out and says what it did.
+pub fn do_it(
+    context: &Context,
+    store: &Store,
+    sandbox: &Sandbox,
+    repo: &Repo,
+    plan: &MergePlan,
+) -> Result<(), CliError> {
+    let verb = if matches!(plan.what, What::Pick { .. }) { Verb::Pick } else { Verb::Merge };
+    let changing = Changing::begin(context, store, &sandbox.mount().repo, repo, verb, &plan.name)?;
+    let result = sandbox_integrate::apply(repo, plan, changing.undo());
     let what = match plan.what {
         What::UpToDate => "nothing to do".to_owned(),
         What::FastForward { commits } => format!("fast-forwarded by {}", count(commits as usize, "commit")),
@@ -401,7 +398,7 @@ pub fn do_it(verb: &str, store: &Store, sandbox: &Sandbox, repo: &Repo, plan: &M
     let names: Vec<String> = plan.name.split(' ').map(|name| format!("'{name}'")).collect();
     let onto = plan.head.reference.as_deref().map_or("HEAD", |name| name.strip_prefix("refs/heads/").unwrap_or(name));
     let told = format!("{what} from {} into '{}': now at {}", names.join(", "), escape(onto), plan.head.new.short());
-    changing.log(verb, &told)?;
+    let merged = changing.end(result, |_| told.clone())?;
     eprintln!("{told}");
     if !merged.uncommitted.is_empty() {
         eprintln!(
@@ -411,95 +408,6 @@ pub fn do_it(verb: &str, store: &Store, sandbox: &Sandbox, repo: &Repo, plan: &M
         );
     }
     Ok(())
-}
-
-/// The host's working tree is changed by one command at a time; the former state is kept until
-/// `gc` takes it after 30 days.
-///
-/// ```text
-/// repos/<id>/merge.lock        held while a working tree is changed
-/// repos/<id>/undo/<random>/    the former state; `done` beside it when the change was finished
-/// ```
-pub struct Changing {
-    repo: RepoId,
-    base: RepoDir,
-    worktree: PathBuf,
-    git_dir: PathBuf,
-    dir: PathBuf,
-    _lock: FileLock,
-}
-
-impl Changing {
-    /// Takes the lock; a change that was cut off (a crash, a `kill -9`) is taken back first.
-    pub fn begin(store: &Store, id: &RepoId, repo: &Repo) -> Result<Self, CliError> {
-        let base = store.repo(id);
-        let lock_file = base.path().join("merge.lock");
-        let lock = FileLock::exclusive(&lock_file).map_err(CliError::io(format!("lock '{}'", lock_file.display())))?;
-        let all = base.path().join("undo");
-        make_dir(&all)?;
-        for entry in std::fs::read_dir(&all).map_err(CliError::io(format!("list '{}'", all.display())))?.flatten() {
-            let dir = entry.path();
-            if entry.file_type().is_ok_and(|kind| kind.is_dir()) && !done(&dir).exists() {
-                sandbox_integrate::restore(repo, &dir)?;
-                std::fs::write(done(&dir), b"").map_err(CliError::io(format!("write '{}'", done(&dir).display())))?;
-                eprintln!("a change of this working tree that was cut off was taken back");
-            }
-        }
-        let (worktree, git_dir) = (repo.worktree().to_owned(), repo.gitdir().to_owned());
-        let dir = all.join(sandbox_core::id::SandboxId::random());
-        Ok(Self { repo: id.clone(), base, worktree, git_dir, dir, _lock: lock })
-    }
-
-    /// Where the former state goes: a directory that does not exist yet.
-    fn undo(&self) -> &std::path::Path {
-        &self.dir
-    }
-
-    /// The change was carried out: from here on `undo` takes it back, not the next command.
-    fn log(self, verb: &str, told: &str) -> Result<(), CliError> {
-        let undo = self.dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let (repo, worktree, git_dir) = (self.repo.clone(), self.worktree.clone(), self.git_dir.clone());
-        let deed = Deed::Tree { repo, worktree, git_dir, undo };
-        Log::of(&self.base).add(&Operation::now(verb, told, vec![deed]))?;
-        self.finish()
-    }
-
-    /// Takes a change back that was carried out, as the only one who changes this working tree. Cut off in
-    /// between, the next change puts the rest back first.
-    pub fn take_back(
-        store: &Store,
-        id: &RepoId,
-        repo: &Repo,
-        undo: &std::path::Path,
-    ) -> Result<Result<(), MergeError>, CliError> {
-        let changing = Self::begin(store, id, repo)?;
-        if let Err(refused) = sandbox_integrate::can_restore(repo, undo) {
-            return Ok(Err(refused));
-        }
-        let mark = done(undo);
-        match std::fs::remove_file(&mark) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(CliError::io(format!("remove '{}'", mark.display()))(error));
-            }
-            _ => {}
-        }
-        let outcome = sandbox_integrate::restore(repo, undo);
-        if !matches!(outcome, Err(MergeError::NotRestored { .. })) {
-            std::fs::write(&mark, b"").map_err(CliError::io(format!("write '{}'", mark.display())))?;
-        }
-        drop(changing);
-        Ok(outcome)
-    }
-
-    /// There is nothing to take back.
-    fn finish(self) -> Result<(), CliError> {
-        std::fs::write(done(&self.dir), b"").map_err(CliError::io(format!("write '{}'", done(&self.dir).display())))
-    }
-}
-
-/// The mark of a finished change, beside its directory.
-pub fn done(dir: &std::path::Path) -> PathBuf {
-    dir.with_extension("done")
 }
 
 pub fn apply(context: &Context, args: &cli::Apply) -> Outcome {
@@ -577,17 +485,10 @@ fn bring_edits(
         base,
     };
     let plan = sandbox_integrate::plan_edits(&repo, &request).map_err(|error| not_applied(sandbox, error))?;
-    let changing = Changing::begin(store, &sandbox.mount().repo, &repo)?;
-    match sandbox_integrate::apply_edits(&repo, &plan, changing.undo()) {
-        Err(error @ MergeError::NotRestored { .. }) => return Err(error.into()),
-        Err(error) => {
-            changing.finish()?;
-            return Err(error.into());
-        }
-        Ok(_) => {}
-    }
+    let changing = Changing::begin(context, store, &sandbox.mount().repo, &repo, Verb::Apply, sandbox.name())?;
+    let result = sandbox_integrate::apply_edits(&repo, &plan, changing.undo());
     let told = format!("{} applied here, uncommitted", count(edits.len(), "file"));
-    changing.log("apply", &format!("{told}, from '{}'", sandbox.name()))?;
+    changing.end(result, |_| format!("{told}, from '{}'", sandbox.name()))?;
     eprintln!("{told}");
     Ok(())
 }

@@ -44,7 +44,10 @@ pub fn run(context: &Context, verb: Verb) -> Outcome {
         Verb::Fetch(args) if inside::name().is_some() => return fetch::inside(&args),
         _ => {}
     }
-    inside::refuse(word(&verb))?;
+    inside::refuse(verb.word())?;
+    if !matches!(verb, Verb::Presets(_) | Verb::Doctor(_) | Verb::Setup(_)) {
+        crate::recovery::first(context);
+    }
     match verb {
         Verb::Spawn(args) => spawn::run(context, *args),
         Verb::Exec(args) => exec::run(context, &args),
@@ -84,44 +87,47 @@ pub fn run(context: &Context, verb: Verb) -> Outcome {
     }
 }
 
-fn word(verb: &Verb) -> &'static str {
-    match verb {
-        Verb::Spawn(_) => "spawn",
-        Verb::Exec(_) => "exec",
-        Verb::Shell(_) => "shell",
-        Verb::Attach(_) => "attach",
-        Verb::Logs(_) => "logs",
-        Verb::Events(_) => "events",
-        Verb::Allow(_) => "allow",
-        Verb::Deny(_) => "deny",
-        Verb::Wait(_) => "wait",
-        Verb::Stop(_) => "stop",
-        Verb::Start(_) => "start",
-        Verb::Fork(_) => "fork",
-        Verb::List(_) => "list",
-        Verb::Show(_) => "show",
-        Verb::Log(_) => "log",
-        Verb::Diff(_) => "diff",
-        Verb::Fetch(_) => "fetch",
-        Verb::Push(_) => "push",
-        Verb::Conflicts(_) => "conflicts",
-        Verb::Merge(_) => "merge",
-        Verb::Pick(_) => "pick",
-        Verb::Bundle(_) => "bundle",
-        Verb::Apply(_) => "apply",
-        Verb::Commit(_) => "commit",
-        Verb::Branch(_) => "branch",
-        Verb::Cp(_) => "cp",
-        Verb::Drop(_) => "drop",
-        Verb::Trash(_) => "trash",
-        Verb::Undo(_) => "undo",
-        Verb::Ops(_) => "ops",
-        Verb::Warm(_) => "warm",
-        Verb::Gc(_) => "gc",
-        Verb::Presets(_) => "presets",
-        Verb::Doctor(_) => "doctor",
-        Verb::Setup(_) => "setup",
-        Verb::Completions(_) => "completions",
-        Verb::Help(_) => "help",
+impl Verb {
+    /// Its word on the command line.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Verb::Spawn(_) => "spawn",
+            Verb::Exec(_) => "exec",
+            Verb::Shell(_) => "shell",
+            Verb::Attach(_) => "attach",
+            Verb::Logs(_) => "logs",
+            Verb::Events(_) => "events",
+            Verb::Allow(_) => "allow",
+            Verb::Deny(_) => "deny",
+            Verb::Wait(_) => "wait",
+            Verb::Stop(_) => "stop",
+            Verb::Start(_) => "start",
+            Verb::Fork(_) => "fork",
+            Verb::List(_) => "list",
+            Verb::Show(_) => "show",
+            Verb::Log(_) => "log",
+            Verb::Diff(_) => "diff",
+            Verb::Fetch(_) => "fetch",
+            Verb::Push(_) => "push",
+            Verb::Conflicts(_) => "conflicts",
+            Verb::Merge(_) => "merge",
+            Verb::Pick(_) => "pick",
+            Verb::Bundle(_) => "bundle",
+            Verb::Apply(_) => "apply",
+            Verb::Commit(_) => "commit",
+            Verb::Branch(_) => "branch",
+            Verb::Cp(_) => "cp",
+            Verb::Drop(_) => "drop",
+            Verb::Trash(_) => "trash",
+            Verb::Undo(_) => "undo",
+            Verb::Ops(_) => "ops",
+            Verb::Warm(_) => "warm",
+            Verb::Gc(_) => "gc",
+            Verb::Presets(_) => "presets",
+            Verb::Doctor(_) => "doctor",
+            Verb::Setup(_) => "setup",
+            Verb::Completions(_) => "completions",
+            Verb::Help(_) => "help",
+        }
     }
 }

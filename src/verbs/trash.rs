@@ -78,9 +78,7 @@ pub fn run(context: &Context, args: &cli::Trash) -> Outcome {
                     return Ok(1);
                 }
             }
-            for item in &all {
-                trash::delete(&store, item)?;
-            }
+            trash::empty(&store, &all)?;
             eprintln!("deleted {}", dropped(all.len()));
             Ok(0)
         }

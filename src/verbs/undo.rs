@@ -1,7 +1,7 @@
 //! `undo` and `ops`: takes back what a verb did here, exactly or not at all, and lists what was done.
 
 use super::list::print_json;
-use super::merge::Changing;
+use crate::changing::Changing;
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
@@ -180,7 +180,7 @@ impl Way {
     fn go(&self, context: &Context, store: &Store) -> Result<(), Refusal> {
         match self {
             Self::Tree { id, repo, undo } => {
-                Changing::take_back(store, id, repo, undo)?.map_err(since)?;
+                Changing::take_back(context, store, id, repo, undo)?.map_err(since)?;
             }
             Self::Branch { repo, reference, commit } => {
                 let git = repo.write(context.git()?);

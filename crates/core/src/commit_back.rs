@@ -13,6 +13,7 @@
 use crate::connection::{Connection, ConnectionError};
 use crate::gitdir::{GitDirError, granted_refs};
 use crate::host_repo::{HostRepo, HostRepoError};
+use crate::journal::{End, Home, Journal, Plan, Verb, recover};
 use crate::landing::{
     Base, Bounds, Conversation, Landing, LandingError, Planned, Update, Want, delete_refs, owner_blob, plan_refs,
 };
@@ -131,6 +132,9 @@ fn ref_lock(store: &Store, sandbox: &Sandbox) -> Result<FileLock> {
 pub fn commit_back(connection: &mut Connection, git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Brought> {
     let snapshot = sandbox.snapshot(store)?;
     let _lock = bring_lock(sandbox)?;
+    // One that was killed: what it left is gone before the next begins, and a git of it that still writes is waited for.
+    let home = Home::Sandbox(sandbox.record.id.clone());
+    recover::run(store, &mut recover::NoHands, recover::Which::Of(&home, &[Verb::Import], Duration::from_secs(10)))?;
     let mut brought = Brought::default();
     // Inner repositories first: a commit of the outer one that names theirs is never without them.
     let mut views: Vec<(usize, &ViewRecord)> = snapshot.git.views.iter().enumerate().collect();
@@ -242,7 +246,15 @@ impl Job<'_> {
             updates.push(Update { name: owner_ref, old: None, new: Some(blob) });
         }
         let _lock = ref_lock(self.store, self.sandbox)?;
-        landing.move_to_host(self.host, name.as_str(), &updates)?;
+        let journal = Journal::of_sandbox(self.store, &self.sandbox.record.id);
+        let mut op = journal.start(Plan::new(Verb::Import).of(name.as_str()))?;
+        match landing.move_to_host(Some(&mut op), self.host, name.as_str(), &updates) {
+            Ok(_) => op.end(End::Done),
+            Err(error) => {
+                op.end(End::Failed);
+                return Err(error.into());
+            }
+        }
         for planned in plan.updates.iter().filter(|planned| !refused.contains_key(&planned.name)) {
             brought.lines.push(self.line(planned));
         }

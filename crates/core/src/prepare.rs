@@ -22,6 +22,7 @@ use sandbox_capture::{CaptureError, CaptureRequest, Captured, Limit, Progress, R
 use sandbox_capture::{Entry, Manifest, Reason};
 use sandbox_git::Git;
 use sandbox_git::index::Stat;
+use sandbox_sys::fault;
 use sandbox_sys::lock::FileLock;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -209,7 +210,9 @@ fn worktree(request: &Request<'_>, repo: &RepoDir) -> Result<(Snapshot, Told)> {
         Some(latest) => read_json(&repo.snapshot(&latest.snapshot))?,
         None => None,
     };
+    stop("spawn.capture", repo.path())?;
     let captured = capture(request, repo, &top, before.as_ref())?;
+    stop("spawn.captured", repo.path())?;
     let layers: Vec<LayerId> = captured.layers.iter().filter_map(|id| LayerId::parse(id)).collect();
     let nested: Vec<PathBuf> =
         captured.git_boundaries.iter().filter(|path| !path.as_os_str().is_empty()).cloned().collect();
@@ -235,8 +238,10 @@ fn worktree(request: &Request<'_>, repo: &RepoDir) -> Result<(Snapshot, Told)> {
         root_mtime,
         notes: notes(&told),
     };
+    stop("spawn.snapshot", repo.path())?;
     write_json(&repo.snapshot(&snapshot.id), &snapshot, false)?;
     make_dir(&latest_dir(repo))?;
+    stop("spawn.latest", repo.path())?;
     write_json(&latest_file(repo, &top), &Latest { worktree: top, snapshot: snapshot.id.clone() }, false)?;
     Ok((snapshot, told))
 }
@@ -247,6 +252,11 @@ fn used_now(latest: &Path) {
     let times = Timestamps { last_access: now, last_modification: now };
     // A failure costs a warm spawn some day, not this one.
     let _ = utimensat(rustix::fs::CWD, latest, &times, AtFlags::empty());
+}
+
+/// A point at which a test may stop us.
+fn stop(name: &'static str, at: &Path) -> Result<()> {
+    fault::point(name).map_err(failed("write", at))
 }
 
 fn now() -> u64 {
@@ -398,6 +408,7 @@ impl Drop for TempTree {
 /// Moves a finished layer into place.
 fn publish(repo: &RepoDir, temp: &Path, id: &LayerId) -> Result<()> {
     make_dir(&repo.layers())?;
+    stop("spawn.layer", temp)?;
     fs::rename(temp, repo.layer(id)).map_err(failed("move into place", temp))
 }
 
@@ -543,6 +554,7 @@ pub fn create(store: &Store, mut record: SandboxRecord, taken: &Taken) -> Result
     let dir = store.sandbox(&record.id);
     make_dir(dir.path())?;
     let guard = TempTree(dir.path().to_owned());
+    stop("spawn.dir", dir.path())?;
     let lock_file = dir.lock_file();
     let lock = FileLock::exclusive(&lock_file).map_err(failed("lock", &lock_file))?;
     let (upper, work) = (dir.upper(0), dir.work(0));
@@ -559,8 +571,11 @@ pub fn create(store: &Store, mut record: SandboxRecord, taken: &Taken) -> Result
     let time = Timespec { tv_sec: secs, tv_nsec: i64::from(nanos) };
     utimensat(rustix::fs::CWD, &upper, &Timestamps { last_access: time, last_modification: time }, AtFlags::empty())
         .map_err(|error| failed("change the time of", &upper)(error.into()))?;
+    stop("spawn.name", dir.path())?;
     names.give(&record.name, &record.id)?;
+    stop("spawn.record", dir.path())?;
     write_json(&dir.record(), &record, false)?;
+    stop("spawn.made", dir.path())?;
     std::mem::forget(guard);
     Ok((Sandbox::new(dir, record), lock))
 }
@@ -568,5 +583,5 @@ pub fn create(store: &Store, mut record: SandboxRecord, taken: &Taken) -> Result
 /// Takes a sandbox back whose launch failed: nothing was ever done in it.
 pub fn undo(store: &Store, sandbox: &Sandbox) {
     let Ok(lock) = sandbox.take(std::time::Duration::from_secs(5)) else { return };
-    let _ = crate::removal::remove(store, sandbox, lock);
+    let _ = crate::removal::remove_unused(store, sandbox, lock);
 }

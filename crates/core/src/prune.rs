@@ -6,9 +6,11 @@
 //! fits into the cache's size; what was not used for longest goes first. The trash goes after 30 days.
 
 use crate::id::{LayerId, SandboxId, SnapshotId};
+use crate::journal::{End, Journal, Plan, Verb};
 use crate::record::{SandboxRecord, Snapshot};
 use crate::store::{RepoDir, Store, StoreError, read_json};
 use crate::trash::{self, KEEP_DAYS};
+use sandbox_sys::fault;
 use sandbox_sys::lock::FileLock;
 use std::collections::BTreeSet;
 use std::fs;
@@ -223,6 +225,10 @@ fn plan_repo(repo: &RepoDir, keep: &BTreeSet<SnapshotId>, plan: &mut PrunePlan) 
 
 /// Removes what was planned and still is not needed; returns how many.
 pub fn apply(store: &Store, planned: &PrunePlan) -> Result<usize, StoreError> {
+    let mut op = Journal::of_store(store).start(Plan::new(Verb::Gc).makes_room())?;
+    let expired = planned.items.iter().filter(|item| item.repo.is_none());
+    let named = expired.filter_map(|item| Some((item.path.file_name()?.to_str()?.to_owned(), String::new())));
+    op.begin_durably("delete", named.collect())?;
     let mut removed = 0;
     let mut locked: Option<(PathBuf, FileLock)> = None;
     let mut again: Option<PrunePlan> = None;
@@ -246,9 +252,12 @@ pub fn apply(store: &Store, planned: &PrunePlan) -> Result<usize, StoreError> {
             removed += usize::from(trash::delete_dir(store, &item.path)?);
             continue;
         }
+        fault::point("gc.item").map_err(StoreError::io("delete", &item.path))?;
         sandbox_capture::remove_tree(&item.path).map_err(StoreError::io("delete", &item.path))?;
         removed += 1;
     }
+    fault::point("gc.end").map_err(StoreError::io("write", store.root()))?;
+    op.end(End::Done);
     Ok(removed)
 }
 

@@ -1,15 +1,55 @@
 //! Removing a sandbox whose work is saved, and sweeping what half-made commands left.
 
+use crate::commit_back::{self, CommitBackError};
+use crate::journal::{End, Ids, Journal, Plan, Verb};
 use crate::record::SandboxRecord;
 use crate::sandbox::{Names, Sandbox};
-use crate::store::{Store, StoreError, read_json};
+use crate::store::{SandboxDir, Store, StoreError, read_json};
+use sandbox_git::Git;
+use sandbox_sys::fault;
 use sandbox_sys::lock::FileLock;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Removes a sandbox whose lock is held: one rename makes it vanish, then it is deleted.
-pub fn remove(store: &Store, sandbox: &Sandbox, lock: FileLock) -> Result<(), StoreError> {
+/// Removes a sandbox whose lock is held and whose work is saved.
+///
+/// ```text
+/// away     one rename: from here on it is gone, and the next command does what is left
+/// refs     those that it has in the host's repositories
+/// name     is free again
+/// delete
+/// ```
+pub fn drop_saved(git: &Git, store: &Store, sandbox: &Sandbox, lock: FileLock) -> Result<(), CommitBackError> {
+    let id = &sandbox.record.id;
+    let mut op = Journal::of_sandbox(store, id).start(Plan::new(Verb::Drop).of(sandbox.name()).makes_room())?;
+    let gone = store.dropped(id);
+    let stop = |name| fault::point(name).map_err(StoreError::io("move away", sandbox.dir.path()));
+    stop("drop.away")?;
+    op.begin_durably("away", Ids::new())?;
+    stop("drop.rename")?;
+    fs::rename(sandbox.dir.path(), &gone).map_err(StoreError::io("move away", sandbox.dir.path()))?;
+    let there = Sandbox::new(SandboxDir::at(gone.clone()), sandbox.record.clone());
+    if let Err(error) =
+        stop("drop.refs").map_err(Into::into).and_then(|()| commit_back::remove_refs(git, store, &there))
+    {
+        // A foreign lock, a repository that is gone: it stays whole, and so do its refs.
+        fs::rename(&gone, sandbox.dir.path()).map_err(StoreError::io("move back", &gone))?;
+        op.end(End::Failed);
+        return Err(error);
+    }
+    stop("drop.name")?;
+    take_names_back(store, &sandbox.record);
+    drop(lock);
+    stop("drop.delete")?;
+    sandbox_capture::remove_tree(&gone).map_err(StoreError::io("delete", &gone))?;
+    stop("drop.end")?;
+    op.end(End::Done);
+    Ok(())
+}
+
+/// Removes a sandbox that nothing was ever done in: one rename makes it vanish, then it is deleted.
+pub(crate) fn remove_unused(store: &Store, sandbox: &Sandbox, lock: FileLock) -> Result<(), StoreError> {
     let gone = store.dropped(&sandbox.record.id);
     fs::rename(sandbox.dir.path(), &gone).map_err(StoreError::io("move away", sandbox.dir.path()))?;
     take_names_back(store, &sandbox.record);
@@ -58,7 +98,9 @@ pub fn sweep(store: &Store, patience: Duration) -> Result<usize, StoreError> {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         let abandoned = !capturing && is_of_capture(&name) || !folding && is_of_fold(&name);
-        if abandoned || old(&entry.path()) || is_dropped(&name) {
+        // The one that drops it still works on it.
+        let held = is_dropped(&name) && FileLock::is_held(&entry.path().join("lock"));
+        if abandoned || old(&entry.path()) || is_dropped(&name) && !held {
             sandbox_capture::remove_tree(&entry.path()).map_err(StoreError::io("delete", entry.path()))?;
             swept += 1;
         }

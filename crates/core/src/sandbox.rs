@@ -6,7 +6,7 @@ use crate::id::{Name, RepoId, SandboxId};
 use crate::launch::Network;
 use crate::record::{RepoMount, RepoRecord, SandboxRecord, Snapshot, StatusRecord};
 use crate::store::{RepoDir, SandboxDir, Store, StoreError, make_dir, read_json, write_json, write_whole};
-use sandbox_sys::lock::FileLock;
+use sandbox_sys::lock::{FileLock, Holder, holder};
 use sandbox_sys::process;
 use std::fs;
 use std::io;
@@ -80,11 +80,11 @@ pub enum SandboxError {
         /// Which.
         name: String,
     },
-    /// Another command works on it.
-    #[error("busy: another command works on the sandbox '{name}'")]
+    /// Another command works on it, or on the same working tree.
+    #[error("busy: {}", holder.as_ref().map_or_else(|| "another command".to_owned(), ToString::to_string))]
     Busy {
-        /// Which.
-        name: String,
+        /// Who says that it has the lock.
+        holder: Option<Holder>,
     },
     /// Its first process does not end.
     #[error("process {pid} of the sandbox '{name}' does not end")]
@@ -267,7 +267,7 @@ impl Sandbox {
                 let name = self.name().to_owned();
                 return Err(match self.status()?.supervisor {
                     Some(_) => SandboxError::Running { name },
-                    None => SandboxError::Busy { name },
+                    None => SandboxError::Busy { holder: holder(&path) },
                 });
             }
             std::thread::sleep(Duration::from_millis(5));

@@ -2,9 +2,11 @@
 //! rename, so that restoring is exact (ignored files, home and nested repositories included).
 
 use crate::id::Name;
+use crate::journal::{End, Ids, Journal, Plan, Verb};
 use crate::record::SandboxRecord;
 use crate::sandbox::{Names, Sandbox, SandboxError};
 use crate::store::{SandboxDir, Store, StoreError, read_json, write_json};
+use sandbox_sys::fault;
 use sandbox_sys::lock::FileLock;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -67,13 +69,30 @@ pub fn list(store: &Store) -> Result<Vec<Trashed>, StoreError> {
 }
 
 /// Moves a sandbox, whose lock is held and that does not run, into the trash; returns where it is now.
-/// Needs no room on the disk: on a full one this is how room is made.
-pub fn discard(store: &Store, sandbox: &Sandbox, lock: FileLock) -> Result<SandboxDir, StoreError> {
+/// Needs no room on the disk: on a full one this is how room is made. `remove_refs` takes its refs away
+/// once it is safe there: as long as it is not, they stay.
+pub fn discard(
+    store: &Store,
+    sandbox: &Sandbox,
+    lock: FileLock,
+    remove_refs: impl FnOnce(&Sandbox),
+) -> Result<SandboxDir, StoreError> {
+    let journal = Journal::of_sandbox(store, &sandbox.record.id);
+    let mut op = journal.start(Plan::new(Verb::Drop).of(sandbox.name()).makes_room())?;
+    let stop = |name| fault::point(name).map_err(StoreError::io("move away", sandbox.dir.path()));
+    stop("trash.away")?;
+    op.begin_durably("away", Ids::new())?;
+    stop("trash.rename")?;
     let target = store.trash(&sandbox.record.id);
     fs::rename(sandbox.dir.path(), target.path()).map_err(StoreError::io("move away", sandbox.dir.path()))?;
     let there = Sandbox::new(target, sandbox.record.clone());
+    stop("trash.name")?;
     settle(store, &there);
     drop(lock);
+    stop("trash.refs")?;
+    remove_refs(&there);
+    stop("trash.end")?;
+    op.end(End::Done);
     Ok(there.dir)
 }
 
@@ -122,22 +141,36 @@ pub fn restore(store: &Store, item: &Trashed) -> Result<Name, SandboxError> {
     Ok(name)
 }
 
-/// Deletes one for good. One rename takes it from the trash first: what is being deleted cannot
-/// be restored by halves. One that was restored meanwhile is left alone.
-pub fn delete(store: &Store, item: &Trashed) -> Result<(), StoreError> {
-    delete_dir(store, item.dir.path()).map(drop)
+/// Deletes these for good. One that was restored meanwhile is left alone.
+pub fn empty(store: &Store, items: &[Trashed]) -> Result<(), StoreError> {
+    let mut op = Journal::of_store(store).start(Plan::new(Verb::Empty).makes_room())?;
+    // What is deleted to the end by a later command, if this one is cut.
+    op.begin_durably(
+        "delete",
+        items.iter().map(|item| (item.record.id.to_string(), item.record.name.to_string())).collect(),
+    )?;
+    for item in items {
+        delete_dir(store, item.dir.path())?;
+    }
+    op.end(End::Done);
+    Ok(())
 }
 
-/// As [`delete`], by path; false when it is not there any more.
+/// Deletes one for good; false when it is not there any more. One rename takes it from the trash first: what
+/// is being deleted cannot be restored by halves.
 pub(crate) fn delete_dir(store: &Store, path: &Path) -> Result<bool, StoreError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let gone = store.tmp().join(format!("dropped-{name}"));
+    let stop = |name| fault::point(name).map_err(StoreError::io("delete", path));
+    stop("empty.away")?;
     match fs::rename(path, &gone) {
         Ok(()) => {}
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
         Err(source) => return Err(StoreError::Io { action: "move away", path: path.to_owned(), source }),
     }
+    stop("empty.delete")?;
     sandbox_capture::remove_tree(&gone).map_err(StoreError::io("delete", &gone))?;
+    stop("empty.deleted")?;
     Ok(true)
 }
 
@@ -179,7 +212,7 @@ mod tests {
         crate::store::make_dir(&dir.path().join("dropped.json")).unwrap();
         write_json(&dir.record(), &record, false).unwrap();
         let lock = FileLock::exclusive(&dir.lock_file()).unwrap();
-        let there = discard(&store, &Sandbox::new(dir.clone(), record), lock).unwrap();
+        let there = discard(&store, &Sandbox::new(dir.clone(), record), lock, |_| {}).unwrap();
         assert!(!dir.path().exists() && there.record().exists());
         fs::remove_dir(there.path().join("dropped.json")).unwrap();
         let listed = list(&store).unwrap();

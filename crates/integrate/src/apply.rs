@@ -17,7 +17,7 @@ use crate::path::RepoPath;
 use crate::plan::{FileAction, HeadMove, Identity, IndexAction, MergePlan, PathPlan, What, Why};
 use crate::refs::Transaction;
 use crate::repo::Repo;
-use crate::undo::{Context, Saver, Staging, note_lock};
+use crate::undo::{Context, Saver, Staging, take_lock};
 use crate::work::{Step, Work, stage};
 use crate::worktree::{Found, Worktree};
 use serde::Serialize;
@@ -100,8 +100,8 @@ impl Change<'_> {
     }
 
     fn try_apply(&self, repo: &Repo, undo: &Path) -> Result<Merged, MergeError> {
-        let mut lock = IndexLock::take(repo)?;
-        note_lock(undo, lock.path()).map_err(MergeError::io("write", undo))?;
+        let mut lock = take_lock(repo, undo)?;
+        stop("merge.locked", undo)?;
         self.check_unchanged(repo)?;
         let tree = Worktree::open(repo.worktree()).map_err(MergeError::io("open", repo.worktree()))?;
         let mut saver = Saver::begin(repo, undo)?;
@@ -129,7 +129,9 @@ impl Change<'_> {
             steps.push(Step { n, plan, seen });
         }
         let head = self.head.as_ref().map(|(step, ..)| *step);
+        stop("merge.staged", undo)?;
         saver.finish(&Context { name: self.name, head, index: &self.index.digest })?;
+        stop("merge.saved", undo)?;
         let transaction = match &self.head {
             Some((step, identity, message)) => Some(Transaction::prepare(repo, step, message, Some(identity))?),
             None => None,
@@ -182,6 +184,11 @@ impl Change<'_> {
     }
 }
 
+/// A point at which a test may stop us.
+fn stop(name: &'static str, at: &Path) -> Result<(), MergeError> {
+    sandbox_sys::fault::point(name).map_err(MergeError::io("write", at))
+}
+
 fn update(plan: &PathPlan) -> Option<Update<'_>> {
     match plan.index {
         IndexAction::Keep => None,
@@ -203,13 +210,15 @@ fn finish(
 ) -> Result<(), MergeError> {
     let index = repo.index().to_owned();
     let put_back = undo.join("index");
+    stop("merge.index", undo)?;
     if index_changes {
         lock.commit().map_err(MergeError::io("write", &index))?;
     } else {
         drop(lock);
     }
     let Some(transaction) = transaction else { return Ok(()) };
-    let Err(error) = transaction.commit() else { return Ok(()) };
+    let moved = stop("merge.head", undo).and_then(|()| transaction.commit());
+    let Err(error) = moved else { return Ok(()) };
     // Its answer may have been lost after the deed.
     if let (Some(step), Ok(now)) = (head, repo.head())
         && now.commit == Some(step.new)
@@ -219,7 +228,7 @@ fn finish(
     }
     if index_changes {
         let back = || -> Result<(), MergeError> {
-            let mut lock = IndexLock::take(repo)?;
+            let mut lock = take_lock(repo, undo)?;
             if put_back.exists() {
                 lock.fill(&put_back, true)?;
                 lock.commit().map_err(MergeError::io("write", &index))

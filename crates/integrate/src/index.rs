@@ -277,6 +277,21 @@ impl IndexLock {
         &self.path
     }
 
+    /// Takes the lock by giving `file`, which is empty and beside the index, its name: what is known of `file`
+    /// is known of the lock from its first moment on.
+    pub fn take_as(repo: &Repo, file: &Path) -> Result<Self, MergeError> {
+        let index = repo.index().to_owned();
+        let mut path = index.clone().into_os_string();
+        path.push(".lock");
+        let path = PathBuf::from(path);
+        let open = fs::OpenOptions::new().write(true).open(file).map_err(MergeError::io("open", file))?;
+        match fs::hard_link(file, &path) {
+            Ok(()) => Ok(Self { path, index, file: Some(open) }),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(MergeError::Locked { path }),
+            Err(source) => Err(MergeError::io("create", path)(source)),
+        }
+    }
+
     /// Writes what the index will be into the lock file. `keep_time`: with the time of `from`.
     pub fn fill(&mut self, from: &Path, keep_time: bool) -> Result<(), MergeError> {
         let file = self.file.as_mut().expect("the lock is held");

@@ -26,7 +26,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The format of `undo.json`.
 const FORMAT: u32 = 1;
@@ -141,7 +141,7 @@ pub fn restore(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
         return remove_staging(repo, dir);
     };
     remove_own_lock(repo, dir)?;
-    let mut lock = IndexLock::take(repo)?;
+    let mut lock = take_lock(repo, dir)?;
     let tree = Worktree::open(repo.worktree()).map_err(MergeError::io("open", repo.worktree()))?;
     let Back { todo, head, index } = look(repo, dir, &record, &tree)?;
 
@@ -187,7 +187,7 @@ pub fn can_restore(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
 fn read(dir: &Path) -> Result<Option<Record>, MergeError> {
     let file = dir.join("undo.json");
     let json = match fs::read(&file) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && dir.join("lock").exists() => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && dir.is_dir() => return Ok(None),
         other => other.map_err(MergeError::io("read", &file))?,
     };
     let record: Record =
@@ -277,6 +277,12 @@ fn remove_own_lock(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
     let mut lock = repo.index().to_owned().into_os_string();
     lock.push(".lock");
     let lock = Path::new(&lock);
+    match fs::remove_file(lock_to_be(repo, dir)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(MergeError::io("remove", lock_to_be(repo, dir))(error));
+        }
+        _ => {}
+    }
     let (Ok(noted), Ok(found)) = (fs::read(dir.join("lock")), lock_note(lock)) else { return Ok(()) };
     if noted == found {
         fs::remove_file(lock).map_err(MergeError::io("remove", lock))?;
@@ -284,9 +290,33 @@ fn remove_own_lock(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
     Ok(())
 }
 
-/// Notes which lock file is ours, for a merge that is cut.
-pub(crate) fn note_lock(dir: &Path, lock: &Path) -> io::Result<()> {
-    write_private(&dir.join("lock"), &lock_note(lock)?, false)
+/// Takes the index's lock, noted in `dir` before it is one: whenever a merge is cut, its lock is known to be its own.
+pub(crate) fn take_lock(repo: &Repo, dir: &Path) -> Result<IndexLock, MergeError> {
+    let file = lock_to_be(repo, dir);
+    let made = fs::OpenOptions::new().write(true).create_new(true).open(&file);
+    made.map_err(MergeError::io("create", &file))?;
+    let note = || write_private(&dir.join("lock"), &lock_note(&file)?, false);
+    let lock = note().map_err(MergeError::io("write", dir)).and_then(|()| {
+        sandbox_sys::fault::point("merge.lock").map_err(MergeError::io("create", &file))?;
+        match IndexLock::take_as(repo, &file) {
+            // A file system without hard links.
+            Err(MergeError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
+                let lock = IndexLock::take(repo)?;
+                let note = write_private(&dir.join("lock"), &lock_note(lock.path()).unwrap_or_default(), false);
+                note.map_err(MergeError::io("write", dir)).map(|()| lock)
+            }
+            other => other,
+        }
+    });
+    let removed = fs::remove_file(&file).map_err(MergeError::io("remove", &file));
+    let lock = lock?;
+    removed.map(|()| lock)
+}
+
+/// What becomes the index's lock, beside it: its name is told by that of the undo directory.
+fn lock_to_be(repo: &Repo, dir: &Path) -> PathBuf {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    repo.index().with_file_name(format!("{STAGING}{name}.lock"))
 }
 
 fn lock_note(lock: &Path) -> io::Result<Vec<u8>> {

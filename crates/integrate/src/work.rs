@@ -248,7 +248,7 @@ pub(crate) mod fault {
 
     #[cfg(not(test))]
     pub fn point() -> io::Result<()> {
-        Ok(())
+        sandbox_sys::fault::point("merge.step")
     }
 
     #[cfg(test)]

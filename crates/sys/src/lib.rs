@@ -4,6 +4,7 @@
 pub mod caps;
 pub mod child;
 pub mod copy;
+pub mod fault;
 pub mod fork;
 pub mod landlock;
 pub mod lock;

@@ -1,9 +1,21 @@
 //! `flock`s as guards: the lock lives as long as the value, and dies with the process.
+//!
+//! Who takes one exclusively writes into the file who that is, for those who wait. It is for people: nothing
+//! is decided by it, and it stays there when the lock is given back.
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+static COMMAND: OnceLock<String> = OnceLock::new();
+
+/// Names the command that this process is, for [`holder`] in others.
+pub fn announce(command: &str) {
+    let _ = COMMAND.set(command.to_owned());
+}
 
 /// What came of asking for a lock.
 #[derive(Debug)]
@@ -25,7 +37,7 @@ pub struct FileLock {
 impl FileLock {
     /// Waits for the exclusive lock of `path`, making the file when it does not exist.
     pub fn exclusive(path: &Path) -> io::Result<Self> {
-        Self::take(path, FlockOperation::LockExclusive)
+        Self::take(path, FlockOperation::LockExclusive).inspect(|lock| lock.note())
     }
 
     /// Waits for the shared lock of `path`.
@@ -36,10 +48,33 @@ impl FileLock {
     /// Takes the exclusive lock if it is free; `None` when somebody holds it.
     pub fn try_exclusive(path: &Path) -> io::Result<Option<Self>> {
         match Self::take(path, FlockOperation::NonBlockingLockExclusive) {
-            Ok(lock) => Ok(Some(lock)),
+            Ok(lock) => {
+                lock.note();
+                Ok(Some(lock))
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Takes the exclusive lock of `path`, waiting for it at most so long; `None` when it was held all the time.
+    pub fn exclusive_within(path: &Path, patience: Duration) -> io::Result<Option<Self>> {
+        let until = Instant::now() + patience;
+        let mut pause = Duration::from_millis(1);
+        loop {
+            match Self::try_exclusive(path)? {
+                None if Instant::now() < until => std::thread::sleep(pause),
+                other => return Ok(other),
+            }
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    /// Writes who we are into the file. On a full disk there is no note.
+    fn note(&self) {
+        let command = COMMAND.get().map_or("git-sandbox", String::as_str);
+        let note = format!("{command} {} {}\n", std::process::id(), uptime());
+        let _ = rustix::io::pwrite(&self.fd, note.as_bytes(), 0);
     }
 
     /// Takes the exclusive lock of a file that exists, if it is free. Makes none.
@@ -100,6 +135,40 @@ impl FileLock {
     }
 }
 
+/// Who took a lock last, by its own word. Not escaped, and never to be decided by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its command.
+    pub command: String,
+    /// Its process.
+    pub pid: u32,
+    /// For how long it has had it by now, in seconds.
+    pub seconds: u64,
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "'{}' by pid {} since {} s", self.command, self.pid, self.seconds)
+    }
+}
+
+/// Reads who says that it has the lock of `path`.
+pub fn holder(path: &Path) -> Option<Holder> {
+    let fd = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty()).ok()?;
+    let mut bytes = [0; 128];
+    let length = rustix::io::pread(&fd, &mut bytes, 0).ok()?;
+    let text = std::str::from_utf8(&bytes[..length]).ok()?;
+    let mut words = text.lines().next()?.split(' ');
+    let (command, pid, since) = (words.next()?, words.next()?.parse().ok()?, words.next()?.parse::<u64>().ok()?);
+    let printable = !command.is_empty() && command.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+    printable.then(|| Holder { command: command.to_owned(), pid, seconds: uptime().saturating_sub(since) })
+}
+
+/// Seconds since the machine was started, sleep included: clocks that are set do not matter.
+fn uptime() -> u64 {
+    u64::try_from(rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec).unwrap_or_default()
+}
+
 impl AsFd for FileLock {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
@@ -109,6 +178,24 @@ impl AsFd for FileLock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_waits_is_told_for_whom() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        assert_eq!(holder(&path), None);
+        let held = FileLock::exclusive(&path).unwrap();
+        assert!(FileLock::exclusive_within(&path, Duration::from_millis(20)).unwrap().is_none());
+        let told = holder(&path).unwrap();
+        assert_eq!(told.to_string(), format!("'git-sandbox' by pid {} since 0 s", std::process::id()));
+        drop(held);
+        assert!(FileLock::exclusive_within(&path, Duration::ZERO).unwrap().is_some());
+        // Whatever is in it, it is not printed.
+        for text in ["", "merge\n", "\u{1b}]0;x 1 2\n", "merge -1 2\n"] {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(holder(&path), None);
+        }
+    }
 
     #[test]
     fn a_lock_of_what_was_removed_is_no_lock() {

@@ -153,7 +153,13 @@ pub fn decide(operation: &Operation, home: &Home, facts: &Facts) -> Recovery {
         // What changes a working tree says where.
         _ => match (operation.step("change"), change(operation)) {
             (Some(step), _) if step.done => end = End::Finished,
-            (Some(_), Some(change)) if facts.undo => deeds.push(Deed::PutBack(change)),
+            (Some(_), Some(change)) if facts.undo => {
+                deeds.push(Deed::PutBack(change));
+                // Taking back is what it was for.
+                if operation.verb == Verb::Undo {
+                    end = End::Finished;
+                }
+            }
             _ => {}
         },
     }
@@ -222,6 +228,22 @@ pub trait Hands {
     fn may_change(&self, change: &Change) -> bool;
 }
 
+/// For operations of which nothing is left that needs hands.
+#[derive(Debug)]
+pub struct NoHands;
+
+impl Hands for NoHands {
+    fn put_back(&mut self, _change: &Change) -> Result<bool, Box<dyn Error + Send + Sync>> {
+        Err("there is nobody here who could put it back".into())
+    }
+    fn remove_refs(&mut self, _sandbox: &Sandbox) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Err("there is nobody here who could remove refs".into())
+    }
+    fn may_change(&self, _change: &Change) -> bool {
+        false
+    }
+}
+
 /// What was found of one operation.
 #[derive(Debug)]
 pub struct Found {
@@ -236,9 +258,9 @@ pub struct Found {
 pub enum Which<'a> {
     /// All that is dead.
     All,
-    /// What is dead of one journal; one that is at its end now is waited for so long. The caller holds the lock
-    /// under which its operations run.
-    Of(&'a Home, Duration),
+    /// What is dead of one journal and for one of these; one that is at its end now is waited for so long. The
+    /// caller holds the lock under which such operations run.
+    Of(&'a Home, &'a [Verb], Duration),
 }
 
 /// Finds operations that were cut and says what follows, doing nothing.
@@ -335,8 +357,13 @@ impl Cut {
     fn take(store: &Store, marker: &Marker, which: Which<'_>) -> Result<Option<Self>, StoreError> {
         let until = match which {
             Which::All => None,
-            Which::Of(home, patience) => {
-                if read_home(&marker.path).as_ref() != Some(home) {
+            Which::Of(home, verbs, patience) => {
+                if read_home(&marker.path).as_ref() != Some(home)
+                    || !Journal::of(store, home.clone())
+                        .read()?
+                        .find(&marker.op)
+                        .is_some_and(|operation| verbs.contains(&operation.verb))
+                {
                     return Ok(None);
                 }
                 Some(std::time::Instant::now() + patience)

@@ -10,8 +10,10 @@
 
 use super::{Landing, LandingError, Result, child_limits, failed};
 use crate::host_repo::HostRepo;
+use crate::journal::{Ids, Op, path_id};
 use sandbox_git::refs::RefStore;
-use sandbox_git::{Git, GitError, Oid, RefName};
+use sandbox_git::{Git, GitCommand, GitError, Oid, RefName, printable};
+use sandbox_sys::fault;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -48,30 +50,52 @@ pub struct MoveOutcome {
 
 impl Landing {
     /// Gives the host what the updates need and moves its refs, all or none. `who` is the sandbox's
-    /// name, for the reflog.
-    pub fn move_to_host(&self, host: &HostRepo, who: &str, updates: &[Update]) -> Result<MoveOutcome> {
+    /// name, for the reflog. `op` is told the steps; git commands that outlive us keep it open.
+    pub fn move_to_host(
+        &self,
+        mut op: Option<&mut Op>,
+        repo: &HostRepo,
+        who: &str,
+        updates: &[Update],
+    ) -> Result<MoveOutcome> {
+        if let Some(op) = &mut op {
+            op.begin("give", Ids::from([("common-dir".into(), path_id(repo.common_dir()))]))?;
+        }
+        let host = Host { repo, op: op.as_deref() };
         let mut outcome = MoveOutcome::default();
         let tips: BTreeSet<Oid> = updates.iter().filter_map(|update| update.new).collect();
+        stop("import.give", host.common_dir())?;
         if !tips.is_empty() {
-            outcome.objects = self.give_new(host, who, &tips, updates)?;
-            if !self.is_complete(host, &tips, updates)? {
-                self.heal(host, &tips, updates, &mut outcome)?;
+            outcome.objects = self.give_new(&host, who, &tips, updates)?;
+            if !self.is_complete(&host, &tips, updates)? {
+                self.heal(&host, &tips, updates, &mut outcome)?;
             }
         }
-        match self.transaction(host, who, updates) {
+        stop("import.given", host.common_dir())?;
+        if let Some(op) = &mut op {
+            op.done("give")?;
+            op.begin("refs", updates.iter().map(named).collect())?;
+        }
+        let host = Host { repo, op: op.as_deref() };
+        stop("import.refs", host.common_dir())?;
+        match self.transaction(&host, who, updates) {
             // The walk passes over a tip that is not there at all; the transaction does not.
             Err(LandingError::Git(error)) if is_missing(&error) && !outcome.healed => {
-                self.heal(host, &tips, updates, &mut outcome)?;
-                self.transaction(host, who, updates)?;
+                self.heal(&host, &tips, updates, &mut outcome)?;
+                self.transaction(&host, who, updates)?;
             }
             result => result?,
+        }
+        stop("import.moved", host.common_dir())?;
+        if let Some(op) = op {
+            op.done("refs")?;
         }
         Ok(outcome)
     }
 
     /// Gives the host what it has not got from this sandbox before. Without that, each commit-back would
     /// give everything since the spawn once more.
-    fn give_new(&self, host: &HostRepo, who: &str, tips: &BTreeSet<Oid>, updates: &[Update]) -> Result<u32> {
+    fn give_new(&self, host: &Host<'_>, who: &str, tips: &BTreeSet<Oid>, updates: &[Update]) -> Result<u32> {
         let given = self.given(host, who, tips, updates)?;
         if !given.is_empty() {
             let known = self.granted.union(&given).copied().collect();
@@ -106,7 +130,7 @@ impl Landing {
     }
 
     /// Gives the host everything that the tips reach, granted or not.
-    fn heal(&self, host: &HostRepo, tips: &BTreeSet<Oid>, updates: &[Update], outcome: &mut MoveOutcome) -> Result<()> {
+    fn heal(&self, host: &Host<'_>, tips: &BTreeSet<Oid>, updates: &[Update], outcome: &mut MoveOutcome) -> Result<()> {
         outcome.objects += self.give(host, tips, &BTreeSet::new())?.objects;
         outcome.healed = true;
         if !self.is_complete(host, tips, updates)? {
@@ -116,7 +140,7 @@ impl Landing {
         Ok(())
     }
 
-    fn give(&self, host: &HostRepo, tips: &BTreeSet<Oid>, known: &BTreeSet<Oid>) -> Result<MoveOutcome> {
+    fn give(&self, host: &Host<'_>, tips: &BTreeSet<Oid>, known: &BTreeSet<Oid>) -> Result<MoveOutcome> {
         let out = tempfile::tempdir_in(&self.dir).map_err(failed("create", &self.dir))?;
         let mut input: String = tips.iter().map(|oid| format!("{oid}\n")).collect();
         if !known.is_empty() {
@@ -141,7 +165,7 @@ impl Landing {
         Ok(outcome)
     }
 
-    fn install(&self, host: &HostRepo, pack: &Path) -> Result<u32> {
+    fn install(&self, host: &Host<'_>, pack: &Path) -> Result<u32> {
         let size = fs::metadata(pack).map_err(failed("look at", pack))?.len();
         let mut head = [0; 12];
         let read = fs::File::open(pack).and_then(|mut file| io::Read::read_exact(&mut file, &mut head));
@@ -149,7 +173,7 @@ impl Landing {
         let objects = u32::from_be_bytes([head[8], head[9], head[10], head[11]]);
         if objects <= LOOSE.0 && size <= LOOSE.1 {
             let bytes = fs::read(pack).map_err(failed("read", pack))?;
-            host.write(&self.git)
+            host.writing(&self.git)
                 .config("core.fsync=loose-object,reference")
                 .config("core.fsyncMethod=batch")
                 .limits(child_limits(self.bounds))
@@ -165,7 +189,7 @@ impl Landing {
 
     /// Puts a pack and its index into the host's object store: copied beside, synced, renamed, the
     /// index last. Names of what is unfinished begin with `tmp_`, which git's own `prune` removes.
-    fn place(&self, host: &HostRepo, pack: &Path) -> Result<()> {
+    fn place(&self, host: &Host<'_>, pack: &Path) -> Result<()> {
         let dir = host.common_dir().join("objects").join("pack");
         fs::create_dir_all(&dir).map_err(failed("create", &dir))?;
         let mut temps = Temps(Vec::new());
@@ -176,7 +200,7 @@ impl Landing {
                 continue;
             }
             let name = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let temp = dir.join(format!("tmp_sandbox_{}_{name}", std::process::id()));
+            let temp = dir.join(host.temp(&name));
             temps.0.push(temp.clone());
             fs::copy(&source, &temp).map_err(failed("write", &temp))?;
             fs::set_permissions(&temp, fs::Permissions::from_mode(0o444)).map_err(failed("change", &temp))?;
@@ -186,8 +210,10 @@ impl Landing {
             fs::File::open(&temp).and_then(|file| file.sync_all()).map_err(failed("sync", &temp))?;
             renames.push((temp, dir.join(name)));
         }
+        stop("import.pack", &dir)?;
         for (temp, target) in &renames {
             fs::rename(temp, target).map_err(failed("write", target))?;
+            stop("import.placed", target)?;
         }
         temps.0.clear();
         fs::File::open(&dir).and_then(|dir| dir.sync_all()).map_err(failed("sync", &dir))
@@ -218,12 +244,13 @@ impl Landing {
         Ok(status.success())
     }
 
-    fn transaction(&self, host: &HostRepo, who: &str, updates: &[Update]) -> Result<()> {
+    fn transaction(&self, host: &Host<'_>, who: &str, updates: &[Update]) -> Result<()> {
         if updates.is_empty() {
             return Ok(());
         }
         let null = Oid::null(self.format);
-        let mut input = Vec::new();
+        // What is cut short by our death is not carried out in part: git waits for the last word.
+        let mut input = b"start\0".to_vec();
         for update in updates {
             let old = update.old.unwrap_or(null);
             let line = match update.new {
@@ -232,12 +259,13 @@ impl Landing {
             };
             input.extend(line);
         }
+        input.extend(b"prepare\0commit\0");
         let deadline = Instant::now() + PATIENCE;
         let mut pause = Duration::from_millis(20);
         let mut swept = false;
         loop {
             let result = host
-                .write(&self.git)
+                .writing(&self.git)
                 .config("core.logAllRefUpdates=always")
                 .config("core.fsync=committed,reference")
                 .config("core.filesRefLockTimeout=1000")
@@ -266,6 +294,49 @@ impl Landing {
             pause = (pause * 2).min(Duration::from_millis(500));
         }
     }
+}
+
+/// The host's repository, and the operation that it is changed by.
+struct Host<'a> {
+    repo: &'a HostRepo,
+    op: Option<&'a Op>,
+}
+
+impl std::ops::Deref for Host<'_> {
+    type Target = HostRepo;
+
+    fn deref(&self) -> &HostRepo {
+        self.repo
+    }
+}
+
+impl Host<'_> {
+    /// A git that writes here. When we are killed it goes on to its end, and as long counts as ourselves.
+    fn writing(&self, git: &Git) -> GitCommand {
+        let command = self.repo.write(git);
+        match self.op.and_then(Op::hold) {
+            Some(marker) => command.inherit(marker),
+            None => command,
+        }
+    }
+
+    /// The name of an unfinished pack: whose it is can be told from it.
+    fn temp(&self, name: &str) -> String {
+        match self.op {
+            Some(op) => format!("tmp_sandbox_{}_{name}", op.id()),
+            None => format!("tmp_sandbox_{}_{name}", std::process::id()),
+        }
+    }
+}
+
+/// A ref and what becomes of it, as the journal has it.
+fn named(update: &Update) -> (String, String) {
+    let id = |oid: Option<Oid>| oid.map(|oid| oid.to_string()).unwrap_or_default();
+    (printable(update.name.as_bytes()), format!("{}..{}", id(update.old), id(update.new)))
+}
+
+fn stop(name: &'static str, path: &Path) -> Result<()> {
+    fault::point(name).map_err(failed("write", path))
 }
 
 fn is_missing(error: &GitError) -> bool {

@@ -90,6 +90,7 @@ fn commits_come_home_in_one_transaction_with_a_reflog() {
         let blob = landing.blob(&owner_blob(&RepoId::random(), &SandboxId::random())).unwrap();
         let outcome = landing
             .move_to_host(
+                None,
                 &host,
                 "fix",
                 &[
@@ -114,7 +115,7 @@ fn commits_come_home_in_one_transaction_with_a_reflog() {
         let second = oid(&inside.git(&["rev-parse", "HEAD"]));
         let landing = open(&inside, Bounds::default());
         assert_eq!(land(&inside, &landing, &[("refs/sandbox/fix", second)]).unwrap().accepted.len(), 1);
-        landing.move_to_host(&host, "fix", &[update("refs/sandbox/fix", Some(first), second)]).unwrap();
+        landing.move_to_host(None, &host, "fix", &[update("refs/sandbox/fix", Some(first), second)]).unwrap();
         assert_eq!(world.git(&top, &["rev-parse", "refs/sandbox/fix@{1}"]).trim(), first.to_string());
         world.git(&top, &["stash"]);
         world.git(&top, &["merge", "-q", "sandbox/fix"]);
@@ -132,7 +133,7 @@ fn nothing_is_asked_for_what_is_granted_already() {
         let wants = [Want { name: name("refs/sandbox/x"), oid: head }];
         let landed = landing.land(&mut || Err(io::Error::other("not to be called")), &wants).unwrap();
         assert_eq!(landed.accepted.len(), 1);
-        landing.move_to_host(&world.host(&top), "x", &[update("refs/sandbox/x", None, head)]).unwrap();
+        landing.move_to_host(None, &world.host(&top), "x", &[update("refs/sandbox/x", None, head)]).unwrap();
     });
 }
 
@@ -174,7 +175,7 @@ fn a_bad_ref_is_refused_by_name_and_the_good_ones_land() {
         assert_eq!(listing(&top.join(".git")).len(), before.len() + 1, "only sandbox-id is new in the host");
         let updates: Vec<Update> =
             landed.accepted.iter().map(|w| Update { name: w.name.clone(), old: None, new: Some(w.oid) }).collect();
-        landing.move_to_host(&world.host(&top), "x", &updates).unwrap();
+        landing.move_to_host(None, &world.host(&top), "x", &updates).unwrap();
         assert_eq!(refs(&world, &top).len(), 6);
         world.git(&top, &["fsck", "--no-dangling"]);
         // The refused objects are not there the next time.
@@ -346,13 +347,13 @@ fn the_move_is_all_or_nothing() {
         let host = world.host(&top);
         let before = refs(&world, &top);
         let wrong = [update("refs/sandbox/x", None, head), update("refs/sandbox/y", Some(base), head)];
-        assert!(matches!(landing.move_to_host(&host, "x", &wrong), Err(LandingError::Changed(_))));
+        assert!(matches!(landing.move_to_host(None, &host, "x", &wrong), Err(LandingError::Changed(_))));
         world.git(&top, &["update-ref", "refs/sandbox/x/theirs", "HEAD"]);
         let blocked = [update("refs/sandbox/ok", None, head), update("refs/sandbox/x", None, head)];
-        assert!(matches!(landing.move_to_host(&host, "x", &blocked), Err(LandingError::InTheWay(_))));
+        assert!(matches!(landing.move_to_host(None, &host, "x", &blocked), Err(LandingError::InTheWay(_))));
         world.git(&top, &["update-ref", "-d", "refs/sandbox/x/theirs"]);
         assert_eq!(refs(&world, &top), before);
-        landing.move_to_host(&host, "x", &[update("refs/sandbox/x", None, head)]).unwrap();
+        landing.move_to_host(None, &host, "x", &[update("refs/sandbox/x", None, head)]).unwrap();
         landing::delete_refs(&world.git, &host, &[(name("refs/sandbox/x"), head)]).unwrap();
         assert_eq!(refs(&world, &top), before);
     });
@@ -374,7 +375,7 @@ fn locks_of_others_are_waited_for_and_stale_ones_of_ours_removed() {
             std::thread::sleep(Duration::from_millis(1500));
             fs::remove_file(held).unwrap();
         });
-        landing.move_to_host(&host, "x", &[update("refs/sandbox/x", None, head)]).unwrap();
+        landing.move_to_host(None, &host, "x", &[update("refs/sandbox/x", None, head)]).unwrap();
         gone.join().unwrap();
 
         let stale = top.join(".git/refs/sandbox/y.lock");
@@ -382,7 +383,7 @@ fn locks_of_others_are_waited_for_and_stale_ones_of_ours_removed() {
         file.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
         let updates = [update("refs/sandbox/y", None, head)];
         assert_eq!(landing::stale_locks(&host, &updates), [stale]);
-        landing.move_to_host(&host, "y", &updates).unwrap();
+        landing.move_to_host(None, &host, "y", &updates).unwrap();
     });
 }
 
@@ -402,7 +403,8 @@ fn what_the_host_has_lost_is_given_back() {
         world.git(&top, &["gc", "-q", "--prune=now"]);
         let landing = open(&inside, Bounds::default());
         land(&inside, &landing, &[("refs/sandbox/x", head)]).unwrap();
-        let outcome = landing.move_to_host(&world.host(&top), "x", &[update("refs/sandbox/x", None, head)]).unwrap();
+        let outcome =
+            landing.move_to_host(None, &world.host(&top), "x", &[update("refs/sandbox/x", None, head)]).unwrap();
         assert!(outcome.healed);
         world.git(&top, &["fsck", "--no-dangling"]);
         assert_eq!(world.git(&top, &["show", "sandbox/x:w"]), "w\n");
@@ -422,7 +424,7 @@ fn many_objects_come_as_one_pack() {
         let head = oid(&inside.git(&["rev-parse", "HEAD"]));
         let landing = open(&inside, Bounds::default());
         land(&inside, &landing, &[("refs/sandbox/x", head)]).unwrap();
-        landing.move_to_host(&world.host(&top), "x", &[update("refs/sandbox/x", None, head)]).unwrap();
+        landing.move_to_host(None, &world.host(&top), "x", &[update("refs/sandbox/x", None, head)]).unwrap();
         let packs = listing(&top.join(".git/objects/pack"));
         assert!(packs.iter().any(|name| name.ends_with(".idx")));
         assert!(!packs.iter().any(|name| name.contains("tmp_") || name.ends_with(".keep")), "{packs:?}");
@@ -460,7 +462,7 @@ fn what_was_given_before_is_not_given_again() {
             let landing = open(&inside, Bounds::default());
             let landed = land(&inside, &landing, &[("refs/sandbox/x", tip)]).unwrap();
             assert!(landed.refused.is_empty());
-            landing.move_to_host(&host, "x", &[update("refs/sandbox/x", old, tip)]).unwrap();
+            landing.move_to_host(None, &host, "x", &[update("refs/sandbox/x", old, tip)]).unwrap();
             old = Some(tip);
             sizes.push(size());
         }
@@ -474,7 +476,7 @@ fn what_was_given_before_is_not_given_again() {
         let landing = open(&inside, Bounds::default());
         let tip = old.unwrap();
         land(&inside, &landing, &[("refs/sandbox/x", tip)]).unwrap();
-        landing.move_to_host(&host, "x", &[update("refs/sandbox/x", None, tip)]).unwrap();
+        landing.move_to_host(None, &host, "x", &[update("refs/sandbox/x", None, tip)]).unwrap();
         world.git(&top, &["fsck", "--full", "--strict"]);
         assert_eq!(world.git(&top, &["cat-file", "-s", "refs/sandbox/x:large.txt"]).trim(), (12 << 20).to_string());
     });
@@ -527,7 +529,7 @@ fn hooks_and_programs_of_either_side_do_not_run() {
         let _ = fs::remove_file(&trap);
         let landing = open(&inside, Bounds::default());
         land(&inside, &landing, &[("refs/sandbox/x", head)]).unwrap();
-        landing.move_to_host(&world.host(&top), "x", &[update("refs/sandbox/x", None, head)]).unwrap();
+        landing.move_to_host(None, &world.host(&top), "x", &[update("refs/sandbox/x", None, head)]).unwrap();
         let spawned = world.spawn(&top, "again");
         assert!(!trap.exists());
         let config = fs::read_to_string(spawned.top.join(".git/config")).unwrap().to_lowercase();
@@ -577,7 +579,7 @@ fn a_plan_made_of_real_state_lands() {
         assert_eq!(landed.accepted.len(), 3, "{landed:?}");
         let updates: Vec<Update> =
             plan.updates.iter().map(|p| Update { name: p.name.clone(), old: p.old, new: Some(p.new) }).collect();
-        landing.move_to_host(&world.host(&top), "x", &updates).unwrap();
+        landing.move_to_host(None, &world.host(&top), "x", &updates).unwrap();
         assert_eq!(world.git(&top, &["show", "refs/sandbox-meta/x/stash/0:a.txt"]), "stashed\n");
         world.git(&top, &["fsck", "--no-dangling"]);
     });
@@ -597,7 +599,7 @@ fn a_revert_to_old_content_is_imported_although_a_bitmap_exists() {
         let landing = open(&inside, Bounds::default());
         let landed = land(&inside, &landing, &[("refs/sandbox/x", head)]).unwrap();
         assert_eq!(landed.accepted.len(), 1, "{landed:?}");
-        landing.move_to_host(&world.host(&top), "x", &[update("refs/sandbox/x", None, head)]).unwrap();
+        landing.move_to_host(None, &world.host(&top), "x", &[update("refs/sandbox/x", None, head)]).unwrap();
         world.git(&top, &["fsck", "--no-dangling"]);
     });
 }
@@ -806,7 +808,8 @@ fn with_all_objects_granted_only_what_is_new_is_sent() {
         let landed = land(&inside, &landing, &[("refs/sandbox/x", head)]).unwrap();
         assert_eq!(landed.accepted.len(), 1);
         assert!(landed.bytes < 4096, "{}", landed.bytes);
-        let outcome = landing.move_to_host(&world.host(&top), "x", &[update("refs/sandbox/x", None, head)]).unwrap();
+        let outcome =
+            landing.move_to_host(None, &world.host(&top), "x", &[update("refs/sandbox/x", None, head)]).unwrap();
         assert_eq!(outcome.objects, 1);
     });
 }

@@ -85,7 +85,7 @@ fn root_leaves_the_repository_to_its_owner() {
         for (n, tip) in [("refs/sandbox/small", small), ("refs/sandbox/large", large)] {
             let wants = [Want { name: name(n), oid: tip }];
             assert_eq!(landing.land(&mut || serve(&inside, &gitdir), &wants).unwrap().refused, []);
-            landing.move_to_host(&host, "x", &[Update { name: name(n), old: None, new: Some(tip) }]).unwrap();
+            landing.move_to_host(None, &host, "x", &[Update { name: name(n), old: None, new: Some(tip) }]).unwrap();
         }
         walk(&top, &mut |path, m| assert_eq!((m.uid(), m.gid()), (OWNER, OWNER), "{}", path.display()));
         assert!(land(&inside, &landing, &[]).unwrap().accepted.is_empty());

@@ -17,7 +17,7 @@ fn round_trip(world: &World, top: &Path, inside: &Inside<'_>) {
     let head = oid(&inside.git(&["rev-parse", "HEAD"]));
     let landed = land(inside, &landing, &[("refs/sandbox/x", head)]).unwrap();
     assert_eq!(landed.refused, []);
-    landing.move_to_host(&world.host(top), "x", &[update("refs/sandbox/x", None, head)]).unwrap();
+    landing.move_to_host(None, &world.host(top), "x", &[update("refs/sandbox/x", None, head)]).unwrap();
     assert_eq!(world.git(top, &["show", "sandbox/x:made-inside.txt"]), "inside\n");
     world.git(top, &["fsck", "--no-dangling", "--no-progress"]);
 }
@@ -327,7 +327,7 @@ fn round_trip_again(world: &World, top: &Path, inside: &Inside<'_>) {
     let head = oid(&inside.git(&["rev-parse", "HEAD"]));
     let landing = open(inside, Bounds::default());
     assert_eq!(land(inside, &landing, &[("refs/sandbox/again", head)]).unwrap().refused, []);
-    landing.move_to_host(&world.host(top), "again", &[update("refs/sandbox/again", None, head)]).unwrap();
+    landing.move_to_host(None, &world.host(top), "again", &[update("refs/sandbox/again", None, head)]).unwrap();
 }
 
 #[test]
@@ -351,7 +351,7 @@ fn a_partial_clone() {
         inside.git(&["commit", "-q", "-m", "made inside"]);
         let head = oid(&inside.git(&["rev-parse", "HEAD"]));
         assert_eq!(land(&inside, &landing, &[("refs/sandbox/x", head)]).unwrap().refused, []);
-        landing.move_to_host(&world.host(&top), "x", &[update("refs/sandbox/x", None, head)]).unwrap();
+        landing.move_to_host(None, &world.host(&top), "x", &[update("refs/sandbox/x", None, head)]).unwrap();
         assert_eq!(world.git(&top, &["show", "sandbox/x:made-inside.txt"]), "inside\n");
         // The host did not fetch what it had not.
         let out = world
@@ -474,11 +474,11 @@ fn submodules_and_nested_repositories() {
         let landed = landing.land(&mut || serve(&inside, &gitdir), &wants).unwrap();
         assert_eq!(landed.refused, []);
         let host = sandbox_core::host_repo::HostRepo::from_git_dir(&module.host_gitdir).unwrap();
-        landing.move_to_host(&host, "x", &[update("refs/sandbox/x", None, head)]).unwrap();
+        landing.move_to_host(None, &host, "x", &[update("refs/sandbox/x", None, head)]).unwrap();
         let main = oid(&inside.git(&["rev-parse", "HEAD"]));
         let landing = open(&inside, Bounds::default());
         assert_eq!(land(&inside, &landing, &[("refs/sandbox/x", main)]).unwrap().refused, []);
-        landing.move_to_host(&world.host(&top), "x", &[update("refs/sandbox/x", None, main)]).unwrap();
+        landing.move_to_host(None, &world.host(&top), "x", &[update("refs/sandbox/x", None, main)]).unwrap();
         world.git(&top, &["merge", "-q", "sandbox/x"]);
         world.git(&top, &["submodule", "update", "-q", "--no-fetch"]);
         assert_eq!(fs::read_to_string(top.join("libs/lib/fix")).unwrap(), "f\n");
