@@ -10,7 +10,8 @@
 //! ```
 //!
 //! A scan that finds nothing new proves that what was copied before it belongs to one instant: the
-//! start of that scan. Scans that find changes over and over are ended after five, and the files are
+//! start of that scan. It is spared when the times of what was copied prove the same of the scan before
+//! (see `layer::settled`). Scans that find changes over and over are ended after five, and the files are
 //! named.
 
 use crate::estimate::estimate;
@@ -113,6 +114,9 @@ pub fn capture(request: &CaptureRequest<'_>) -> Result<Captured, CaptureError> {
                 // No layer is needed; but what the manifest learned spares the next capture a look.
                 refresh(request, current.as_ref())?;
             }
+            break;
+        }
+        if round.settled {
             break;
         }
         if scans >= MAX_SCANS {

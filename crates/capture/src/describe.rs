@@ -1,6 +1,7 @@
 //! A manifest for a layer that was written by other means than a capture (the tracked files of a
 //! revision): the host's stat is the layer's own, so that changes on top of it can be listed.
 
+use crate::layer::write_manifest;
 use crate::manifest::{Builder, CopyStat, Flags, MANIFEST, Manifest, Record, TREE};
 use crate::request::CaptureError;
 use crate::stat::{Kind, Stat, Time};
@@ -42,10 +43,11 @@ pub fn describe(dir: &Path, id: &str) -> Result<Manifest, CaptureError> {
         builder.end(index);
         waiting.extend(below.into_iter().rev());
     }
-    let bytes = builder.finish().ok_or_else(|| CaptureError::TooLarge { root: dir.to_owned() })?;
+    let parts = builder.finish().ok_or_else(|| CaptureError::TooLarge { root: dir.to_owned() })?;
     let file = dir.join(MANIFEST);
-    fs::write(&file, &bytes).map_err(CaptureError::io("write", &file))?;
-    Ok(Manifest::from_bytes(bytes)?)
+    let manifest = Manifest::from_parts(parts)?;
+    write_manifest(&file, &manifest, None)?;
+    Ok(manifest)
 }
 
 #[cfg(test)]

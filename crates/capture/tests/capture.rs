@@ -6,6 +6,7 @@ use common::*;
 use sandbox_capture::*;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
 
 #[test]
 fn dump_helper() {
@@ -882,22 +883,26 @@ fn progress_adds_up() {
 
 #[test]
 fn a_tree_that_never_rests_names_the_file() {
-    // Whenever something has been copied, the log has grown again.
-    struct Writer(std::path::PathBuf);
-    impl Progress for Writer {
+    // Whenever something has been copied, the log has another mode again.
+    struct Restless(std::path::PathBuf, std::sync::atomic::AtomicU32);
+    impl Progress for Restless {
         fn copied(&self, _: u64, _: u64) {
-            use std::io::Write;
-            let mut file = fs::File::options().append(true).open(&self.0).unwrap();
-            file.write_all(b"line\n").unwrap();
+            let n = self.1.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            fs::set_permissions(&self.0, fs::Permissions::from_mode(0o600 + n % 0o100)).unwrap();
         }
     }
     let mut f = Fixture::new();
     f.write("still", "x");
     f.write("log", "x");
-    f.tick();
-    let writer: &'static Writer = Box::leak(Box::new(Writer(f.path("log"))));
-    let captured = f.capture_with(|r| r.progress = writer).unwrap();
-    let captured = f.keep(captured);
+    let restless: &'static Restless = Box::leak(Box::new(Restless(f.path("log"), 0.into())));
+    // On a busy machine so much time may pass between two steps that a capture settles.
+    let captured = (0..50).find_map(|_| {
+        let captured = f.capture_with(|r| r.progress = restless).unwrap();
+        let captured = f.keep(captured);
+        f.chmod("log", 0o700);
+        (!captured.unsettled.is_empty()).then_some(captured)
+    });
+    let captured = captured.expect("each of 50 captures settled");
     assert_eq!(captured.unsettled, [std::path::PathBuf::from("log")]);
     assert_eq!(captured.stats.scans, 5);
     assert_eq!(fs::read_to_string(f.in_layer(&captured, "still")).unwrap(), "x");
@@ -914,6 +919,102 @@ impl Drop for Stop<'_> {
     fn drop(&mut self) {
         self.0.store(true, std::sync::atomic::Ordering::Relaxed);
     }
+}
+
+/// Runs something once, while files are copied.
+struct Meanwhile<F: Fn() + Sync>(std::sync::Once, F);
+
+impl<F: Fn() + Sync> Progress for Meanwhile<F> {
+    fn copied(&self, _: u64, _: u64) {
+        self.0.call_once(&self.1);
+    }
+}
+
+#[test]
+fn one_scan_is_enough_when_times_prove_it() {
+    let mut f = Fixture::new();
+    for n in 0..100 {
+        f.write(&format!("d{}/f{n}", n % 7), "x");
+    }
+    symlink("d0", f.path("link")).unwrap();
+    f.tick();
+    let first = f.snap();
+    assert_eq!((first.stats.scans, first.stats.copied_files), (1, 101));
+    f.assert_mounted_equals_host(&first);
+    f.write("d1/f1", "changed");
+    f.write("d2/new/deep", "new");
+    f.remove("d3/f3");
+    fs::hard_link(f.path("d4/f4"), f.path("d5/linked")).unwrap();
+    f.chmod("d6", 0o711);
+    f.tick();
+    let second = f.snap();
+    assert_eq!(second.stats.scans, 1);
+    f.assert_mounted_equals_host(&second);
+    f.tick();
+    assert_eq!(f.snap().new_layer, None);
+    // What was written in this very tick can be written again without a trace.
+    f.write("d1/f1", "just now");
+    assert!(f.snap().stats.scans > 1);
+}
+
+#[test]
+fn a_change_while_files_are_copied_gets_another_scan() {
+    type Change = fn(&Path);
+    let changes: [(&str, Change); 6] = [
+        ("a new file in a changed directory", |root| fs::write(root.join("src/later"), "x").unwrap()),
+        ("one that goes from there", |root| fs::remove_file(root.join("src/gone")).unwrap()),
+        ("the changed file itself, once more", |root| fs::write(root.join("src/deep/a"), "third").unwrap()),
+        ("a replaced directory above it", |root| {
+            fs::rename(root.join("src"), root.join("old")).unwrap();
+            fs::rename(root.join("other"), root.join("src")).unwrap();
+        }),
+        ("an entry of the top directory", |root| fs::write(root.join("top"), "x").unwrap()),
+        ("a file replaced by rename", |root| fs::rename(root.join("other/deep/a"), root.join("src/deep/a")).unwrap()),
+    ];
+    for (what, change) in changes {
+        let mut f = Fixture::new();
+        for name in ["src/deep/a", "src/gone", "other/deep/a", "b"] {
+            f.write(name, "first");
+        }
+        f.snap();
+        f.tick();
+        f.write("src/deep/a", "second");
+        f.write("src/new", "new");
+        f.tick();
+        let root = f.root.clone();
+        let meanwhile = Box::leak(Box::new(Meanwhile(std::sync::Once::new(), move || change(&root))));
+        let captured = f.capture_with(|r| r.progress = meanwhile).unwrap();
+        let captured = f.keep(captured);
+        if what == "the changed file itself, once more" && captured.stats.scans == 1 {
+            // It was read before: the snapshot is older than this write, as a whole.
+            assert_eq!(fs::read_to_string(f.in_layer(&captured, "src/deep/a")).unwrap(), "second");
+            continue;
+        }
+        assert!(captured.stats.scans > 1, "{what}");
+        f.assert_mounted_equals_host(&captured);
+    }
+}
+
+#[test]
+fn what_changes_elsewhere_meanwhile_is_not_in_the_snapshot() {
+    let mut f = Fixture::new();
+    f.write("src/a", "1");
+    f.write("far/away/b", "1");
+    f.snap();
+    f.tick();
+    f.write("src/a", "2");
+    f.tick();
+    let b = f.path("far/away/b");
+    let meanwhile = Box::leak(Box::new(Meanwhile(std::sync::Once::new(), move || fs::write(&b, "2").unwrap())));
+    let captured = f.capture_with(|r| r.progress = meanwhile).unwrap();
+    let captured = f.keep(captured);
+    let read = |captured: &Captured, path| fs::read_to_string(f.in_layer(captured, path)).unwrap();
+    assert_eq!(
+        (captured.stats.scans, read(&captured, "src/a"), read(&captured, "far/away/b")),
+        (1, "2".into(), "1".into())
+    );
+    let next = f.snap();
+    assert_eq!(fs::read_to_string(f.in_layer(&next, "far/away/b")).unwrap(), "2");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::Build;
 use super::entry::Copied;
 use super::plan::{Fate, Plan};
-use crate::manifest::{Builder, Flags, Manifest, NONE, Raw, Reason, Record};
+use crate::manifest::{Builder, Flags, Manifest, NONE, Parts, Raw, Reason, Record};
 use crate::request::CaptureError;
 use crate::scan::{Listing, Scan, What};
 use crate::stat::{Kind, Stat};
@@ -57,12 +57,12 @@ pub(super) fn assemble(
         update_of: index(entries, &mut scan.updates.iter().map(|update| update.index)),
         listing_of: index(dirs, &mut scan.changed.iter().map(|(dir, _)| *dir)),
     };
-    let bytes = assembler.run().ok_or_else(|| CaptureError::TooLarge { root: build.request.root.to_owned() })?;
-    Ok(Manifest::from_bytes(bytes)?)
+    let parts = assembler.run().ok_or_else(|| CaptureError::TooLarge { root: build.request.root.to_owned() })?;
+    Ok(Manifest::from_parts(parts)?)
 }
 
 impl<'a> Assembler<'a> {
-    fn run(&self) -> Option<Vec<u8>> {
+    fn run(&self) -> Option<Parts> {
         let layers = if self.build.started() {
             self.build.layers.clone()
         } else {

@@ -145,7 +145,7 @@ impl Build<'_> {
             builder.end(new);
             waiting.extend(below.drain(..).rev());
         }
-        let bytes = builder.finish().ok_or_else(|| CaptureError::TooLarge { root: self.request.root.to_owned() })?;
-        Ok(Manifest::from_bytes(bytes)?)
+        let parts = builder.finish().ok_or_else(|| CaptureError::TooLarge { root: self.request.root.to_owned() })?;
+        Ok(Manifest::from_parts(parts)?)
     }
 }

@@ -28,6 +28,7 @@ mod fold;
 mod jobs;
 mod plan;
 mod round;
+mod settled;
 
 pub(crate) use depth::{Depth, Gone};
 pub(crate) use entry::same_bytes;
@@ -313,7 +314,9 @@ pub(crate) fn write_manifest(path: &Path, manifest: &Manifest, owner: Option<(u3
         .mode(0o600)
         .open(path)
         .map_err(CaptureError::io("create", path))?;
-    file.write_all(manifest.bytes()).map_err(CaptureError::io("write", path))?;
+    for chunk in manifest.chunks() {
+        file.write_all(chunk).map_err(CaptureError::io("write", path))?;
+    }
     if let Some((uid, gid)) = owner {
         rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
             .map_err(|errno| CaptureError::io("finish", path)(errno.into()))?;

@@ -18,6 +18,8 @@ pub(crate) struct Round {
     pub(crate) manifest: Manifest,
     /// The layer was changed: another scan must find nothing new.
     pub(crate) changed: bool,
+    /// It need not: what is in the layer is what the tree was when the scan began.
+    pub(crate) settled: bool,
     /// Only the manifest has something new to say.
     pub(crate) refreshed: bool,
     /// What turned out to be unreadable while copying.
@@ -63,8 +65,9 @@ impl Build<'_> {
         if touched.is_empty() {
             touched.extend(plan.dirs.iter().map(|path| to_path(path)));
         }
+        let settled = changed && self.settled(known, scan, &fates, &plan, &results);
         let manifest = assemble(self, known, scan, &fates, &plan, &results)?;
-        Ok(Round { manifest, changed, refreshed, unreadable, touched })
+        Ok(Round { manifest, changed, settled, refreshed, unreadable, touched })
     }
 
     /// Decides about the known entries whose stat moved; looks at contents where stat cannot tell.

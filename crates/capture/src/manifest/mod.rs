@@ -24,7 +24,7 @@ mod write;
 pub(crate) use format::{DIR_GIT, DIR_UNREADABLE, Flags, Look, NONE};
 pub(crate) use read::Raw;
 pub use read::{CopyStat, Entry, Manifest, ManifestError, Walk};
-pub(crate) use write::{Builder, Record};
+pub(crate) use write::{Builder, Parts, Record};
 
 /// Name of the manifest in a layer's directory.
 pub const MANIFEST: &str = "manifest";

@@ -1,12 +1,14 @@
 //! Reading a manifest: by path for others, by index for the scan.
 
 use super::format::{DIR, ENTRY, Flags, HEADER, MAGIC, NO_LAYER, NONE, VERSION, entry, head};
+use super::write::Parts;
 use super::{DIR_UNREADABLE, Look, Reason};
 use crate::stat::{Kind, Stat, Time, kept_mode, kind_of};
 use sandbox_sys::map::Map;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Why a manifest cannot be used.
@@ -40,14 +42,24 @@ pub enum ManifestError {
 enum Data {
     Mapped(Map),
     Owned(Vec<u8>),
+    Parts(Parts),
 }
 
-impl std::ops::Deref for Data {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
+impl Data {
+    fn len(&self) -> usize {
         match self {
-            Self::Mapped(map) => map,
-            Self::Owned(bytes) => bytes,
+            Self::Mapped(map) => map.len(),
+            Self::Owned(bytes) => bytes.len(),
+            Self::Parts(parts) => parts.len(),
+        }
+    }
+
+    /// Returns some bytes: of one record, or of one name.
+    fn get(&self, range: Range<usize>) -> Option<&[u8]> {
+        match self {
+            Self::Mapped(map) => map.get(range),
+            Self::Owned(bytes) => bytes.get(range),
+            Self::Parts(parts) => parts.get(range),
         }
     }
 }
@@ -139,21 +151,24 @@ impl Manifest {
         Self::parse(Data::Owned(bytes), Path::new(super::MANIFEST))
     }
 
+    pub(crate) fn from_parts(parts: Parts) -> Result<Self, ManifestError> {
+        Self::parse(Data::Parts(parts), Path::new(super::MANIFEST))
+    }
+
     fn parse(data: Data, path: &Path) -> Result<Self, ManifestError> {
         let damaged = || ManifestError::Damaged { path: path.to_owned() };
-        if data.len() < HEADER + MAGIC.len() || !data.starts_with(MAGIC) {
-            return Err(damaged());
-        }
-        let found = u32_at(&data, head::VERSION);
+        let end = data.len().checked_sub(MAGIC.len()).filter(|at| *at >= HEADER).ok_or_else(damaged)?;
+        let head = data.get(0..HEADER).filter(|head| head.starts_with(MAGIC)).ok_or_else(damaged)?;
+        let found = u32_at(head, head::VERSION);
         if found != VERSION {
             return Err(ManifestError::Version { path: path.to_owned(), found });
         }
-        let at = |offset| usize::try_from(u64_at(&data, offset)).map_err(|_| damaged());
+        let at = |offset| usize::try_from(u64_at(head, offset)).map_err(|_| damaged());
         let (dirs_at, entries_at) = (at(head::DIRS_AT)?, at(head::ENTRIES_AT)?);
         let (names_at, tables_at) = (at(head::NAMES_AT)?, at(head::TABLES_AT)?);
-        let (entries, dirs) = (u32_at(&data, head::ENTRIES), u32_at(&data, head::DIRS));
+        let (entries, dirs) = (u32_at(head, head::ENTRIES), u32_at(head, head::DIRS));
         let whole = at(head::LENGTH)? == data.len()
-            && data.ends_with(MAGIC)
+            && data.get(end..data.len()) == Some(MAGIC)
             && dirs_at == HEADER
             && dirs_at.checked_add(dirs as usize * DIR) == Some(entries_at)
             && entries_at.checked_add(entries as usize * ENTRY) == Some(names_at)
@@ -166,21 +181,21 @@ impl Manifest {
         }
         let mut devs = Vec::new();
         let mut at = tables_at;
-        for _ in 0..u32_at(&data, head::DEVS) {
+        for _ in 0..u32_at(head, head::DEVS) {
             devs.push(u64::from_le_bytes(data.get(at..at + 8).and_then(|b| b.try_into().ok()).ok_or_else(damaged)?));
             at += 8;
         }
         let mut layers = Vec::new();
-        for _ in 0..u32_at(&data, head::LAYERS) {
-            let len = usize::from(u16_at(&data, at));
+        for _ in 0..u32_at(head, head::LAYERS) {
+            let len = usize::from(u16_at(data.get(at..at + 2).ok_or_else(damaged)?, 0));
             let text = data.get(at + 2..at + 2 + len).ok_or_else(damaged)?;
             layers.push(String::from_utf8(text.to_vec()).map_err(|_| damaged())?);
             at += 2 + len;
         }
-        let scan = Time { sec: i64_at(&data, head::SCAN_SEC), nsec: u32_at(&data, head::SCAN_NSEC) };
-        let settings = u64_at(&data, head::SETTINGS);
-        let files = u64_at(&data, head::FILES);
-        let git_state = u64_at(&data, head::GIT_STATE);
+        let scan = Time { sec: i64_at(head, head::SCAN_SEC), nsec: u32_at(head, head::SCAN_NSEC) };
+        let settings = u64_at(head, head::SETTINGS);
+        let files = u64_at(head, head::FILES);
+        let git_state = u64_at(head, head::GIT_STATE);
         Ok(Self {
             entries,
             dirs,
@@ -235,8 +250,14 @@ impl Manifest {
         Walk::new(self, start, dir)
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.data
+    /// Returns the file's bytes, in order.
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = &[u8]> {
+        let (whole, parts): (Option<&[u8]>, &[Vec<u8>]) = match &self.data {
+            Data::Mapped(map) => (Some(map), &[]),
+            Data::Owned(bytes) => (Some(bytes), &[]),
+            Data::Parts(parts) => (None, &parts.0),
+        };
+        whole.into_iter().chain(parts.iter().map(Vec::as_slice))
     }
 
     /// Returns the number of regular files and symlinks that the stack holds.
@@ -255,7 +276,7 @@ impl Manifest {
 
     /// Returns the same manifest, whose decisions hold under another `git_state`.
     pub(crate) fn with_git_state(self, state: u64) -> Result<Self, ManifestError> {
-        let mut bytes = self.data.to_vec();
+        let mut bytes = self.chunks().collect::<Vec<_>>().concat();
         bytes[head::GIT_STATE..head::GIT_STATE + 8].copy_from_slice(&state.to_le_bytes());
         Self::from_bytes(bytes)
     }

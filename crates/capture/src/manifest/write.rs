@@ -3,6 +3,7 @@
 use super::format::{DIR, ENTRY, Flags, HEADER, MAGIC, NO_LAYER, NONE, VERSION, entry, head};
 use super::{CopyStat, Raw};
 use crate::stat::{Kind, Stat, Time};
+use std::ops::Range;
 
 /// An entry to be written.
 #[derive(Clone, Copy, Debug)]
@@ -12,6 +13,29 @@ pub(crate) struct Record {
     pub(crate) layer: Option<u16>,
     pub(crate) copy: Option<CopyStat>,
     pub(crate) flags: Flags,
+}
+
+/// A manifest in memory: head and directories, entries, names, the end. They are not joined, because a
+/// large one would then be there twice.
+#[derive(Debug)]
+pub(crate) struct Parts(pub(super) [Vec<u8>; 4]);
+
+impl Parts {
+    pub(super) fn len(&self) -> usize {
+        self.0.iter().map(Vec::len).sum()
+    }
+
+    /// Returns a range that lies in one part.
+    pub(super) fn get(&self, range: Range<usize>) -> Option<&[u8]> {
+        let mut before = 0;
+        for part in &self.0 {
+            if range.start < before + part.len() {
+                return part.get(range.start - before..range.end.checked_sub(before)?);
+            }
+            before += part.len();
+        }
+        None
+    }
 }
 
 /// Collects records; directories are announced by their entry and filled later, in any order.
@@ -151,8 +175,8 @@ impl Builder {
         self.entries.extend_from_slice(&bytes);
     }
 
-    /// Returns the file's bytes; `None` when the tree is too large for the format.
-    pub(crate) fn finish(self) -> Option<Vec<u8>> {
+    /// Returns the file in parts; `None` when the tree is too large for the format.
+    pub(crate) fn finish(self) -> Option<Parts> {
         if self.overflow || self.entries.len() / ENTRY >= NONE as usize {
             return None;
         }
@@ -161,7 +185,7 @@ impl Builder {
         let tables_at = names_at + self.names.len();
         let tables: usize = self.devs.len() * 8 + self.layers.iter().map(|id| id.len() + 2).sum::<usize>();
         let length = tables_at + tables + MAGIC.len();
-        let mut out = Vec::with_capacity(length);
+        let mut out = Vec::with_capacity(entries_at);
         out.resize(HEADER, 0);
         let mut put = |at: usize, value: &[u8]| out[at..at + value.len()].copy_from_slice(value);
         put(0, MAGIC);
@@ -186,17 +210,16 @@ impl Builder {
             }
             out.extend_from_slice(&[0; 4]);
         }
-        out.extend_from_slice(&self.entries);
-        out.extend_from_slice(&self.names);
+        let mut end = Vec::with_capacity(tables + MAGIC.len());
         for dev in &self.devs {
-            out.extend_from_slice(&dev.to_le_bytes());
+            end.extend_from_slice(&dev.to_le_bytes());
         }
         for id in &self.layers {
-            out.extend_from_slice(&(id.len() as u16).to_le_bytes());
-            out.extend_from_slice(id.as_bytes());
+            end.extend_from_slice(&(id.len() as u16).to_le_bytes());
+            end.extend_from_slice(id.as_bytes());
         }
-        out.extend_from_slice(MAGIC);
-        Some(out)
+        end.extend_from_slice(MAGIC);
+        Some(Parts([out, self.entries, self.names, end]))
     }
 }
 
@@ -227,7 +250,7 @@ mod tests {
         builder.begin(src, 0);
         builder.push(b"\xff", record(0o120777, 5));
         builder.end(src);
-        builder.finish().unwrap()
+        builder.finish().unwrap().0.concat()
     }
 
     #[test]
@@ -260,7 +283,9 @@ mod tests {
         builder.begin(src, 0);
         assert!(builder.take(src, &old.raw(old.find(b"src/\xff").unwrap())).is_none());
         builder.end(src);
-        let new = Manifest::from_bytes(builder.finish().unwrap()).unwrap();
+        let new = Manifest::from_parts(builder.finish().unwrap()).unwrap();
+        let joined = Manifest::from_bytes(new.chunks().collect::<Vec<_>>().concat()).unwrap();
+        assert!(joined.walk(b"").eq(new.walk(b"")) && joined.layers() == new.layers());
         assert_eq!(new.files(), 1);
         assert_eq!(new.lookup(b"src/\xff"), old.lookup(b"src/\xff"));
         assert_eq!(new.lookup(b"src"), old.lookup(b"src"));
