@@ -9,6 +9,9 @@
 //! | directory with `user.overlay.opaque` = `y` | everything captured there and not in it is deleted |
 //! | other directory | look inside |
 //!
+//! A whole copy of the stack ([`whole_changes`]) has no such marks: all of it is walked, what is not there is
+//! deleted, and a file that still has the inode and change time that its manifest names is not read.
+//!
 //! What is equal in content, mode and size is no change, whatever its times: a file that was touched,
 //! or opened for writing and left alone. Directories are not counted, as in git; entries named `.git`
 //! are not looked at.
@@ -70,6 +73,16 @@ pub struct ChangesError {
 /// `manifest` describes the stack that the sandbox stands on, whose layers are in `layers_dir`. An
 /// upper directory that does not exist has changed nothing.
 pub fn changes(upper: &Path, layers_dir: &Path, manifest: &Manifest) -> Result<Vec<Change>, ChangesError> {
+    list(upper, layers_dir, manifest, false)
+}
+
+/// Lists what changed in a whole copy of a stack, sorted by path. `manifest` is the stack's with the stat data
+/// of the copy ([`crate::restated`]).
+pub fn whole_changes(tree: &Path, layers_dir: &Path, manifest: &Manifest) -> Result<Vec<Change>, ChangesError> {
+    list(tree, layers_dir, manifest, true)
+}
+
+fn list(upper: &Path, layers_dir: &Path, manifest: &Manifest, whole: bool) -> Result<Vec<Change>, ChangesError> {
     let error = |errno: Errno| ChangesError { path: upper.to_owned(), source: errno.into() };
     let root = match rustix::fs::open(upper, LOOK, Mode::empty()) {
         Ok(root) => root,
@@ -83,7 +96,9 @@ pub fn changes(upper: &Path, layers_dir: &Path, manifest: &Manifest) -> Result<V
         manifest,
         layers: HashMap::new(),
         changes: Vec::new(),
-        waiting: vec![Dir { path: Vec::new(), depth: 0, known: Some(0), opaque: false }],
+        // Nothing shines through anywhere.
+        waiting: vec![Dir { path: Vec::new(), depth: 0, known: Some(0), opaque: whole }],
+        whole,
     };
     while let Some(dir) = walk.waiting.pop() {
         walk.dir(dir)?;
@@ -148,6 +163,8 @@ struct Walker<'a> {
     root: BorrowedFd<'a>,
     layers_dir: &'a Path,
     manifest: &'a Manifest,
+    /// It is a copy of the stack and not an overlay's upper directory.
+    whole: bool,
     /// Trees of layers, opened when first needed.
     layers: HashMap<String, Option<OwnedFd>>,
     changes: Vec<Change>,
@@ -202,7 +219,7 @@ impl Walker<'_> {
         let index = dir.known.and_then(|known| self.manifest.find_in(known, name.to_bytes()));
         let captured = index.map(|index| self.manifest.raw(index)).filter(|raw| raw.flags().reason().is_none());
         let device = rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::CharacterDevice;
-        if device && stat.st_rdev == 0 {
+        if device && stat.st_rdev == 0 && !self.whole {
             return self.gone(&path);
         }
         let now = Stat::from_kernel(stat);
@@ -216,7 +233,7 @@ impl Walker<'_> {
             }
             return self.waiting.push(Dir { path, depth: dir.depth + 1, known, opaque });
         }
-        if now.kind() == Kind::File && now.size == 0 && has_xattr(fd, name, c"user.overlay.whiteout") {
+        if !self.whole && now.kind() == Kind::File && now.size == 0 && has_xattr(fd, name, c"user.overlay.whiteout") {
             return self.gone(&path);
         }
         match captured {
@@ -247,6 +264,10 @@ impl Walker<'_> {
     ) -> Result<bool, Errno> {
         if now.kind() != captured.kind() || now.size != captured.stat.size {
             return Ok(false);
+        }
+        let untouched = captured.copy.is_some_and(|copy| (copy.ino, copy.ctime) == (now.ino, now.ctime));
+        if self.whole && untouched && !now.racy(self.manifest.scanned()) {
+            return Ok(true);
         }
         let Some(tree) = captured.layer.and_then(|layer| self.layer(layer)) else { return Ok(false) };
         match now.kind() {

@@ -9,6 +9,7 @@
 //!                 ▲                                  │
 //!                 └──────── compares with ───────────┘
 //!  upper directory + manifest ── what a sandbox changed                changes()
+//!  stack of layers ── one ordinary directory                           whole()
 //!  any tree ── gone                                                    remove_tree()
 //! ```
 //!
@@ -22,6 +23,7 @@
 //! | `manifest` | the format, reading, building |
 //! | `changes` | reading an upper directory, which may be hostile |
 //! | `twin` | copying trees that may be hostile or written to, exactly |
+//! | `whole` | a stack of layers as one ordinary directory |
 //! | `remove` | deleting trees that may be hostile |
 
 #![forbid(unsafe_code)]
@@ -43,9 +45,10 @@ mod scan;
 mod secrets;
 mod stat;
 mod twin;
+mod whole;
 
 pub use capture::{capture, sync};
-pub use changes::{Change, ChangeKind, ChangesError, changes, repositories};
+pub use changes::{Change, ChangeKind, ChangesError, changes, repositories, whole_changes};
 pub use describe::describe;
 pub use fold::{FOLD_AT, FoldPlan, FoldRequest, StackWeight, fold, plan as plan_fold, weigh};
 pub use manifest::{CopyStat, Entry, MANIFEST, Manifest, ManifestError, Reason, TREE, Walk};
@@ -56,3 +59,4 @@ pub use request::{
 };
 pub use stat::{Kind, Stat, Time};
 pub use twin::{Twin, TwinError, Twinned};
+pub use whole::{Whole, WholeError, WholeRequest, restated, whole};

@@ -84,6 +84,11 @@ pub trait Progress: Sync {
         Decision::Continue
     }
 
+    /// Called once before a whole tree is copied: this many files and bytes.
+    fn whole(&self, files: u64, bytes: u64) {
+        let _ = (files, bytes);
+    }
+
     /// Called from any thread when more has been copied.
     fn copied(&self, files: u64, bytes: u64) {
         let _ = (files, bytes);
@@ -197,6 +202,15 @@ pub enum CaptureError {
         /// `read`, `create`, …
         action: &'static str,
         /// The host's or the layer's path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The layers' file system takes no character device 0:0 (overlayfs itself): nothing can be taken away from
+    /// an earlier capture there.
+    #[error("cannot create the whiteout '{path}'", path = path.display())]
+    Whiteout {
+        /// In the layer.
         path: PathBuf,
         /// What the kernel said.
         source: io::Error,

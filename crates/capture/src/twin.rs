@@ -456,19 +456,19 @@ impl Tree {
 }
 
 #[allow(clippy::unnecessary_cast, reason = "field types differ between architectures")]
-fn times(stat: &rustix::fs::Stat) -> Timestamps {
+pub(crate) fn times(stat: &rustix::fs::Stat) -> Timestamps {
     Timestamps {
         last_access: Timespec { tv_sec: stat.st_atime as i64, tv_nsec: stat.st_atime_nsec as i64 },
         last_modification: Timespec { tv_sec: stat.st_mtime as i64, tv_nsec: stat.st_mtime_nsec as i64 },
     }
 }
 
-fn owner_of(stat: &rustix::fs::Stat) -> (u32, u32) {
+pub(crate) fn owner_of(stat: &rustix::fs::Stat) -> (u32, u32) {
     (stat.st_uid, stat.st_gid)
 }
 
 /// Only root makes files of others; what anybody else copies is their own.
-fn own(dir: BorrowedFd<'_>, name: &CStr, (uid, gid): (u32, u32)) -> Result<(), Errno> {
+pub(crate) fn own(dir: BorrowedFd<'_>, name: &CStr, (uid, gid): (u32, u32)) -> Result<(), Errno> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
     }
@@ -477,7 +477,7 @@ fn own(dir: BorrowedFd<'_>, name: &CStr, (uid, gid): (u32, u32)) -> Result<(), E
 }
 
 /// Gives `to` the attributes of `from`, and takes away what that has not.
-fn same_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(crate) fn same_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
     let (wanted, there) = (xattrs(from)?, xattrs(to)?);
     for name in there.iter().filter(|name| !wanted.contains(name)) {
         match rustix::fs::fremovexattr(to, name.as_c_str()) {

@@ -246,9 +246,19 @@ impl<'a> Build<'a> {
                 remove_at(parent.as_fd(), &name)?;
                 node()?;
             }
-            self.own(&parent, &name)
+            // Overlayfs refuses one, or takes it and then hides it.
+            match rustix::fs::statat(&parent, &name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(_) => self.own(&parent, &name),
+                Err(Errno::NOENT) => Err(Errno::OPNOTSUPP),
+                Err(errno) => Err(errno),
+            }
         };
-        make().map_err(|errno| self.layer_error("create", path, errno))?;
+        make().map_err(|errno| match self.layer_error("create", path, errno) {
+            CaptureError::Io { path, source, .. } if matches!(errno, Errno::PERM | Errno::OPNOTSUPP) => {
+                CaptureError::Whiteout { path, source }
+            }
+            error => error,
+        })?;
         self.stats.deleted += 1;
         Ok(())
     }

@@ -265,6 +265,12 @@ impl Manifest {
         self.files
     }
 
+    /// Returns the bytes of the regular files that the stack holds, each name counted.
+    pub fn bytes_held(&self) -> u64 {
+        let held = |raw: &Raw<'_>| raw.kind() == Kind::File && raw.layer().is_some() && raw.flags().reason().is_none();
+        (0..self.entries).map(|index| self.raw(index)).filter(held).map(|raw| raw.size()).sum()
+    }
+
     pub(crate) fn settings(&self) -> u64 {
         self.settings
     }
@@ -415,6 +421,11 @@ impl<'a> Raw<'a> {
         u16_at(self.bytes, entry::LAYER)
     }
 
+    /// Returns the layer's index, unless no layer has it.
+    pub(crate) fn layer(&self) -> Option<u16> {
+        Some(self.layer_index()).filter(|index| *index != NO_LAYER)
+    }
+
     pub(crate) fn mtime(&self) -> Time {
         Time { sec: i64_at(self.bytes, entry::MTIME_SEC), nsec: u32_at(self.bytes, entry::MTIME_NSEC) }
     }
@@ -462,11 +473,10 @@ impl<'a> Raw<'a> {
 
     pub(crate) fn entry(&self) -> Entry<'a> {
         let flags = self.flags();
-        let layer = Some(self.layer_index()).filter(|index| *index != NO_LAYER);
         Entry {
             name: self.name(),
             stat: self.stat(),
-            layer: layer.and_then(|index| self.manifest.layers.get(usize::from(index))).map(String::as_str),
+            layer: self.layer().and_then(|index| self.manifest.layers.get(usize::from(index))).map(String::as_str),
             copy: self.copy(),
             left_out: flags.reason(),
             secret: flags.look() != Look::Plain,

@@ -21,6 +21,11 @@ pub(crate) struct Record {
 pub(crate) struct Parts(pub(super) [Vec<u8>; 4]);
 
 impl Parts {
+    /// Returns the file's bytes.
+    pub(crate) fn whole(self) -> Vec<u8> {
+        self.0.concat()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.0.iter().map(Vec::len).sum()
     }
