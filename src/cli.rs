@@ -185,6 +185,9 @@ pub struct Spawn {
     /// Refs (or patterns) whose commits are visible inside too
     #[arg(long, value_name = "REF")]
     pub grant: Vec<String>,
+    /// How the tree is put together (sandbox.view): an overlay, a full copy, or what this place allows
+    #[arg(long, value_name = "VIEW")]
+    pub view: Option<ViewWish>,
     /// Go on without this layer of the wall
     #[arg(long, value_name = "LAYER")]
     pub allow_weak: Vec<String>,
@@ -206,6 +209,17 @@ pub struct Spawn {
     /// The command; a shell when left out
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<std::ffi::OsString>,
+}
+
+/// How a sandbox's tree is put together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ViewWish {
+    /// An overlay; a full copy where the file system refuses one and has reflinks, or the tree is small
+    Auto,
+    /// Layers that sandboxes share, and what this one writes above them
+    Overlay,
+    /// A full copy for this sandbox, with shared blocks where the file system has them
+    Copy,
 }
 
 /// The network of a sandbox.

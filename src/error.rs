@@ -240,7 +240,7 @@ impl From<DriverError> for CliError {
                 "user namespaces may be switched off: `git sandbox doctor` tells how to allow them; in Docker add `--security-opt seccomp=unconfined --security-opt systempaths=unconfined`",
             ),
             DriverError::Overlay { .. } => failure.hint(
-                "the state directory must be on a local file system such as ext4, XFS or Btrfs: `git config --global sandbox.stateDir DIR` names another place",
+                "the state directory must be on a local file system such as ext4, XFS or Btrfs: `git config --global sandbox.stateDir DIR` names another place; `--view copy` goes without an overlay",
             ),
             DriverError::Weak { layer, .. } => {
                 failure.hint(format!("`--allow-weak={layer}` goes on without it, at your risk"))
@@ -338,7 +338,10 @@ impl From<PrepareError> for CliError {
             {
                 failure.hint("make room on the disk of the state directory, or `git config --global sandbox.stateDir DIR`; nothing is left half made")
             }
-            PrepareError::Capture(_) | PrepareError::Io { .. } => failure,
+            PrepareError::Copy(ref error) if crate::view::is_full(error) => {
+                failure.hint("make room on the disk of the state directory, or `git config --global sandbox.stateDir DIR`; nothing is left half made")
+            }
+            PrepareError::Capture(_) | PrepareError::Copy(_) | PrepareError::Io { .. } => failure,
         }
     }
 }
@@ -360,7 +363,7 @@ impl From<WorkError> for CliError {
             WorkError::Sandbox(error) => error.into(),
             WorkError::Host(error) => host_of_sandbox(error),
             WorkError::Git(error) => error.into(),
-            error @ (WorkError::Changes(_) | WorkError::Manifest(_)) => Self::chain(&error).hint(
+            error @ (WorkError::Changes(_) | WorkError::Captured(_)) => Self::chain(&error).hint(
                 "`git sandbox show NAME` names the directory of its own files; `git sandbox drop --force NAME` moves it to the trash",
             ),
         }

@@ -27,6 +27,7 @@ mod start;
 mod terminal;
 mod text;
 mod verbs;
+mod view;
 
 use clap::Parser;
 use error::{CliError, USAGE};

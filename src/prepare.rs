@@ -4,7 +4,8 @@ use crate::cli;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::project::Project;
-use crate::text::{count, escape_bytes, parse_size, size};
+use crate::text::{count, escape_bytes, size};
+use crate::view::{View, capture_limit};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rustix::termios::isatty;
 use sandbox_capture::{Decision, Estimate, Progress, Secrets};
@@ -20,9 +21,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// Bytes of one ignored directory that are copied without reflinks, unless `sandbox.captureLimit` says otherwise.
-const CAPTURE_LIMIT: u64 = 1 << 30;
-
 /// Names that are shown of a longer list.
 const NAMED: usize = 5;
 
@@ -36,6 +34,8 @@ pub struct Asked<'a> {
     pub quiet: bool,
     /// A question may be asked.
     pub ask: bool,
+    /// What a sandbox is to stand on: of what is too large for it nothing is captured.
+    pub view: Option<&'a View>,
 }
 
 /// Captures, asking and telling what there is to ask and tell.
@@ -49,20 +49,13 @@ pub fn take(
     project: &Project,
 ) -> Result<Taken, CliError> {
     let secrets = if project.no_secrets { Some(false) } else { secrets(context, store, repo, args)? };
-    let limit = match context.setting("sandbox.captureLimit") {
-        Some(text) if text == "none" => None,
-        Some(text) => Some(parse_size(&text).ok_or_else(|| {
-            CliError::new(format!("'{}' is not a value of sandbox.captureLimit", crate::text::escape(&text)))
-                .hint("it is a size such as 2g, or none")
-        })?),
-        None => Some(CAPTURE_LIMIT),
-    };
+    let limit = capture_limit(context)?;
     let with: Vec<PathBuf> = context.settings("sandbox.captureWith").iter().map(PathBuf::from).collect();
     let mut grants: Vec<Grant> =
         args.grant.iter().map(|pattern| Grant { pattern: pattern.clone(), required: true }).collect();
     grants.extend(context.settings("sandbox.grant").into_iter().map(|pattern| Grant { pattern, required: false }));
     let all_objects = context.setting("sandbox.objects").as_deref() == Some("all");
-    let bar = Bar::new(args.quiet);
+    let bar = Bar::new(args.quiet, args.view.and_then(View::most));
     let request = Request {
         git: context.git()?,
         store,
@@ -74,11 +67,14 @@ pub fn take(
         with: &with,
         grants: &grants,
         all_objects,
-        threads: std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 8),
+        threads: threads(),
         progress: &bar,
     };
     let taken = sandbox_core::prepare::take(&request);
     bar.finish();
+    if let (Some(bytes), Some(view)) = (bar.refused(), args.view) {
+        view.choose(Some(bytes))?;
+    }
     let mut taken = taken?;
     if args.ask && secrets.is_none() && !taken.told.secrets_left.is_empty() && terminal() && ask_secrets(store, &taken)?
     {
@@ -91,6 +87,11 @@ pub fn take(
         tell(&taken, all_objects);
     }
     Ok(taken)
+}
+
+/// Threads to scan and copy with.
+pub fn threads() -> usize {
+    std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 8)
 }
 
 fn terminal() -> bool {
@@ -177,18 +178,28 @@ fn tell(taken: &Taken, all_objects: bool) {
     }
 }
 
-/// The progress of a first copy.
-struct Bar {
+/// The progress of a first copy, and of a full copy for one sandbox.
+pub struct Bar {
     bar: Mutex<Option<ProgressBar>>,
     quiet: bool,
+    /// Bytes from which on nothing is copied.
+    most: Option<u64>,
+    refused: Mutex<Option<u64>>,
 }
 
 impl Bar {
-    fn new(quiet: bool) -> Self {
-        Self { bar: Mutex::new(None), quiet }
+    /// Begins with nothing drawn. A capture of more than `most` bytes is given up.
+    pub fn new(quiet: bool, most: Option<u64>) -> Self {
+        Self { bar: Mutex::new(None), quiet, most, refused: Mutex::new(None) }
     }
 
-    fn finish(&self) {
+    /// The bytes of a capture that was given up.
+    fn refused(&self) -> Option<u64> {
+        self.refused.lock().ok().and_then(|refused| *refused)
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
         if let Some(bar) = self.bar.lock().ok().and_then(|mut bar| bar.take()) {
             bar.finish_and_clear();
         }
@@ -197,6 +208,12 @@ impl Bar {
 
 impl Progress for Bar {
     fn estimate(&self, estimate: &Estimate) -> Decision {
+        if self.most.is_some_and(|most| estimate.bytes > most) {
+            if let Ok(mut refused) = self.refused.lock() {
+                *refused = Some(estimate.bytes);
+            }
+            return Decision::Abort;
+        }
         if self.quiet {
             return Decision::Continue;
         }
@@ -215,9 +232,18 @@ impl Progress for Bar {
             );
         }
         if let Ok(mut bar) = self.bar.lock() {
-            *bar = Some(progress_bar(estimate.bytes));
+            *bar = Some(progress_bar("capturing", estimate.bytes));
         }
         Decision::Continue
+    }
+
+    fn whole(&self, _files: u64, bytes: u64) {
+        if !self.quiet
+            && bytes > ANNOUNCED_COPY
+            && let Ok(mut bar) = self.bar.lock()
+        {
+            *bar = Some(progress_bar("copying", bytes));
+        }
     }
 
     fn copied(&self, _files: u64, bytes: u64) {
@@ -233,9 +259,14 @@ impl Progress for Bar {
     }
 }
 
-fn progress_bar(total: u64) -> ProgressBar {
+/// A full copy of more bytes than this has a bar: it takes longer than anybody waits without asking why.
+const ANNOUNCED_COPY: u64 = 128 << 20;
+
+fn progress_bar(what: &str, total: u64) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-    if let Ok(style) = ProgressStyle::with_template("capturing {bar:30} {bytes}/{total_bytes}, {eta} left") {
+    if let Ok(style) =
+        ProgressStyle::with_template(&format!("{what} {{bar:30}} {{bytes}}/{{total_bytes}}, {{eta}} left"))
+    {
         bar.set_style(style);
     }
     bar.enable_steady_tick(Duration::from_millis(200));
@@ -270,19 +301,6 @@ pub fn refuse_place(context: &Context, store: &Store, top: &Path) -> Result<(), 
         .hint("`git config --global sandbox.stateDir DIR` names a directory outside of it"));
     }
     Ok(())
-}
-
-/// A state directory that cannot hold the upper directory of an overlay. The kernel would say
-/// no more than "invalid argument", and only after the capture.
-pub fn refuse_state(store: &Store) -> Result<(), CliError> {
-    let why = match filesystem(store.root()).as_str() {
-        "overlay" => "overlayfs, which an overlay cannot stand on",
-        "nfs" => "NFS, which an overlay cannot stand on",
-        _ => return Ok(()),
-    };
-    Err(CliError::new(format!("the state directory '{}' is on {why}", store.root().display())).hint(
-        "`git config --global sandbox.stateDir DIR` names a directory on a local file system such as ext4, XFS or Btrfs; in a container: on a volume",
-    ))
 }
 
 /// The name of the file system that a path is on.

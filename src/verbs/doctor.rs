@@ -2,15 +2,17 @@
 
 use super::list::print_json;
 use crate::cli;
-use crate::context::Context;
+use crate::context::{Context, ROOT_UID};
 use crate::error::{CliError, Outcome};
 use crate::prepare::filesystem;
 use crate::probe::{Finding, Outcome as Probed};
-use crate::text::{count, escape};
+use crate::text::{count, escape, size};
+use crate::view;
 use sandbox_core::driver::{Check, Isolation, Verdict};
+use sandbox_core::store::Store;
+use sandbox_core::tree_view::Wish;
 use sandbox_git::Version;
 use serde::Serialize;
-use std::path::Path;
 
 #[derive(Serialize)]
 struct Report {
@@ -149,41 +151,33 @@ fn own_checks(context: &Context, git: Option<&Version>) -> Vec<Check> {
     match context.store() {
         Ok(store) => {
             add("state-directory", Verdict::Ok, format!("{}", store.root().display()), None);
-            let (kind, reflinks) = (filesystem(store.root()), reflinks(store.root()));
-            let refused = matches!(kind.as_str(), "overlay" | "nfs" | "tmpfs");
+            let kind = filesystem(store.root());
+            let shared = view::reflinks(store.root());
             add(
                 "state-filesystem",
-                if kind == "overlay" || kind == "nfs" {
-                    Verdict::Missing
-                } else if refused {
-                    Verdict::Weak
-                } else {
-                    Verdict::Ok
+                if kind == "tmpfs" { Verdict::Weak } else { Verdict::Ok },
+                match (kind.as_str(), shared) {
+                    ("tmpfs", _) => "tmpfs: everything is gone after a reboot".into(),
+                    (kind, true) => format!("{kind}, with reflinks"),
+                    (kind, false) => format!("{kind}, without reflinks: a first capture copies"),
                 },
-                match kind.as_str() {
-                    "overlay" => "overlayfs, which cannot hold an upper directory".into(),
-                    "nfs" => "NFS, which cannot hold an upper directory".into(),
-                    "tmpfs" => "tmpfs: everything is gone after a reboot".into(),
-                    kind => format!(
-                        "{kind}, {}",
-                        if reflinks { "with reflinks" } else { "without reflinks: a first capture copies" }
-                    ),
-                },
-                refused.then(|| "git config --global sandbox.stateDir DIR   # on ext4, XFS or Btrfs".into()),
+                (kind == "tmpfs").then(|| STATE_DIR.into()),
             );
+            let (verdict, found) = view_check(context, &store, shared);
+            add("view", verdict, found, (verdict != Verdict::Ok).then(|| STATE_DIR.into()));
         }
         Err(error) => add("state-directory", Verdict::Missing, error.message, error.hints.first().cloned()),
     }
     if let Some(repo) = context.maybe_repo() {
-        use std::os::unix::fs::MetadataExt;
-        let device = |path: &Path| path.metadata().map(|meta| meta.dev()).ok();
-        if device(repo.top_or_gitdir()) != device(&state)
-            && matches!(filesystem(repo.common_dir()).as_str(), "btrfs" | "xfs" | "bcachefs" | "zfs")
-        {
+        let there = repo.common_dir();
+        if view::reflinks(there) && !view::shares(there, &state) {
             add(
                 "same-filesystem",
                 Verdict::Weak,
-                "this repository's file system has reflinks, and the state directory is on another one".into(),
+                format!(
+                    "this repository is on {} with reflinks, and the state directory is on another file system: captures copy",
+                    filesystem(there)
+                ),
                 Some("git config sandbox.stateDir DIR   # on the repository's file system".into()),
             );
         }
@@ -206,13 +200,34 @@ fn own_checks(context: &Context, git: Option<&Version>) -> Vec<Check> {
     checks
 }
 
-/// Tries whether files can share blocks there.
-fn reflinks(dir: &Path) -> bool {
-    let tried = || -> std::io::Result<()> {
-        use std::io::Write;
-        let mut from = tempfile::tempfile_in(dir)?;
-        from.write_all(&[1; 4096])?;
-        Ok(rustix::fs::ioctl_ficlone(tempfile::tempfile_in(dir)?, from)?)
+/// The command that moves the state directory.
+const STATE_DIR: &str = "git config --global sandbox.stateDir DIR   # on ext4, XFS or Btrfs";
+
+/// Which view a sandbox would get, and why not an overlay.
+fn view_check(context: &Context, store: &Store, reflinks: bool) -> (Verdict, String) {
+    let wish = match view::wish(context, None) {
+        Ok(wish) => wish,
+        Err(error) => return (Verdict::Missing, error.message),
     };
-    tried().is_ok()
+    if wish == Wish::Copy {
+        return (Verdict::Ok, "a full copy for each sandbox (sandbox.view = copy)".into());
+    }
+    let Some(driver) = sandbox_drivers::all().first() else { return (Verdict::Missing, "there is no driver".into()) };
+    let place = context.maybe_repo().map_or(store.root(), |repo| repo.top_or_gitdir());
+    let ids = context.user(place).map_or((ROOT_UID, ROOT_UID), |user| (user.uid, user.gid));
+    let why = match view::refused(store.root(), *driver, ids) {
+        Ok(None) => return (Verdict::Ok, "an overlay".into()),
+        Ok(Some(why)) => why,
+        Err(error) => format!("it cannot be found out whether an overlay can be had: {error}"),
+    };
+    if wish == Wish::Overlay {
+        return (Verdict::Missing, format!("the state directory is on {why} (sandbox.view = overlay)"));
+    }
+    let limit = match view::capture_limit(context) {
+        _ if reflinks => "with shared blocks".to_owned(),
+        Ok(None) => "of every tree (sandbox.captureLimit = none)".to_owned(),
+        Ok(Some(limit)) => format!("of trees up to {} (sandbox.captureLimit)", size(limit)),
+        Err(error) => return (Verdict::Missing, error.message),
+    };
+    (Verdict::Weak, format!("the state directory is on {why}: a full copy for each sandbox, {limit}"))
 }

@@ -112,6 +112,10 @@ impl From<ForkError> for CliError {
                     _ => failure.hint("nothing is left half made"),
                 }
             }
+            ForkError::Whole { ref source, .. } if crate::view::is_full(source) => Self::chain(&error).hint(
+                "make room on the disk of the state directory, or `git config --global sandbox.stateDir DIR`; nothing is left half made",
+            ),
+            ForkError::Whole { .. } => Self::chain(&error).hint("nothing is left half made"),
             ForkError::Unsettled { ref name, .. } => Self::chain(&error)
                 .hint(format!("fork it again when git is at rest there, or after `git sandbox stop {name}`")),
             ForkError::Dropped { .. } => Self::chain(&error).hint("`git sandbox trash restore NAME` brings it back"),

@@ -4,7 +4,7 @@ use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::text::{age, escape, size, table, tilde};
-use sandbox_core::launch::Network;
+use sandbox_core::launch::{Network, TreeView};
 use sandbox_core::sandbox::{Sandbox, State};
 use sandbox_core::store::Store;
 use sandbox_core::work;
@@ -22,6 +22,8 @@ pub struct Row {
     pub id: String,
     pub state: &'static str,
     pub driver: String,
+    /// How its tree is put together: `overlay` or `copy`.
+    pub view: TreeView,
     /// The repository's work tree on the host.
     pub worktree: PathBuf,
     /// Unix seconds.
@@ -197,6 +199,7 @@ pub fn row(context: &Context, store: &Store, sandbox: &Sandbox, memory: &HashMap
         id: record.id.to_string(),
         state: state.as_str(),
         driver: record.driver.clone(),
+        view: record.view,
         worktree: record.repos.first().map(|mount| mount.worktree.clone()).unwrap_or_default(),
         created: record.created,
         age_seconds: now().saturating_sub(record.created),
@@ -264,6 +267,7 @@ mod tests {
             id: String::new(),
             state,
             driver: "namespace".into(),
+            view: TreeView::Overlay,
             worktree: PathBuf::new(),
             created: 0,
             age_seconds: 0,

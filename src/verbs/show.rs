@@ -5,7 +5,7 @@ use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::text::{age, count, escape, escape_bytes, size, tilde};
-use sandbox_core::launch::Network;
+use sandbox_core::launch::{Network, TreeView};
 use sandbox_core::sandbox::{Sandbox, State};
 use sandbox_core::work;
 use sandbox_protocol::{Message, SessionStatus};
@@ -101,7 +101,15 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
             Network::Host => "the host's".to_owned(),
         }
     );
-    println!("disk        {} of its own, on {}", size(row.disk_bytes), count(shown.layers, "shared layer"));
+    match row.view {
+        TreeView::Overlay => {
+            println!("disk        {} of its own, on {}", size(row.disk_bytes), count(shown.layers, "shared layer"));
+        }
+        TreeView::Copy => {
+            println!("view        copy: all of the tree is its own");
+            println!("disk        {}, shared blocks counted", size(row.disk_bytes));
+        }
+    }
     if row.memory_bytes > 0 {
         println!("memory      {}", size(row.memory_bytes));
     }

@@ -14,13 +14,14 @@ use crate::project::{self, Project};
 use crate::start::{exec_request, shell_batch, shell_command, start, wait_started};
 use crate::terminal::{Ended, Input, interactive, relay, window};
 use crate::text::{escape, parse_duration, parse_size};
+use crate::view;
 use rustix::termios::isatty;
 use sandbox_core::assemble::launch_spec;
 use sandbox_core::connection::Connection;
 use sandbox_core::driver::Driver;
 use sandbox_core::host_view;
 use sandbox_core::id::{Name, SandboxId};
-use sandbox_core::launch::{Limits, Mode, NESTED_COST, Network};
+use sandbox_core::launch::{Limits, Mode, NESTED_COST, Network, TreeView};
 use sandbox_core::prepare::{Source, check_name, create};
 use sandbox_core::record::{RepoMount, SandboxRecord};
 use sandbox_core::sandbox::Sandbox;
@@ -64,12 +65,14 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
             .hint(format!("it is one of {}", WEAK_LAYERS.join(", "))));
     }
     let driver_name = chosen_driver(context, args.driver.as_deref())?;
-    driver(&driver_name)?;
+    let driver = driver(&driver_name)?;
     let top = repo.top_or_gitdir().to_owned();
     prepare::refuse_place(context, &store, &top)?;
-    prepare::refuse_state(&store)?;
     let mut user = context.user(&top)?;
     user.root = args.root;
+    let wish_view = view::wish(context, args.view)?;
+    let view = view::look(context, &store, driver, (user.uid, user.gid), wish_view)?;
+    view.choose(None)?;
     let project = Project::read(&top)?;
 
     // Everything that may be wrong with the request, before the tree is captured.
@@ -84,8 +87,12 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     let asked = variables(context, &args.env)?;
     let mut carried = Carried::look(context, &store, repo, &args, preset, &top)?;
 
-    let wanted = prepare::Asked { grant: &args.grant, carry_secrets: args.carry_secrets, quiet: args.quiet, ask: true };
+    let (ask, view_of) = (true, Some(&view));
+    let wanted =
+        prepare::Asked { grant: &args.grant, carry_secrets: args.carry_secrets, quiet: args.quiet, ask, view: view_of };
     let taken = prepare::take(context, &store, repo, source, &user, &wanted, &project)?;
+    let bytes = view.most().map(|_| taken.bytes(&store)).transpose()?;
+    let tree_view = view.choose(bytes)?;
     carried.ask(&store, &taken.repo, args.dry_run)?;
     let cwd = if context.cwd.starts_with(&top) { context.cwd.clone() } else { top.clone() };
     let path = program_path(context, &args.command);
@@ -114,6 +121,7 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
         allow_weak: args.allow_weak.clone(),
         nested: args.nested,
         preset: carried.preset.as_ref().map(|preset| preset.name.clone()),
+        view: tree_view,
         auto_commit: args.auto_commit || super::commit::automatic(context)?,
         forked: None,
     };
@@ -127,7 +135,10 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     for name in names {
         let id = SandboxId::random();
         let record = SandboxRecord { id, name: name.unwrap_or_else(Name::random), ..record.clone() };
-        let written = create(&store, record, &taken).map_err(CliError::from).and_then(|(sandbox, lock)| {
+        let bar = prepare::Bar::new(args.quiet, None);
+        let written = create(&store, record, &taken, prepare::threads(), &bar);
+        bar.finish();
+        let written = written.map_err(CliError::from).and_then(|(sandbox, lock)| {
             made.push((sandbox.clone(), lock));
             carried.write(&sandbox, policy.as_ref())
         });
@@ -143,6 +154,9 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
         match made.as_slice() {
             [(sandbox, _)] => eprintln!("sandbox '{}': {}", sandbox.name(), taken.told),
             all => eprintln!("{} sandboxes, each: {}", all.len(), taken.told),
+        }
+        if let Some(line) = view.line().filter(|_| tree_view == TreeView::Copy) {
+            eprintln!("note: {line}");
         }
         if args.nested {
             eprintln!("note: {NESTED_COST}");

@@ -7,6 +7,7 @@ use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::prepare::{self, Asked};
 use crate::project::Project;
+use crate::view;
 use sandbox_core::prepare::Source;
 use sandbox_sys::lock::FileLock;
 use serde::Serialize;
@@ -41,7 +42,6 @@ fn warm(context: &Context, args: &cli::Warm) -> Outcome {
     store.writable()?;
     let top = repo.top_or_gitdir().to_owned();
     prepare::refuse_place(context, &store, &top)?;
-    prepare::refuse_state(&store)?;
     if args.quiet
         && let Some(id) = repo.known_id(&store)?
         && FileLock::is_held(&store.repo(&id).lock_file())
@@ -51,7 +51,12 @@ fn warm(context: &Context, args: &cli::Warm) -> Outcome {
     }
     let user = context.user(&top)?;
     let project = Project::read(&top)?;
-    let asked = Asked { grant: &[], carry_secrets: None, quiet: args.quiet, ask: false };
+    // What no sandbox could stand on is not captured.
+    let driver = sandbox_drivers::all().first().copied();
+    let wish = view::wish(context, None)?;
+    let view = driver.map(|driver| view::look(context, &store, driver, (user.uid, user.gid), wish)).transpose()?;
+    view.iter().try_for_each(|view| view.choose(None).map(drop))?;
+    let asked = Asked { grant: &[], carry_secrets: None, quiet: args.quiet, ask: false, view: view.as_ref() };
     let taken = prepare::take(context, &store, repo, Source::WorkTree, &user, &asked, &project)?;
     crate::plumbing::sync::start_for(&context.program, &store, &taken.repo, &taken.snapshot.id);
     if args.json {

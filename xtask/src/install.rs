@@ -25,6 +25,7 @@ pub const TESTS: &[Need] = &[
     Need { program: "ip", package: "iproute2", without: "names that lead elsewhere than they should" },
     Need { program: "getfattr", package: "attr", without: "comparing extended attributes" },
     Need { program: "mkfs.btrfs", package: "btrfs-progs", without: "reflinks on Btrfs" },
+    Need { program: "fuse2fs", package: "fuse2fs", without: "a state directory on FUSE" },
     Need { program: "mkfs.xfs", package: "xfsprogs", without: "reflinks on XFS" },
 ];
 

@@ -120,7 +120,8 @@ impl Poller {
         let mut moved = Vec::new();
         for (gitdir, last) in &mut self.gitdirs {
             let seen = signature(gitdir);
-            if last.as_ref().is_some_and(|last| *last != seen) {
+            // Of one that is gone there is nothing to tell.
+            if last.as_ref().is_some_and(|last| *last != seen) && gitdir.exists() {
                 moved.push(gitdir.as_os_str().as_bytes().to_vec());
             }
             *last = Some(seen);
@@ -209,6 +210,8 @@ mod tests {
         std::fs::write(heads.join("b"), "x").unwrap();
         assert!(poller.look(later).is_empty(), "not before its time");
         assert_eq!(poller.look(later + LOOK_IDLE), [top.join(".git").as_os_str().as_bytes().to_vec()]);
+        std::fs::remove_dir_all(top.join(".git")).unwrap();
+        assert!(poller.look_now().is_empty(), "a repository that is gone");
         assert_eq!(Poller::new(&config, true).deadline(start), None);
         std::fs::remove_dir_all(top).unwrap();
     }

@@ -83,6 +83,8 @@ struct Job {
 struct Dir {
     path: Vec<u8>,
     stat: rustix::fs::Stat,
+    /// The layer that it looks like.
+    layer: usize,
 }
 
 struct Stack<'a> {
@@ -169,7 +171,7 @@ impl Stack<'_> {
                         continue;
                     }
                     if is_dir {
-                        below.push(Dir { path: at, stat });
+                        below.push(Dir { path: at, stat, layer });
                         names.insert(name, Found::Open(vec![layer]));
                         continue;
                     }
@@ -304,6 +306,8 @@ impl Stack<'_> {
         let done = open_beneath(self.target.as_fd(), &dir.path, LIST).and_then(|fd| {
             own_file(fd.as_fd(), &dir.stat)?;
             rustix::fs::fchmod(&fd, Mode::from_raw_mode(dir.stat.st_mode & 0o7777))?;
+            let from = open_beneath(self.layers[dir.layer].as_fd(), &dir.path, LIST)?;
+            same_xattrs(from.as_fd(), fd.as_fd())?;
             rustix::fs::futimens(&fd, &times(&dir.stat))
         });
         done.map_err(self.in_copy(&dir.path))

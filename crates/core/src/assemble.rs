@@ -1,6 +1,6 @@
 //! From a sandbox's record and its snapshots to a [`LaunchSpec`]: the value that a driver gets.
 
-use crate::launch::{GeneratedFile, INSIDE, LaunchSpec, Mode, Mount, Network, PROXY_PORT, Tree, View};
+use crate::launch::{GeneratedFile, INSIDE, LaunchSpec, Mode, Mount, Network, PROXY_PORT, Tree, TreeView, View};
 use crate::record::{GitFacts, Snapshot};
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::Store;
@@ -19,7 +19,10 @@ pub fn launch_spec(store: &Store, sandbox: &Sandbox, mode: Mode, program: &Path)
         let snapshot = tree.snapshot(store)?;
         let repo = store.repo(&mount.repo);
         let gone = |path: PathBuf| SandboxError::Vanished { name: sandbox.name().to_owned(), path };
-        let lowers = stack(&snapshot, |id| repo.layer_tree(id));
+        let lowers = match record.view {
+            TreeView::Overlay => stack(&snapshot, |id| repo.layer_tree(id)),
+            TreeView::Copy => Vec::new(),
+        };
         if let Some(missing) = lowers.iter().find(|path| !path.is_dir()) {
             return Err(gone(missing.clone()));
         }
@@ -42,6 +45,7 @@ pub fn launch_spec(store: &Store, sandbox: &Sandbox, mode: Mode, program: &Path)
             upper: sandbox.dir.upper(n),
             work: sandbox.dir.work(n),
             read_only: false,
+            view: record.view,
         });
     }
     let mut env = record.env.clone();

@@ -5,6 +5,7 @@
 //! The view is put together as the kernel does: `upper : git layer : delta : … : base`; a device
 //! `0:0` hides, an opaque directory (`user.overlay.opaque`) hides what is below it.
 
+use crate::launch::TreeView;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::Store;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fstat, openat, readlinkat, statat};
@@ -90,7 +91,9 @@ impl Merged {
         let snapshot = sandbox.snapshot(store)?;
         let repo = store.repo(&sandbox.mount().repo);
         let mut paths = vec![sandbox.upper()];
-        paths.extend(crate::assemble::stack(&snapshot, |id| repo.layer_tree(id)));
+        if sandbox.record.view == TreeView::Overlay {
+            paths.extend(crate::assemble::stack(&snapshot, |id| repo.layer_tree(id)));
+        }
         let open = |path: PathBuf| {
             rustix::fs::open(&path, DIRECTORY, Mode::empty()).map_err(|e| CopyOutError::Io { path, source: e.into() })
         };

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// How hard the wall is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -34,6 +34,20 @@ pub trait Driver: Sync {
 
     /// What it can do on this machine, what not and why: the lines of `doctor`. Changes nothing.
     fn check(&self) -> Vec<Check>;
+
+    /// Why no overlay of a sandbox can have its upper directory at `place`, in words; `None` when one can, and from
+    /// a driver that needs none. What is not known of the file system is tried as `uid` and `gid`, in an empty
+    /// directory there that `scratch` makes; whoever gave it removes it.
+    fn refuses_overlay(
+        &self,
+        place: &Path,
+        scratch: &mut dyn FnMut() -> io::Result<PathBuf>,
+        uid: u32,
+        gid: u32,
+    ) -> io::Result<Option<String>> {
+        let _ = (place, scratch, uid, gid);
+        Ok(None)
+    }
 
     /// The steps that [`Driver::launch`] would take, as text: for tests and `spawn --dry-run`.
     fn plan(&self, spec: &LaunchSpec) -> Result<String, DriverError>;

@@ -18,6 +18,7 @@
 
 use crate::connection::{Connection, ConnectionError};
 use crate::id::{Name, SandboxId};
+use crate::launch::TreeView;
 use crate::prepare::PrepareError;
 use crate::record::{Forked, SandboxRecord};
 use crate::sandbox::{Names, Sandbox, SandboxError};
@@ -113,6 +114,14 @@ pub enum ForkError {
         /// Which file.
         source: TwinError,
     },
+    /// What it was at first could not be taken over.
+    #[error("cannot copy the sandbox '{name}'")]
+    Whole {
+        /// The parent.
+        name: String,
+        /// Why.
+        source: Box<crate::whole::CopyError>,
+    },
     /// Its repository changed all the time, and could not be frozen.
     #[error("the repository in the sandbox '{name}' changes all the time: '{path}'")]
     Unsettled {
@@ -161,7 +170,7 @@ pub fn fork(store: &Store, parent: &Sandbox, hold: Hold<'_>, request: Request) -
     names.give(&name, &id)?;
     drop(locked);
 
-    let told = copy(parent, &dir, hold)?;
+    let told = copy(store, parent, &dir, hold)?;
 
     let locked = repo_lock()?;
     // Its layers are kept by the parent's record, until ours is there.
@@ -239,7 +248,7 @@ impl Drop for Half<'_> {
 }
 
 /// Makes the child's directories and fills them.
-fn copy(parent: &Sandbox, dir: &SandboxDir, hold: Hold<'_>) -> Result<Told> {
+fn copy(store: &Store, parent: &Sandbox, dir: &SandboxDir, hold: Hold<'_>) -> Result<Told> {
     let mut trees = vec![(parent.dir.home(), dir.home())];
     for n in 0..parent.record.repos.len() {
         trees.push((parent.dir.upper(n), dir.upper(n)));
@@ -262,6 +271,13 @@ fn copy(parent: &Sandbox, dir: &SandboxDir, hold: Hold<'_>) -> Result<Told> {
         }
         done => done?,
     };
+    if parent.record.view == TreeView::Copy {
+        for n in 0..parent.record.repos.len() {
+            let snapshot = parent.at(n).snapshot(store)?;
+            crate::whole::inherit(&parent.dir, &snapshot, dir, n)
+                .map_err(|source| ForkError::Whole { name: parent.name().to_owned(), source: Box::new(source) })?;
+        }
+    }
     // What it may reach goes along; who changes one of the two changes only that one.
     let policy = parent.dir.network();
     match fs::read(&policy) {

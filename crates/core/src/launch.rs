@@ -87,12 +87,36 @@ pub struct Tree {
     pub at: PathBuf,
     /// Read-only layers, uppermost first.
     pub lowers: Vec<PathBuf>,
-    /// The sandbox's own changes.
+    /// The sandbox's own changes; with [`TreeView::Copy`] the whole tree.
     pub upper: PathBuf,
     /// Overlayfs's work directory; on the same file system as `upper`.
     pub work: PathBuf,
     /// Mounted read-only (`--with PATH:ro`).
     pub read_only: bool,
+    /// How it is put together.
+    #[serde(default)]
+    pub view: TreeView,
+}
+
+/// How a sandbox's tree is put together (`sandbox.view`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TreeView {
+    /// An overlay: layers below, and what is written in `upper`.
+    #[default]
+    Overlay,
+    /// `upper` is a full copy, and all that there is.
+    Copy,
+}
+
+impl TreeView {
+    /// Its name in the setting.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Overlay => "overlay",
+            Self::Copy => "copy",
+        }
+    }
 }
 
 /// A directory of packs, seen read-only inside.

@@ -30,6 +30,8 @@ pub mod sandbox;
 pub mod served;
 pub mod store;
 pub mod trash;
+pub mod tree_view;
 pub mod units;
 pub mod view;
+pub mod whole;
 pub mod work;

@@ -13,7 +13,7 @@
 use crate::gitdir::{self, Carried, GitDirError, Grant, Remembered, Request as GitRequest};
 use crate::host_repo::{HostRepo, HostRepoError};
 use crate::id::{LayerId, Name, RepoId, SnapshotId};
-use crate::launch::User;
+use crate::launch::{TreeView, User};
 use crate::record::{GitFacts, SandboxRecord, Snapshot};
 use crate::sandbox::{Names, Sandbox};
 use crate::store::{RepoDir, Store, StoreError, make_dir, read_json, write_json};
@@ -85,6 +85,16 @@ pub struct Taken {
     lock: FileLock,
 }
 
+impl Taken {
+    /// Bytes of the files in it, each name counted.
+    pub fn bytes(&self, store: &Store) -> Result<u64> {
+        let Some(top) = self.snapshot.layers.first() else { return Ok(0) };
+        let path = store.repo(&self.repo).layer(top).join(sandbox_capture::MANIFEST);
+        let manifest = Manifest::open(&path).map_err(crate::whole::CopyError::from)?;
+        Ok(manifest.bytes_held())
+    }
+}
+
 /// One line about a capture, and what needs more than a line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Told {
@@ -138,6 +148,9 @@ pub enum PrepareError {
     /// The git layer.
     #[error("cannot take over the repository")]
     GitDir(#[from] GitDirError),
+    /// The full copy of `sandbox.view = copy`.
+    #[error("cannot copy the tree for the sandbox")]
+    Copy(#[from] crate::whole::CopyError),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -294,7 +307,13 @@ fn capture(request: &Request<'_>, repo: &RepoDir, top: &Path, before: Option<&Sn
         threads: request.threads,
         progress: request.progress,
     };
-    Ok(sandbox_capture::capture(&asked)?)
+    match sandbox_capture::capture(&asked) {
+        // A whole new base has nothing to take away.
+        Err(CaptureError::Whiteout { .. }) if !previous.is_empty() => {
+            Ok(sandbox_capture::capture(&CaptureRequest { previous: &[], ..asked })?)
+        }
+        captured => Ok(captured?),
+    }
 }
 
 /// A digest of what git's answers depend on: the index and the ignore files that matter most. While
@@ -534,7 +553,15 @@ pub fn check_name(store: &Store, host: &HostRepo, name: &Name) -> Result<()> {
 
 /// Makes a sandbox of what was taken: gives its name, makes its directories, writes its record.
 /// Returns it with its lock held.
-pub fn create(store: &Store, mut record: SandboxRecord, taken: &Taken) -> Result<(Sandbox, FileLock)> {
+///
+/// With [`TreeView::Copy`] its tree is filled here, by `threads` threads, which can take as long as a first capture.
+pub fn create(
+    store: &Store,
+    mut record: SandboxRecord,
+    taken: &Taken,
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<(Sandbox, FileLock)> {
     let _ = &taken.lock;
     let names = Names::of(&store.repo(&taken.repo));
     let is_taken = |name: &Name| names.get(name.as_str()).is_some_and(|id| store.sandbox(&id).path().exists());
@@ -563,6 +590,10 @@ pub fn create(store: &Store, mut record: SandboxRecord, taken: &Taken) -> Result
         if let Some((uid, gid)) = owner(&record.user) {
             std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(failed("change the owner of", path))?;
         }
+    }
+    if record.view == TreeView::Copy {
+        let repo = store.repo(&taken.repo);
+        crate::whole::fill(&repo, &taken.snapshot, &dir, 0, threads, progress)?;
     }
     // The top directory of the merged tree is the upper one: it looks like the host's.
     fs::set_permissions(&upper, fs::Permissions::from_mode(taken.snapshot.root_mode & 0o777 | 0o700))

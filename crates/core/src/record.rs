@@ -2,7 +2,7 @@
 
 use crate::driver::ProcessIdentity;
 use crate::id::{LayerId, Name, RepoId, SandboxId, SnapshotId};
-use crate::launch::{Limits, Network, User};
+use crate::launch::{Limits, Network, TreeView, User};
 use sandbox_protocol::ExitStatus;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -154,6 +154,9 @@ pub struct SandboxRecord {
     /// What its command left uncommitted is committed when the command has ended.
     #[serde(default)]
     pub auto_commit: bool,
+    /// How its trees are put together, for life.
+    #[serde(default)]
+    pub view: TreeView,
     /// What it was forked from.
     #[serde(default)]
     pub forked: Option<Forked>,

@@ -294,13 +294,17 @@ impl SandboxDir {
     pub fn tmp(&self) -> PathBuf {
         self.0.join("tmp")
     }
-    /// Upper directory of tree number `n`.
+    /// Upper directory of tree number `n`; with [`crate::launch::TreeView::Copy`] the whole tree.
     pub fn upper(&self, n: usize) -> PathBuf {
         self.0.join("trees").join(n.to_string()).join("upper")
     }
     /// Work directory of tree number `n`.
     pub fn work(&self, n: usize) -> PathBuf {
         self.0.join("trees").join(n.to_string()).join("work")
+    }
+    /// What tree number `n` was at first, with [`crate::launch::TreeView::Copy`].
+    pub fn manifest(&self, n: usize) -> PathBuf {
+        self.0.join("trees").join(n.to_string()).join("manifest")
     }
 }
 

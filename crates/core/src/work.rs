@@ -6,10 +6,11 @@
 //! by descriptors, contents are hashed as they are, the tip is in the host's object database.
 
 use crate::host_repo::{HostRepo, HostRepoError};
+use crate::launch::TreeView;
 use crate::record::ViewRecord;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::Store;
-use sandbox_capture::{MANIFEST, Manifest, ManifestError};
+use crate::whole;
 use sandbox_git::{Git, GitError, Oid, Running};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -34,9 +35,9 @@ pub enum WorkError {
     /// The upper directory.
     #[error("cannot look at what changed in the sandbox")]
     Changes(#[source] sandbox_capture::ChangesError),
-    /// The manifest of the snapshot.
-    #[error("cannot read what was captured")]
-    Manifest(#[source] ManifestError),
+    /// What was captured.
+    #[error(transparent)]
+    Captured(#[from] whole::CopyError),
 }
 
 type Result<T> = std::result::Result<T, WorkError>;
@@ -240,9 +241,12 @@ pub fn changes(store: &Store, sandbox: &Sandbox) -> Result<Vec<ChangedFile>> {
     let snapshot = sandbox.snapshot(store)?;
     let repo = store.repo(&sandbox.mount().repo);
     let upper = sandbox.upper();
-    let Some(top) = snapshot.layers.first() else { return Ok(Vec::new()) };
-    let manifest = Manifest::open(&repo.layer(top).join(MANIFEST)).map_err(WorkError::Manifest)?;
-    let changes = sandbox_capture::changes(&upper, &repo.layers(), &manifest).map_err(WorkError::Changes)?;
+    let Some(manifest) = whole::manifest(sandbox, &repo, &snapshot)? else { return Ok(Vec::new()) };
+    let changes = match sandbox.record.view {
+        TreeView::Overlay => sandbox_capture::changes(&upper, &repo.layers(), &manifest),
+        TreeView::Copy => sandbox_capture::whole_changes(&upper, &repo.layers(), &manifest),
+    };
+    let changes = changes.map_err(WorkError::Changes)?;
     Ok(changes
         .into_iter()
         .map(|change| {
@@ -590,6 +594,7 @@ pub fn nothing_left(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<bool>
 pub fn git_changed(store: &Store, sandbox: &Sandbox) -> Result<bool> {
     let upper = sandbox.upper();
     let snapshot = sandbox.snapshot(store)?;
+    let layer = store.repo(&sandbox.mount().repo).layer_tree(&snapshot.git_layer);
     let mut dirs: Vec<PathBuf> = vec![upper.join(".git")];
     for view in &snapshot.git.views {
         if let Ok(relative) = view.inside_gitdir.strip_prefix(&sandbox.mount().worktree) {
@@ -600,6 +605,10 @@ pub fn git_changed(store: &Store, sandbox: &Sandbox) -> Result<bool> {
         let harmless =
             |name: &std::ffi::OsStr| matches!(name.as_bytes(), b"index" | b"COMMIT_EDITMSG" | b"gc.log" | b"objects");
         match fs::symlink_metadata(dir) {
+            // In a copy it is there, unless somebody deleted it: then nothing is to be had of it.
+            Ok(_) if sandbox.record.view == TreeView::Copy => {
+                dir.strip_prefix(&upper).map_or(true, |below| whole::git_dir_changed(&layer.join(below), dir, harmless))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             // Replaced by something else, or by what cannot be listed: look closer.
             Ok(meta) if !meta.is_dir() => true,

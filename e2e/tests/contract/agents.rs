@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-over_drivers! {
+over_views_at_length! {
     two_at_once_bring_their_work_home,
     three_of_one_command,
     the_login_goes_in_only_when_it_is_wanted,

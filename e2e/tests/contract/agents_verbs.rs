@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-over_drivers! {
+over_views_at_length! {
     logs_of_several_are_whole_lines_with_a_name,
     logs_of_several_are_followed_to_the_last_end,
     logs_end_with_their_reader,

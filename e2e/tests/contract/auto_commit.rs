@@ -3,7 +3,7 @@
 use crate::Subject;
 use sandbox_testkit::{Repo, State};
 
-over_drivers! {
+over_views_at_length! {
     a_detached_agent_that_only_edits,
     an_attached_one_is_told,
     the_status_is_the_commands_and_a_time_limit_too,

@@ -11,7 +11,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-over_drivers! {
+over_views_at_length! {
     no_way_leads_around_the_proxy,
     only_what_is_listed_is_reached,
     names_are_resolved_outside_and_only_when_listed,

@@ -7,7 +7,7 @@ use sandbox_testkit::{Output, Repo, State, is_root, skip};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-over_drivers! {
+over_views_at_length! {
     not_a_repository,
     a_bare_repository,
     no_commit_yet,
@@ -19,7 +19,6 @@ over_drivers! {
     an_unknown_revision,
     a_command_that_is_not_there,
     no_user_namespaces,
-    a_state_directory_on_an_overlay,
     a_state_directory_that_is_foreign,
     a_state_directory_on_a_full_disk,
     a_state_directory_inside_the_tree,
@@ -231,21 +230,6 @@ fn no_user_namespaces(subject: &Subject) {
         error: cannot create a user namespace
         caused by: No space left on device (os error 28)
         hint: this is the namespace limit, not the disk: raise sysctl 'user.max_user_namespaces'
-        ---- status 125
-        "#);
-    nothing_half_made(&repo);
-}
-
-fn a_state_directory_on_an_overlay(subject: &Subject) {
-    let repo = subject.repo(State::Plain);
-    let setup = r#"
-        d=$XDG_STATE_HOME; mkdir -p "$d/lower" "$d/upper" "$d/work" "$d/git-sandbox"
-        mount -t overlay overlay -o "lowerdir=$d/lower,upperdir=$d/upper,workdir=$d/work,userxattr" "$d/git-sandbox""#;
-    let seen = in_namespaces(subject, &repo, setup);
-    assert_snapshot!(seen, @r#"
-        ---- stderr
-        error: the state directory '[STATE]' is on overlayfs, which an overlay cannot stand on
-        hint: `git config --global sandbox.stateDir DIR` names a directory on a local file system such as ext4, XFS or Btrfs; in a container: on a volume
         ---- status 125
         "#);
     nothing_half_made(&repo);

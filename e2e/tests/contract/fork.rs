@@ -6,7 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-over_drivers! {
+over_views! {
     a_running_sandbox_is_forked_with_everything_in_it,
     a_stopped_sandbox_is_forked_with_everything_in_it,
     every_state_of_a_repository_is_the_same_in_the_fork,
@@ -14,11 +14,16 @@ over_drivers! {
     commits_of_the_parent_are_history_and_come_home_as_the_childs_own,
     the_layers_stay_as_long_as_the_fork_stands_on_them,
     it_is_one_instant_while_the_parent_writes,
-    a_rename_that_was_cut_is_finished_in_the_fork,
     a_command_runs_in_it_and_the_end_is_as_after_a_spawn,
     what_it_may_reach_goes_along,
     what_is_wrong_is_said_and_nothing_is_left,
     a_killed_fork_leaves_nothing,
+}
+
+// Only over an overlay are directories renamed in steps.
+mod overlay {
+    over_drivers! { a_rename_that_was_cut_is_finished_in_the_fork }
+    use super::a_rename_that_was_cut_is_finished_in_the_fork;
 }
 
 /// Everything that an upper directory can hold.

@@ -4,7 +4,7 @@ use crate::Subject;
 use sandbox_testkit::{Repo, State, wait_until};
 use std::time::Duration;
 
-over_drivers! {
+over_views! {
     commits_come_back_at_the_end,
     commits_come_back_while_it_runs,
     push_host_brings_them_now,

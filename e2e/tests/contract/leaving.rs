@@ -3,7 +3,7 @@
 use crate::Subject;
 use sandbox_testkit::{Pty, Repo, State};
 
-over_drivers! {
+over_views_at_length! {
     enter_takes_the_commits_and_drops_the_sandbox,
     no_keeps_them,
     nothing_is_asked_off_a_terminal,

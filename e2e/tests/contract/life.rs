@@ -5,7 +5,7 @@ use sandbox_testkit::{Pty, State, wait_until};
 use serde_json::Value;
 use std::time::Duration;
 
-over_drivers! {
+over_views! {
     a_link_in_the_way_of_the_tree_is_moved_aside,
     the_status_is_that_of_the_command,
     input_and_output_pass_through_whole,

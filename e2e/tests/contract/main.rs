@@ -14,6 +14,7 @@
 //! filesystem the merged tree is an ordinary file system
 //! fork     one more sandbox from the state of another
 //! auto_commit  what an agent leaves uncommitted
+//! views    an overlay or a full copy: which, where, and what differs
 //! together several sandboxes at once: what collides, merging many, picking
 //! undo     what verbs did to the host is taken back exactly, or refused
 //! supervision  who dies, hangs up, is suspended or stands still, and what goes on
@@ -21,7 +22,9 @@
 //! errors   one text per bad input
 //! ```
 //!
-//! A new driver is one line in [`over_drivers`]. What it cannot do it must refuse by name.
+//! A new driver is one line in [`over_drivers`] and [`over_views`]. What it cannot do it must refuse by name.
+//! A driver that has an overlay is asked a second time with a full copy in its place (`sandbox.view = copy`): what
+//! a tree and its repository are, always; the rest with `cargo xtask test --all`.
 
 use sandbox_testkit::{Output, Repo, State, TestEnv};
 use std::path::Path;
@@ -29,11 +32,34 @@ use std::path::Path;
 /// Makes a module of tests for every driver out of functions that take a [`Subject`].
 macro_rules! over_drivers {
     ($($test:ident),* $(,)?) => {
-        over_drivers!(@driver namespace, "namespace", $($test),*);
+        over_drivers!(@way namespace, Subject::new("namespace"), $($test),*);
     };
-    (@driver $module:ident, $driver:literal, $($test:ident),*) => {
+    (@way $module:ident, $subject:expr, $($test:ident),*) => {
         mod $module {
-            $(#[test] fn $test() { super::$test(&$crate::Subject::new($driver)) })*
+            use $crate::Subject;
+            $(#[test] fn $test() { super::$test(&$subject) })*
+        }
+    };
+}
+
+/// The same, with each view of a driver that has two.
+macro_rules! over_views {
+    ($($test:ident),* $(,)?) => {
+        over_drivers!($($test),*);
+        over_drivers!(@way namespace_copy, Subject::with_copies("namespace"), $($test),*);
+    };
+}
+
+/// The same; the full copy only with `--all`.
+macro_rules! over_views_at_length {
+    ($($test:ident),* $(,)?) => {
+        over_drivers!($($test),*);
+        mod namespace_copy {
+            $(
+                #[test]
+                #[ignore = "with a full copy instead of an overlay: `cargo xtask test --all`"]
+                fn $test() { super::$test(&$crate::Subject::with_copies("namespace")) }
+            )*
         }
     };
 }
@@ -55,6 +81,7 @@ mod states;
 mod supervision;
 mod together;
 mod undo;
+mod views;
 mod wall;
 
 /// A driver under test, in an environment of its own.
@@ -66,6 +93,15 @@ pub struct Subject {
 impl Subject {
     fn new(driver: &'static str) -> Self {
         Self { env: TestEnv::new(), driver }
+    }
+
+    /// As [`Subject::new`]; every sandbox has a full copy and no overlay.
+    fn with_copies(driver: &'static str) -> Self {
+        let subject = Self::new(driver);
+        let config = subject.env.home().join(".gitconfig");
+        let text = std::fs::read_to_string(&config).expect("it was just made");
+        std::fs::write(&config, format!("{text}[sandbox]\n\tview = copy\n")).expect("it was just made");
+        subject
     }
 
     /// A repository in a state, at `home/src/repo`.

@@ -4,7 +4,7 @@
 use crate::Subject;
 use sandbox_testkit::{Repo, State, tree_digest};
 
-over_drivers! {
+over_views! {
     a_fast_forward_of_a_clean_tree,
     the_kinds_of_merge,
     only_other_files_were_committed,

@@ -3,7 +3,7 @@
 use crate::Subject;
 use sandbox_testkit::{State, tree_digest};
 
-over_drivers! {
+over_views! {
     renames_of_captured_directories_work,
     a_directory_can_be_replaced_and_removed,
     files_are_replaced_atomically,

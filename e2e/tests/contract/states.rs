@@ -83,7 +83,7 @@ fn similar(inside: &str, host: &str) {
 macro_rules! rows {
     ($($name:ident: $state:ident $row:expr;)*) => {
         $(fn $name(subject: &Subject) { row(subject, State::$state, $row) })*
-        over_drivers! { $($name),*, first_status_opens_what_it_opens_on_the_host, every_state_has_a_row,
+        over_views! { $($name),*, first_status_opens_what_it_opens_on_the_host, every_state_has_a_row,
             a_continued_operation_ends_as_in_a_copy }
         const ROWS: &[State] = &[$(State::$state),*];
     };

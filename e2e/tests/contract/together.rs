@@ -5,7 +5,7 @@ use sandbox_testkit::{Child, Repo, State, tree_digest, wait_until};
 use std::process::Stdio;
 use std::time::Duration;
 
-over_drivers! {
+over_views_at_length! {
     what_collides_is_told,
     many_are_told_as_a_list,
     uncommitted_work_collides_too,

@@ -7,7 +7,7 @@ use sandbox_testkit::{Child, State, skip};
 use std::process::Stdio;
 use std::time::Duration;
 
-over_drivers! {
+over_views_at_length! {
     the_wall_stands,
     files_of_the_host_are_not_visible,
     logins_and_sockets_below_toolchains_are_covered,

@@ -7,7 +7,7 @@
 use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat, statfs};
 use rustix::pipe::{PipeFlags, pipe_with};
 use sandbox_core::driver::{Check, DriverError, Verdict};
-use sandbox_core::launch::{LaunchSpec, Mode as LaunchMode, Tree};
+use sandbox_core::launch::{LaunchSpec, Mode as LaunchMode, Tree, TreeView};
 use sandbox_sys::mount::{self, Attributes, Filesystem, Overlay};
 use sandbox_sys::namespace::{self, Forked, Namespaces};
 use std::fs;
@@ -49,7 +49,9 @@ pub fn layers(spec: &LaunchSpec) -> Result<(), DriverError> {
     for tree in &spec.trees {
         let writable = spec.mode == LaunchMode::Work && !tree.read_only;
         let changes = [&tree.upper, &tree.work];
+        let copy = tree.view == TreeView::Copy;
         let needed = match (spec.mode, tree.read_only) {
+            _ if copy => &changes[..1],
             (LaunchMode::Work, false) => &changes[..],
             (LaunchMode::Helper, false) => &changes[..1],
             _ => &[],
@@ -66,7 +68,7 @@ pub fn layers(spec: &LaunchSpec) -> Result<(), DriverError> {
                 }
             }
         }
-        if writable {
+        if writable && !copy {
             upper(tree, spec.user.gid)?;
         }
     }
@@ -104,7 +106,7 @@ fn upper(tree: &Tree, gid: u32) -> Result<(), DriverError> {
 }
 
 /// The name of a file system that cannot be an upper directory.
-fn unfit(kind: u64) -> Option<&'static str> {
+pub(super) fn unfit(kind: u64) -> Option<&'static str> {
     match kind {
         OVERLAYFS => Some("overlayfs"),
         NFS => Some("NFS"),

@@ -21,6 +21,7 @@
 //! | `wall` | which system calls are refused |
 //! | `cgroup` | limits, where the user may set them |
 //! | `check` | what this machine can do |
+//! | `upper` | whether an overlay can be written to at a place |
 
 mod apply;
 pub mod cgroup;
@@ -28,6 +29,7 @@ pub mod check;
 mod machine;
 pub mod plan;
 mod tree;
+mod upper;
 pub mod view;
 pub mod wall;
 
@@ -41,7 +43,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 use sandbox_core::driver::{Check, Driver, DriverError, Isolation, Machine, ProcessIdentity};
-use sandbox_core::launch::{LaunchSpec, Mode, NESTED_COST, Network};
+use sandbox_core::launch::{LaunchSpec, Mode, NESTED_COST, Network, Tree, TreeView};
 use sandbox_protocol::{AgentConfig, AgentTree, AgentUser, Decoder, FilterBytes, Message};
 use sandbox_sys::namespace::{self, Forked, Namespaces};
 use sandbox_sys::socket::{message_pair, receive};
@@ -50,7 +52,7 @@ use std::fs;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use view::Host;
 
@@ -75,6 +77,16 @@ impl Driver for Namespace {
 
     fn check(&self) -> Vec<Check> {
         check::all()
+    }
+
+    fn refuses_overlay(
+        &self,
+        place: &Path,
+        scratch: &mut dyn FnMut() -> io::Result<PathBuf>,
+        uid: u32,
+        gid: u32,
+    ) -> io::Result<Option<String>> {
+        upper::refused(place, scratch, uid, gid)
     }
 
     fn plan(&self, spec: &LaunchSpec) -> Result<String, DriverError> {
@@ -212,7 +224,9 @@ fn agent_config(
     let user = &spec.user;
     let (uid, gid) = if user.root { (0, 0) } else { (user.uid, user.gid) };
     let mut notes = Vec::new();
-    let writable = spec.mode == Mode::Work && spec.trees.iter().any(|tree| !tree.read_only);
+    // Where the tree is what it looks like, the kernel renames it itself.
+    let overlay = |tree: &Tree| !tree.read_only && spec.mode == Mode::Work && tree.view == TreeView::Overlay;
+    let writable = spec.trees.iter().any(overlay);
     // At 3 not even CAP_SYS_PTRACE may read a path out of another process.
     let yama = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").is_ok_and(|scope| scope.trim() == "3");
     if writable && yama {
@@ -244,7 +258,7 @@ fn agent_config(
             .map(|tree| AgentTree {
                 at: tree.at.clone(),
                 read_only: tree.read_only || spec.mode == Mode::Helper,
-                rename_exdev: !tree.read_only && spec.mode == Mode::Work,
+                rename_exdev: overlay(tree),
             })
             .collect(),
         base_filter: FilterBytes(base),

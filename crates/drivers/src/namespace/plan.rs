@@ -15,7 +15,7 @@
 
 use super::view::{DEVICES, Host};
 use sandbox_core::driver::DriverError;
-use sandbox_core::launch::{INSIDE, LaunchSpec, Mode};
+use sandbox_core::launch::{INSIDE, LaunchSpec, Mode, TreeView};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -129,6 +129,15 @@ pub enum Step {
         /// Upper and work directory.
         writable: Option<(PathBuf, PathBuf)>,
     },
+    /// A tree that is a directory of the sandbox.
+    Whole {
+        /// On the host.
+        source: PathBuf,
+        /// Inside.
+        at: PathBuf,
+        /// What is forbidden.
+        access: Access,
+    },
 }
 
 impl Step {
@@ -141,7 +150,8 @@ impl Step {
             | Self::Directory { at }
             | Self::Symlink { at, .. }
             | Self::File { at, .. }
-            | Self::Overlay { at, .. } => at.clone(),
+            | Self::Overlay { at, .. }
+            | Self::Whole { at, .. } => at.clone(),
             Self::Device { name, .. } => Path::new("/dev").join(name),
             Self::Terminals { .. } => "/dev/pts".into(),
             Self::Proc { .. } => "/proc".into(),
@@ -177,6 +187,9 @@ impl fmt::Display for Step {
                 }
                 write!(f, "\n  ro        /proc/sys")?;
                 if *whole { write!(f, "\n  whole     {WHOLE_PROC}, under /run") } else { Ok(()) }
+            }
+            Self::Whole { source, at, access } => {
+                write!(f, "copy      {}  {access}  from {}", at.display(), source.display())
             }
             Self::Overlay { at, lowers, writable } => {
                 write!(f, "overlay   {}  nosuid,nodev,userxattr", at.display())?;
@@ -372,6 +385,10 @@ fn refuse_impossible(spec: &LaunchSpec) -> Result<(), DriverError> {
 }
 
 fn overlay(tree: &sandbox_core::launch::Tree, helper: bool) -> Step {
+    if tree.view == TreeView::Copy {
+        let access = Access { read_only: helper || tree.read_only, ..Access::OWN };
+        return Step::Whole { source: tree.upper.clone(), at: tree.at.clone(), access };
+    }
     let mut lowers = tree.lowers.clone();
     if helper && !tree.read_only {
         lowers.insert(0, tree.upper.clone());
@@ -443,6 +460,7 @@ pub(crate) mod tests {
                 upper: state.join("upper/0"),
                 work: state.join("work/0"),
                 read_only: false,
+                view: TreeView::Overlay,
             }],
             views: vec![View { key: "k".into(), dir: "/state/views/k".into() }],
             home: Mount { source: state.join("home"), at: "/home/dev".into() },

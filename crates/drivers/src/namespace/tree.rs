@@ -31,7 +31,7 @@ pub struct Sources {
 pub fn open_sources(step: &Step) -> Result<Sources, Report> {
     let mut sources = Sources { tree: None, lowers: Vec::new(), writable: None };
     match step {
-        Step::Bind { source, access, .. } => {
+        Step::Bind { source, access, .. } | Step::Whole { source, access, .. } => {
             let tree = mount::clone_tree(source).map_err(|error| gone(source, "show", &error))?;
             mount::set_attributes(&tree, attributes(*access), true)
                 .during(|| format!("protect '{}'", source.display()))?;
@@ -174,6 +174,12 @@ impl Tree {
                 self.attach(&mount, Path::new("/dev/pts"), true)?;
             }
             Step::Proc { sysctls, whole } => self.proc(sysctls, *whole)?,
+            Step::Whole { at, .. } => {
+                self.clear(at)?;
+                if let Some(tree) = &sources.tree {
+                    self.attach(tree, at, true)?;
+                }
+            }
             Step::Overlay { at, .. } => {
                 self.clear(at)?;
                 let target = self.mount_point(at, true)?;

@@ -79,6 +79,7 @@ impl Kit {
                 upper: root.join("upper"),
                 work: root.join("work"),
                 read_only: false,
+                view: Default::default(),
             }],
             views: vec![],
             home: Mount { source: root.join("home"), at: "/home/tester".into() },

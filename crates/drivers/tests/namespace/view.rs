@@ -224,6 +224,7 @@ pub fn trees_anywhere() -> Result<(), String> {
         upper: kit.path("upper2"),
         work: kit.path("work2"),
         read_only: false,
+        view: Default::default(),
     });
     kit.spec.trees.push(Tree {
         at: "/srv/ro".into(),
@@ -231,6 +232,7 @@ pub fn trees_anywhere() -> Result<(), String> {
         upper: "".into(),
         work: "".into(),
         read_only: true,
+        view: Default::default(),
     });
     let mut sandbox = kit.launch();
     sandbox.contained(
