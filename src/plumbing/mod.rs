@@ -4,6 +4,7 @@
 pub mod bring;
 mod proxy;
 pub mod remote;
+mod rescue_inside;
 pub mod serve;
 mod state;
 mod supervise;
@@ -23,6 +24,7 @@ pub fn run(role: &str, args: &[OsString]) -> ExitCode {
         "__proxy" => proxy::run(args),
         "__probe" => crate::probe::role(args),
         sandbox_protocol::REPO_STATE_VERB => state::run(),
+        sandbox_protocol::RESCUE_VERB => rescue_inside::run(),
         other => Err(CliError::usage(format!("unknown role '{}'", crate::text::escape(other)))),
     };
     match outcome {

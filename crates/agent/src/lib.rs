@@ -24,12 +24,14 @@ mod refs;
 mod relay;
 mod rename;
 mod repo_state;
+mod rescue;
 mod server;
 mod session;
 mod start;
 mod wire;
 
 pub use repo_state::{RepoStateError, repo_state};
+pub use rescue::{RescueError, rescue};
 
 use std::process::ExitCode;
 

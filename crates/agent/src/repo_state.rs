@@ -10,6 +10,7 @@ mod operation;
 use rustix::process::{Pid, Signal, kill_process_group};
 use sandbox_protocol::{RepoState, escape_bytes};
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -100,13 +101,8 @@ type Result<T> = std::result::Result<T, RepoStateError>;
 /// `granted` reaches are no tips of reflogs.
 pub fn repo_state(path: &Path, granted: &[String]) -> Result<RepoState> {
     let gitdir = gitdir_of(path).ok_or_else(|| RepoStateError::NotARepository { path: path.to_owned() })?;
-    for name in READ_BY_GIT {
-        let path = gitdir.join(name);
-        if path.metadata().is_ok_and(|meta| !meta.is_file() && !meta.is_dir()) {
-            return Err(RepoStateError::NotAFile { path });
-        }
-    }
-    let git = Git { gitdir: &gitdir, work_tree: path, until: Instant::now() + MAX_TIME };
+    only_files(&gitdir)?;
+    let git = Git { gitdir: &gitdir, work_tree: path, until: Instant::now() + MAX_TIME, env: Vec::new(), config: &[] };
     let mut state = RepoState {
         head_ref: git.line(&["symbolic-ref", "-q", "HEAD"])?,
         head: git.line(&["rev-parse", "-q", "--verify", "HEAD^{commit}"])?,
@@ -131,6 +127,17 @@ pub fn repo_state(path: &Path, granted: &[String]) -> Result<RepoState> {
     state.reflog_tips = reflog_tips(&git, &state, granted)?;
     (state.operation, state.operation_branch) = operation::in_progress(&gitdir, &state);
     Ok(state)
+}
+
+/// Refuses a git directory in which git would wait at a FIFO.
+pub(crate) fn only_files(gitdir: &Path) -> Result<()> {
+    for name in READ_BY_GIT {
+        let path = gitdir.join(name);
+        if path.metadata().is_ok_and(|meta| !meta.is_file() && !meta.is_dir()) {
+            return Err(RepoStateError::NotAFile { path });
+        }
+    }
+    Ok(())
 }
 
 /// Returns the commits that only reflogs reach and that are nobody's parent, newest first.
@@ -170,15 +177,21 @@ fn gitdir_of(path: &Path) -> Option<PathBuf> {
     nested::is_gitdir(&gitdir).then_some(gitdir)
 }
 
-struct Git<'a> {
-    gitdir: &'a Path,
-    work_tree: &'a Path,
-    until: Instant,
+/// Git inside, in one repository.
+pub(crate) struct Git<'a> {
+    pub(crate) gitdir: &'a Path,
+    pub(crate) work_tree: &'a Path,
+    /// All commands together end by then.
+    pub(crate) until: Instant,
+    /// Further variables.
+    pub(crate) env: Vec<(&'static str, OsString)>,
+    /// Further settings.
+    pub(crate) config: &'static [&'static str],
 }
 
 impl Git<'_> {
     /// Runs git to its end; a status above 1 is an error, 1 is git's "no".
-    fn run(&self, args: &[&str], input: &[u8]) -> Result<Output> {
+    pub(crate) fn run(&self, args: &[&str], input: &[u8]) -> Result<Output> {
         let mut command = Command::new("git");
         command
             // No pack of the view is missing, and nothing may be fetched to answer a question.
@@ -192,6 +205,7 @@ impl Git<'_> {
             .env("GIT_WORK_TREE", self.work_tree)
             .env("LC_ALL", "C.UTF-8")
             .args(["--no-pager", "-c", "core.fsmonitor=false"])
+            .args(self.config.iter().flat_map(|setting| ["-c", setting]))
             .args(args)
             .stdin(if input.is_empty() { Stdio::null() } else { Stdio::piped() })
             .stdout(Stdio::piped())
@@ -201,6 +215,7 @@ impl Git<'_> {
         for name in CLEARED {
             command.env_remove(name);
         }
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         let mut child = command.spawn().map_err(RepoStateError::Git)?;
         // From another thread: git may write before it has read all.
         let (stdin, mut stdout, mut stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
@@ -241,7 +256,7 @@ impl Git<'_> {
     }
 
     /// Returns the only line, as [`escape_bytes`] writes it; `None` when git says no.
-    fn line(&self, args: &[&str]) -> Result<Option<String>> {
+    pub(crate) fn line(&self, args: &[&str]) -> Result<Option<String>> {
         let output = self.run(args, b"")?;
         let line = output.stdout.split(|byte| *byte == b'\n').next().unwrap_or_default();
         Ok((output.status.success() && !line.is_empty()).then(|| escape_bytes(line)))
@@ -258,7 +273,7 @@ fn read_all(pipe: Option<&mut impl Read>) -> Vec<u8> {
 }
 
 /// Reads a file of at most `limit` bytes; never waits, and opens nothing but regular files.
-fn read_regular(path: &Path, limit: u64) -> Option<Vec<u8>> {
+pub(crate) fn read_regular(path: &Path, limit: u64) -> Option<Vec<u8>> {
     use std::os::unix::fs::OpenOptionsExt;
     // A FIFO is opened at once, a device not at all.
     if !path.metadata().ok()?.is_file() {
