@@ -87,6 +87,8 @@ pub enum Verb {
     Cp(Cp),
     /// Remove sandboxes, once their work is here
     Drop(Drop),
+    /// Put what is not committed in a sandbox into the vault, now
+    Rescue(Rescue),
     /// What was dropped: list it, bring it back, or empty it
     Trash(Trash),
     /// Take back what a verb did here, exactly or not at all
@@ -704,11 +706,21 @@ pub struct Drop {
     pub force: bool,
 }
 
+/// Make a rescue commit.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  git sandbox rescue fix-login")]
+pub struct Rescue {
+    /// Which sandbox
+    pub name: String,
+}
+
 /// What was dropped.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  git sandbox trash list\n  git sandbox trash restore fix-login")]
+#[command(
+    after_help = "Examples:\n  git sandbox trash list\n  git sandbox trash show fix-login\n  git sandbox trash restore fix-login --as login-2"
+)]
 pub struct Trash {
-    /// list (default), restore NAME, empty
+    /// list (default), show NAME, restore NAME, empty
     #[command(subcommand)]
     pub action: Option<TrashAction>,
 }
@@ -722,10 +734,21 @@ pub enum TrashAction {
         #[arg(long)]
         json: bool,
     },
+    /// Tell what is in a dropped sandbox
+    Show {
+        /// Its name (or id)
+        name: String,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Bring a dropped sandbox back as it was
     Restore {
         /// Its name (or id)
         name: String,
+        /// Give it this name instead of its own
+        #[arg(long = "as", value_name = "NAME")]
+        new: Option<String>,
     },
     /// Delete what was dropped, for good
     Empty {

@@ -214,6 +214,7 @@ impl From<SandboxError> for CliError {
                     SandboxError::NotRunning { name } => failure.hint(format!("`git sandbox start {name}` starts it")),
                     SandboxError::Running { name } => failure.hint(format!("`git sandbox stop {name}` stops it")),
                     SandboxError::Busy { .. } => failure.hint("try again when that command has ended"),
+                    SandboxError::Taken { .. } => failure.hint("`--as NAME` gives it another one").status(1),
                     SandboxError::Lingering { pid, .. } => failure.hint(format!(
                         "it may hang in the kernel (a dead network file system?): see /proc/{pid}/stack"
                     )),

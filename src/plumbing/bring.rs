@@ -37,7 +37,9 @@ pub fn run(args: &[OsString]) -> Result<(), CliError> {
     // What was committed must be home before.
     if brought.is_ok() && args.get(1).is_some_and(|arg| arg == "--auto-commit") {
         let message = auto_commit::message(sandbox.name(), &command(&sandbox, &args[2..]), &tail(&sandbox));
-        let outcome = auto_commit::run(&mut connection, &git, &store, &sandbox, &message)?;
+        // A failure is an outcome too: what came home is told all the same, and it is not tried again and again.
+        let outcome = auto_commit::run(&mut connection, &git, &store, &sandbox, &message)
+            .unwrap_or_else(|error| auto_commit::Outcome::failed(&error));
         auto_commit::done(&sandbox, &outcome)?;
         if outcome.commit.is_some() {
             // What came home before it was made is told with it.

@@ -4,6 +4,7 @@
 pub mod bring;
 mod proxy;
 pub mod remote;
+mod rescue;
 mod rescue_inside;
 pub mod serve;
 mod state;
@@ -20,6 +21,7 @@ pub fn run(role: &str, args: &[OsString]) -> ExitCode {
         "__supervise" => supervise::run(args),
         "__commit-back" => bring::run(args),
         "__sync" => sync::run(args),
+        "__rescue" => rescue::run(args),
         "__serve-host" => serve::run(args),
         "__proxy" => proxy::run(args),
         "__probe" => crate::probe::role(args),

@@ -48,6 +48,8 @@ fn run_in(dir: &Path, once: bool, client: UnixStream, lock: FileLock) -> Result<
         lock,
         auto_commit: record.auto_commit,
         commit_back: vec![program.clone(), "__commit-back".into(), own.clone()],
+        rescue: vec![program.clone(), "__rescue".into(), own.clone()],
+        rescue_every: Some(Duration::from_secs(record.rescue_every)).filter(|every| !every.is_zero()),
         serve_host: vec![program.clone(), "__serve-host".into(), own],
         proxy: vec![program, "__proxy".into(), dir.network().to_string_lossy().into_owned()],
         terminate: Some(terminate()?),

@@ -1,6 +1,6 @@
 //! `drop`: removes a sandbox once the host has its work.
 
-use super::{fetch, stop};
+use super::{fetch, rescue, stop};
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
@@ -11,9 +11,11 @@ use sandbox_core::id::SandboxId;
 use sandbox_core::ops::{Deed, Log, Operation};
 use sandbox_core::sandbox::{Sandbox, State};
 use sandbox_core::store::Store;
+use sandbox_core::trash::Contents;
 use sandbox_core::work::{self, Unsaved};
-use sandbox_core::{removal, trash};
+use sandbox_core::{kept, removal, trash};
 use sandbox_protocol::Message;
+use sandbox_sys::lock::FileLock;
 use std::time::Duration;
 
 /// Whether work that the host has not got stands in the way.
@@ -96,19 +98,27 @@ pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Forc
         return Err(refusal(sandbox, &unsaved));
     }
     if unsaved.is_empty() {
+        // The host has all that was rescued.
+        kept::forget(store, &sandbox.record)?;
         removal::drop_saved(context.git()?, store, sandbox, lock)?;
         log(store, sandbox, "dropped", |sandbox| Deed::Deleted { sandbox });
         return Ok(format!("dropped '{name}'{}", ignored_words(&unsaved)));
     }
     let git = context.git()?;
-    trash::discard(store, sandbox, lock, |there| {
+    let mut contents = Contents::of(&unsaved);
+    contents.not_kept = into_vault(context, store, sandbox, &lock).err().map(|error| {
+        let causes = error.causes.iter().map(|cause| format!(": {cause}"));
+        format!("{}{}", error.message, causes.collect::<String>())
+    });
+    let not_kept = contents.not_kept.clone();
+    trash::discard(store, sandbox, Some(contents), lock, |there| {
         log(store, there, "dropped into the trash", |sandbox| Deed::Trashed { sandbox });
         // The host repository may be gone.
         let _ = commit_back::remove_refs(git, store, there);
     })?;
+    let only = not_kept.map(|why| format!("\nwarning: only its directory has everything: {why}")).unwrap_or_default();
     Ok(format!(
-        "dropped '{name}' into the trash{}\nhint: `git sandbox trash restore {name}` brings it back for {} days",
-        ignored_words(&unsaved),
+        "dropped '{name}' into the trash{only}\nhint: `git sandbox trash restore {name}` brings it back for {} days",
         trash::KEEP_DAYS
     ))
 }
@@ -121,6 +131,16 @@ fn log(store: &Store, sandbox: &Sandbox, what: &str, deed: impl Fn(SandboxId) ->
         let operation = Operation::now("drop", told, vec![deed(sandbox.record.id.clone())]);
         let _ = Log::of(&store.repo(&mount.repo)).add(&operation);
     }
+}
+
+/// Puts a copy of its commits and of what is not committed into the vault. The directory goes to the trash whether
+/// that works or not, as it is: a full disk or what is in it must not be in the way.
+fn into_vault(context: &Context, store: &Store, sandbox: &Sandbox, lock: &FileLock) -> Result<(), CliError> {
+    let rescued = rescue::locked(context, store, sandbox, lock);
+    for tree in sandbox.trees() {
+        kept::into_trash(context.git()?, store, &tree).map_err(|error| CliError::chain(&error))?;
+    }
+    rescued.map(drop)
 }
 
 fn ignored_words(unsaved: &Unsaved) -> String {

@@ -103,7 +103,8 @@ pub fn with_helper<T>(
     helper(context, store, sandbox, &sandbox.take(Duration::from_secs(10))?, act)
 }
 
-fn helper<T>(
+/// As [`with_helper`], of one whose lock is held.
+pub fn helper<T>(
     context: &Context,
     store: &Store,
     sandbox: &Sandbox,

@@ -21,6 +21,7 @@ mod logs;
 pub mod merge;
 mod pick;
 mod presets;
+pub mod rescue;
 mod setup;
 mod show;
 mod spawn;
@@ -75,6 +76,7 @@ pub fn run(context: &Context, verb: Verb) -> Outcome {
         Verb::Branch(args) => branch::run(context, &args),
         Verb::Cp(args) => cp::run(context, &args),
         Verb::Drop(args) => drop::run(context, &args),
+        Verb::Rescue(args) => rescue::run(context, &args),
         Verb::Trash(args) => trash::run(context, &args),
         Verb::Undo(args) => undo::run(context, &args),
         Verb::Ops(args) => undo::list(context, &args),
@@ -118,6 +120,7 @@ impl Verb {
             Verb::Branch(_) => "branch",
             Verb::Cp(_) => "cp",
             Verb::Drop(_) => "drop",
+            Verb::Rescue(_) => "rescue",
             Verb::Trash(_) => "trash",
             Verb::Undo(_) => "undo",
             Verb::Ops(_) => "ops",

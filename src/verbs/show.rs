@@ -5,8 +5,10 @@ use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::text::{age, count, escape, escape_bytes, size, tilde};
+use sandbox_core::kept;
 use sandbox_core::launch::{Network, TreeView};
 use sandbox_core::sandbox::{Sandbox, State};
+use sandbox_core::store::Store;
 use sandbox_core::work;
 use sandbox_protocol::{Message, SessionStatus};
 use serde::Serialize;
@@ -25,9 +27,41 @@ struct Shown {
     network: Network,
     layers: usize,
     uncommitted_files: Vec<String>,
+    rescue: Option<Rescued>,
     notes: Vec<String>,
     enforced: Vec<String>,
     sessions: Vec<SessionStatus>,
+}
+
+/// What the vault has of what is not committed.
+#[derive(Serialize)]
+struct Rescued {
+    /// Unix seconds; none when there is no rescue.
+    at: Option<u64>,
+    files: u64,
+    commit: Option<String>,
+    left_out: Vec<String>,
+    /// Why the last try failed.
+    failed: Option<String>,
+    #[serde(skip)]
+    words: String,
+}
+
+fn rescued(store: &Store, sandbox: &Sandbox) -> Option<Rescued> {
+    let kept = kept::of(store, &sandbox.record).ok().flatten()?;
+    let rescue = kept.newest().filter(|_| kept.clean.is_none());
+    if rescue.is_none() && kept.failed.is_none() {
+        return None;
+    }
+    let main = rescue.and_then(|rescue| rescue.parts.iter().find(|part| part.path.is_empty()));
+    Some(Rescued {
+        at: rescue.map(|rescue| rescue.at),
+        files: rescue.map_or(0, |rescue| rescue.files),
+        commit: main.map(|part| part.commit.clone()),
+        left_out: rescue.map(|rescue| rescue.left_out.iter().map(|line| escape(line)).collect()).unwrap_or_default(),
+        failed: kept.failed.as_ref().map(|(_, why)| escape(why)),
+        words: rescue.map_or_else(|| "nothing".to_owned(), super::rescue::words),
+    })
 }
 
 pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
@@ -57,6 +91,7 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
         network: sandbox.record.network,
         layers: snapshot.layers.len() + 1,
         uncommitted_files: files.iter().map(|change| escape_bytes(&change.path)).collect(),
+        rescue: rescued(&store, &sandbox),
         notes: status
             .notes
             .iter()
@@ -126,6 +161,15 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
     println!("directory   {}", tilde(&shown.directory, &context.home));
     if !shown.enforced.is_empty() {
         println!("enforced    {}", escape(&shown.enforced.join(", ")));
+    }
+    if let Some(rescue) = &shown.rescue {
+        println!("rescued     {}", rescue.words);
+        for line in rescue.left_out.iter().take(5) {
+            println!("            not in it: {line}");
+        }
+        if let Some(why) = &rescue.failed {
+            println!("            the last try failed: {why}");
+        }
     }
     for note in &shown.notes {
         println!("note        {note}");

@@ -123,6 +123,7 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
         preset: carried.preset.as_ref().map(|preset| preset.name.clone()),
         view: tree_view,
         auto_commit: args.auto_commit || super::commit::automatic(context)?,
+        rescue_every: super::rescue::every(context)?,
         forked: None,
     };
     if args.dry_run {

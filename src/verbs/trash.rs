@@ -1,13 +1,23 @@
 //! `trash`: what `drop --force` moved away, exactly as it was.
 
+use super::fetch;
 use super::list::print_json;
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
-use crate::text::{age, size, table, tilde};
-use sandbox_core::trash::{self, Trashed};
+use crate::text::{age, count, escape, size, table, tilde};
+use sandbox_core::id::Name;
+use sandbox_core::kept::{self, Kept};
+use sandbox_core::sandbox::Sandbox;
+use sandbox_core::store::Store;
+use sandbox_core::trash::{self, Contents, Trashed};
 use serde::Serialize;
 use std::io::Write;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Files that are shown by name.
+const SHOWN: usize = 20;
 
 #[derive(Serialize)]
 struct Listing<'a> {
@@ -19,47 +29,75 @@ struct Listing<'a> {
 struct Entry<'a> {
     name: &'a str,
     id: &'a str,
-    worktree: &'a std::path::Path,
+    worktree: &'a Path,
     dropped_seconds_ago: u64,
     disk_bytes: u64,
+    /// Its directory is gone: only what the vault has of it is left.
+    directory_lost: bool,
+}
+
+/// One thing in the trash.
+enum Found {
+    /// As it was.
+    Whole(Box<Trashed>),
+    /// Its directory was lost; the vault has its commits and the last rescue.
+    Lost(Box<Kept>),
+}
+
+impl Found {
+    fn name(&self) -> &str {
+        match self {
+            Self::Whole(item) => item.record.name.as_str(),
+            Self::Lost(kept) => kept.name.as_str(),
+        }
+    }
+
+    fn id(&self) -> &str {
+        match self {
+            Self::Whole(item) => item.record.id.as_str(),
+            Self::Lost(kept) => kept.id.as_str(),
+        }
+    }
+
+    fn worktree(&self) -> &Path {
+        match self {
+            Self::Whole(item) => item.worktree(),
+            Self::Lost(kept) => &kept.worktree,
+        }
+    }
+
+    fn age(&self) -> u64 {
+        match self {
+            Self::Whole(item) => item.age_seconds,
+            Self::Lost(kept) => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0);
+                now.saturating_sub(kept.since())
+            }
+        }
+    }
+
+    fn disk(&self) -> u64 {
+        match self {
+            Self::Whole(item) => item.disk,
+            Self::Lost(_) => 0,
+        }
+    }
 }
 
 pub fn run(context: &Context, args: &cli::Trash) -> Outcome {
     let store = context.store()?;
-    let all = trash::list(&store)?;
+    let all = all(&store)?;
     match &args.action {
         None => list(context, &all, false),
         Some(cli::TrashAction::List { json }) => list(context, &all, *json),
-        Some(cli::TrashAction::Restore { name }) => {
+        Some(cli::TrashAction::Show { name, json }) => show(context, &store, one(&all, "show", name)?, *json),
+        Some(cli::TrashAction::Restore { name, new }) => {
             store.writable()?;
-            let found: Vec<&Trashed> = all
-                .iter()
-                .filter(|item| item.record.name.as_str() == name || item.record.id.as_str() == name)
-                .collect();
-            let item = match found.as_slice() {
-                [] => {
-                    return Err(CliError::new(format!("there is no '{}' in the trash", crate::text::escape(name)))
-                        .hint("`git sandbox trash list` shows what is"));
-                }
-                [item] => *item,
-                several => {
-                    return Err(CliError::new(format!(
-                        "there is more than one '{}' in the trash",
-                        crate::text::escape(name)
-                    ))
-                    .hint(format!("by its id: `git sandbox trash restore {}`", several[0].record.id)));
-                }
-            };
-            let restored = trash::restore(&store, item)?;
-            if restored == item.record.name {
-                eprintln!("restored '{restored}': `git sandbox start {restored}` goes on");
-            } else {
-                eprintln!(
-                    "restored '{}' as '{restored}', since there is a new '{0}': `git sandbox start {restored}` goes on",
-                    item.record.name
-                );
+            let new = new.as_deref().map(Name::parse).transpose().map_err(CliError::from)?;
+            match one(&all, "restore", name)? {
+                Found::Whole(item) => restore(context, &store, item, new.as_ref()),
+                Found::Lost(kept) => restore_lost(context, &store, kept),
             }
-            Ok(0)
         }
         Some(cli::TrashAction::Empty { yes }) => {
             store.writable()?;
@@ -78,11 +116,179 @@ pub fn run(context: &Context, args: &cli::Trash) -> Outcome {
                     return Ok(1);
                 }
             }
-            trash::empty(&store, &all)?;
+            let mut items = Vec::new();
+            for found in &all {
+                match found {
+                    Found::Whole(item) => items.push((**item).clone()),
+                    Found::Lost(kept) => kept::forget_kept(&store.repo(&repo_of(&store, kept)?), (**kept).clone())?,
+                }
+            }
+            trash::empty(&store, &items)?;
             eprintln!("deleted {}", dropped(all.len()));
             Ok(0)
         }
     }
+}
+
+/// Everything in the trash, newest first.
+fn all(store: &Store) -> Result<Vec<Found>, CliError> {
+    let mut all: Vec<Found> = trash::list(store)?.into_iter().map(|item| Found::Whole(Box::new(item))).collect();
+    for id in store.repo_ids()? {
+        let kept = Kept::all(&store.repo(&id))?;
+        all.extend(kept.into_iter().filter(|kept| kept::is_lost(store, kept)).map(|kept| Found::Lost(Box::new(kept))));
+    }
+    all.sort_by_key(Found::age);
+    Ok(all)
+}
+
+fn one<'a>(all: &'a [Found], verb: &str, name: &str) -> Result<&'a Found, CliError> {
+    let found: Vec<&Found> = all.iter().filter(|item| item.name() == name || item.id() == name).collect();
+    match found.as_slice() {
+        [] => Err(CliError::new(format!("there is no '{}' in the trash", escape(name)))
+            .hint("`git sandbox trash list` shows what is")),
+        [item] => Ok(item),
+        several => Err(CliError::new(format!("there is more than one '{}' in the trash", escape(name)))
+            .hint(format!("by its id: `git sandbox trash {verb} {}`", several[0].id()))),
+    }
+}
+
+/// Restores one, with its commits here and its rescues in the vault. It is restored whether or not those come along.
+pub fn come_back(context: &Context, store: &Store, item: &Trashed, new: Option<&Name>) -> Result<Name, CliError> {
+    let restored = trash::restore(store, item, new)?;
+    let sandbox = Sandbox::load(store, &item.record.id)?;
+    let home: Result<(), CliError> = sandbox.as_ref().map_or(Ok(()), |sandbox| {
+        fetch::bring(context, store, sandbox)?;
+        for tree in sandbox.trees() {
+            kept::out_of_trash(context.git()?, store, &tree).map_err(|error| CliError::chain(&error))?;
+        }
+        Ok(())
+    });
+    if let Err(error) = home {
+        error.print();
+        eprintln!(
+            "warning: '{restored}' is restored, but its commits were not brought here: `git sandbox fetch {restored}`"
+        );
+    }
+    Ok(restored)
+}
+
+fn restore(context: &Context, store: &Store, item: &Trashed, new: Option<&Name>) -> Outcome {
+    let restored = come_back(context, store, item, new)?;
+    if restored == item.record.name || new.is_some() {
+        eprintln!("restored '{restored}': `git sandbox start {restored}` goes on");
+    } else {
+        eprintln!(
+            "restored '{}' as '{restored}', since there is a new '{0}': `git sandbox start {restored}` goes on",
+            item.record.name
+        );
+    }
+    Ok(0)
+}
+
+/// The repository in whose vault it is.
+fn repo_of(store: &Store, kept: &Kept) -> Result<sandbox_core::id::RepoId, CliError> {
+    let there = |id: &sandbox_core::id::RepoId| kept::file(&store.repo(id), &kept.id).exists();
+    let found = store.repo_ids()?.into_iter().find(there);
+    found.ok_or_else(|| CliError::new(format!("what was kept of '{}' is gone", kept.name)))
+}
+
+/// Only what the vault has is left: it becomes branches.
+fn restore_lost(context: &Context, store: &Store, kept: &Kept) -> Outcome {
+    let id = repo_of(store, kept)?;
+    if context.repo_id(store)?.as_ref() != Some(&id) {
+        return Err(CliError::new(format!("the directory of '{}' was lost, only commits are left", kept.name))
+            .hint(format!("run this in its repository, '{}'", escape(&kept.worktree.to_string_lossy()))));
+    }
+    let host = context.repo()?;
+    let branches =
+        kept::as_branches(context.git()?, host, &store.repo(&id), kept).map_err(|error| CliError::chain(&error))?;
+    eprintln!("the directory of '{}' was lost: its commits are branches now", kept.name);
+    for branch in &branches {
+        println!("{}", escape(branch));
+    }
+    let rescue = format!("restored/{}/rescue", kept.name);
+    if branches.contains(&rescue) {
+        eprintln!("hint: `git stash apply {rescue}` puts back what was not committed");
+    }
+    Ok(0)
+}
+
+/// What is known of one in the trash.
+#[derive(Serialize)]
+struct Shown<'a> {
+    version: u32,
+    #[serde(flatten)]
+    entry: Entry<'a>,
+    /// As it was found out when it was dropped; null for what an older version dropped.
+    contents: Option<&'a Contents>,
+    /// Refs of the vault with their commits.
+    kept: std::collections::BTreeMap<String, String>,
+    rescued_files: Option<u64>,
+}
+
+fn show(context: &Context, store: &Store, found: &Found, json: bool) -> Outcome {
+    let loaded;
+    let (contents, kept) = match found {
+        Found::Whole(item) => {
+            loaded = kept::of(store, &item.record).map_err(|error| CliError::chain(&error))?;
+            (item.contents.as_ref(), loaded.as_ref())
+        }
+        Found::Lost(kept) => (None, Some(&**kept)),
+    };
+    let refs = kept.map(Kept::refs).unwrap_or_default();
+    let rescue = kept.and_then(Kept::newest).filter(|_| kept.is_some_and(|kept| kept.clean.is_none()));
+    if json {
+        print_json(&Shown {
+            version: 1,
+            entry: entry(found),
+            contents,
+            kept: refs,
+            rescued_files: rescue.map(|rescue| rescue.files),
+        })?;
+        return Ok(0);
+    }
+    println!("sandbox     {}", found.name());
+    println!("id          {}", found.id());
+    println!("repository  {}", tilde(found.worktree(), &context.home));
+    println!("dropped     {} ago", age(found.age()));
+    match found {
+        Found::Whole(item) => {
+            println!("disk        {}", size(item.disk));
+            println!("directory   {}", tilde(item.dir.path(), &context.home));
+        }
+        Found::Lost(_) => println!("directory   lost"),
+    }
+    match contents {
+        Some(contents) if contents.unknown => println!("contents    could not be found out"),
+        Some(contents) => {
+            println!("commits     {} that no branch or tag had", contents.commits);
+            println!("files       {} not committed", contents.file_count);
+            println!("ignored     {} ({})", count(contents.ignored, "changed file"), size(contents.ignored_bytes));
+        }
+        None => {}
+    }
+    if let Some(rescue) = rescue {
+        println!("rescued     {}", super::rescue::words(rescue));
+    }
+    if let Some(why) = contents.and_then(|contents| contents.not_kept.as_ref()) {
+        println!("note        only its directory has everything: {}", escape(why));
+    }
+    for line in contents.iter().flat_map(|contents| &contents.elsewhere) {
+        println!("note        {}", escape(line));
+    }
+    for (name, oid) in &refs {
+        println!("kept        {} {}", oid.get(..10).unwrap_or(oid), escape(name));
+    }
+    if let Some(contents) = contents.filter(|contents| !contents.files.is_empty()) {
+        println!("\nnot committed:");
+        for file in contents.files.iter().take(SHOWN) {
+            println!("  {}", escape(file));
+        }
+        if contents.file_count > SHOWN {
+            println!("  … and {} more", contents.file_count - SHOWN);
+        }
+    }
+    Ok(0)
 }
 
 /// `1 dropped sandbox`, `2 dropped sandboxes`.
@@ -90,19 +296,20 @@ fn dropped(n: usize) -> String {
     format!("{n} dropped sandbox{}", if n == 1 { "" } else { "es" })
 }
 
-fn list(context: &Context, all: &[Trashed], json: bool) -> Outcome {
+fn entry(found: &Found) -> Entry<'_> {
+    Entry {
+        name: found.name(),
+        id: found.id(),
+        worktree: found.worktree(),
+        dropped_seconds_ago: found.age(),
+        disk_bytes: found.disk(),
+        directory_lost: matches!(found, Found::Lost(_)),
+    }
+}
+
+fn list(context: &Context, all: &[Found], json: bool) -> Outcome {
     if json {
-        let trash = all
-            .iter()
-            .map(|item| Entry {
-                name: item.record.name.as_str(),
-                id: item.record.id.as_str(),
-                worktree: item.worktree(),
-                dropped_seconds_ago: item.age_seconds,
-                disk_bytes: item.disk,
-            })
-            .collect();
-        print_json(&Listing { version: 1, trash })?;
+        print_json(&Listing { version: 1, trash: all.iter().map(entry).collect() })?;
         return Ok(0);
     }
     if all.is_empty() {
@@ -110,12 +317,16 @@ fn list(context: &Context, all: &[Trashed], json: bool) -> Outcome {
         return Ok(0);
     }
     let mut lines = vec![["NAME", "DROPPED", "DISK", "REPOSITORY"].map(str::to_owned).to_vec()];
-    for item in all {
+    for found in all {
+        let disk = match found {
+            Found::Whole(_) => size(found.disk()),
+            Found::Lost(_) => "lost".to_owned(),
+        };
         lines.push(vec![
-            item.record.name.to_string(),
-            format!("{} ago", age(item.age_seconds)),
-            size(item.disk),
-            tilde(item.worktree(), &context.home),
+            found.name().to_owned(),
+            format!("{} ago", age(found.age())),
+            disk,
+            tilde(found.worktree(), &context.home),
         ]);
     }
     print!("{}", table(&lines));

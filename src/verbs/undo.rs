@@ -9,7 +9,6 @@ use crate::text::{age, escape, table};
 use sandbox_core::host_repo::HostRepo;
 use sandbox_core::id::{RepoId, SandboxId};
 use sandbox_core::ops::{Deed, Log, Operation, VERSION};
-use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_core::trash;
 use sandbox_integrate::{MergeError, Repo};
@@ -195,15 +194,9 @@ impl Way {
                 let Some(item) = all.iter().find(|item| item.record.id == *sandbox) else {
                     return Err(Refusal::new("it is not in the trash any more"));
                 };
-                let name = trash::restore(store, item).map_err(CliError::from)?;
+                let name = super::trash::come_back(context, store, item, None)?;
                 if name != item.record.name {
                     eprintln!("restored '{}' as '{name}', since there is a new '{0}'", item.record.name);
-                }
-                // Its refs come back with its commits; it is restored whether or not they do now.
-                if let Some(sandbox) = Sandbox::load(store, sandbox).map_err(CliError::from)?
-                    && let Err(error) = super::fetch::bring(context, store, &sandbox)
-                {
-                    error.print();
                 }
             }
         }

@@ -24,6 +24,7 @@ use std::io::{self, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Output;
 use std::time::{Duration, Instant};
 
 /// Lines that are told of what is left out.
@@ -356,7 +357,13 @@ impl Rescue<'_> {
             }
         }
         let input: Vec<u8> = paths.iter().flat_map(|path| [path, &b"\0"[..]].concat()).collect();
-        self.run(&["update-index", "--add", "--remove", "--replace", "-z", "--stdin"], &input)?;
+        let output = self.output(&["update-index", "--add", "--remove", "--replace", "-z", "--stdin"], &input)?;
+        // A name that git takes into no index, such as a link in the place of `.gitmodules`.
+        for line in output.stderr.split(|byte| *byte == b'\n') {
+            if let Some(path) = line.strip_prefix(b"Ignoring path ") {
+                self.leave_out(path, "git does not take it");
+            }
+        }
         Ok(())
     }
 
@@ -372,9 +379,13 @@ impl Rescue<'_> {
 
     /// Runs git; its "no" is an error here.
     fn run(&self, args: &[&str], input: &[u8]) -> Result<Vec<u8>> {
+        Ok(self.output(args, input)?.stdout)
+    }
+
+    fn output(&self, args: &[&str], input: &[u8]) -> Result<Output> {
         let output = self.git.run(args, input)?;
         if output.status.success() {
-            return Ok(output.stdout);
+            return Ok(output);
         }
         let text = String::from_utf8_lossy(&output.stderr);
         let message = escape_bytes(text.lines().next_back().unwrap_or_default().as_bytes());

@@ -58,6 +58,17 @@ impl Outcome {
         Self { why_not: Some(why.into()), ..Self::default() }
     }
 
+    /// It could not even be tried.
+    pub fn failed(error: &CommitBackError) -> Self {
+        let mut why = error.to_string();
+        let mut source = std::error::Error::source(error);
+        while let Some(cause) = source {
+            why = format!("{why}: {cause}");
+            source = cause.source();
+        }
+        Self::not(printable(why.as_bytes()))
+    }
+
     /// Returns what is told of it; nothing when there was nothing to do.
     pub fn words(&self) -> Option<String> {
         match (&self.commit, &self.why_not) {

@@ -116,14 +116,14 @@ type Result<T> = std::result::Result<T, CommitBackError>;
 
 /// Serialises commit-backs of one sandbox. Held while it is spoken with, and so nobody else's:
 /// a sandbox that never answers holds up only itself.
-fn bring_lock(sandbox: &Sandbox) -> Result<FileLock> {
+pub(crate) fn bring_lock(sandbox: &Sandbox) -> Result<FileLock> {
     let path = sandbox.dir.path().join("bring.lock");
     FileLock::exclusive(&path).map_err(|source| CommitBackError::Lock { path, source })
 }
 
 /// Serialises ref moves of one repository: the order of locks stays store < repository < sandbox,
 /// because this one is only ever taken last and never while waiting for another, or for a sandbox.
-fn ref_lock(store: &Store, sandbox: &Sandbox) -> Result<FileLock> {
+pub(crate) fn ref_lock(store: &Store, sandbox: &Sandbox) -> Result<FileLock> {
     let path = store.repo(&sandbox.mount().repo).path().join("refs.lock");
     FileLock::exclusive(&path).map_err(|source| CommitBackError::Lock { path, source })
 }
@@ -223,12 +223,13 @@ impl Job<'_> {
         }
         let view =
             View::open(&repo, &self.view.key)?.ok_or_else(|| CommitBackError::NoView { key: self.view.key.clone() })?;
-        let dir = self.sandbox.dir.path().join("landing").join(self.number.to_string());
+        let dir = landing_dir(self.sandbox, self.number);
         make_dir(dir.parent().unwrap_or(&dir))?;
         let landing = Landing::create(self.git, &dir, &view, Bounds::default())?;
         let wants: Vec<Want> =
             plan.updates.iter().map(|update| Want { name: update.name.clone(), oid: update.new }).collect();
-        let landed = self.land(connection, &landing, &wants)?;
+        let gitdir = escape_bytes(self.view.inside_gitdir.as_os_str().as_bytes());
+        let landed = receive(connection, &landing, &gitdir, &wants)?;
         let refused: BTreeMap<&RefName, &String> =
             landed.refused.iter().map(|(want, reason)| (&want.name, reason)).collect();
         let mut updates: Vec<Update> = Vec::new();
@@ -279,35 +280,6 @@ impl Job<'_> {
         if found == owner { Ok(()) } else { Err(foreign(owner_ref)) }
     }
 
-    fn land(&self, connection: &mut Connection, landing: &Landing, wants: &[Want]) -> Result<crate::landing::Landed> {
-        let (argv, env) = Landing::upload_pack(&escape_bytes(self.view.inside_gitdir.as_os_str().as_bytes()));
-        let exec = Exec {
-            argv,
-            env: env.into_iter().map(|(name, value)| (name, Some(value))).collect(),
-            cwd: "/".into(),
-            internal: true,
-            ..Exec::default()
-        };
-        // One conversation after the other: each waits until the one before has given the connection back.
-        let shared = Arc::new(Mutex::new(connection));
-        std::thread::scope(|scope| {
-            let mut connect = || -> io::Result<Conversation> {
-                let (ours, theirs) = UnixStream::pair()?;
-                let (shared, exec) = (Arc::clone(&shared), exec.clone());
-                scope.spawn(move || {
-                    if let Ok(mut connection) = shared.lock() {
-                        // Its end is all that the listener needs to know.
-                        let _ = connection.relay(exec, &theirs);
-                    }
-                    let _ = theirs.shutdown(Shutdown::Both);
-                });
-                let from: Box<dyn Read + Send> = Box::new(ours.try_clone()?);
-                Ok(Conversation { from, to: Box::new(HangUp(ours)) })
-            };
-            Ok(landing.land(&mut connect, wants)?)
-        })
-    }
-
     fn named(&self, inner: &str) -> String {
         if self.view.path.as_os_str().is_empty() {
             inner.to_owned()
@@ -322,6 +294,50 @@ impl Job<'_> {
         let from = planned.old.map_or_else(|| "new".to_owned(), |old| old.short());
         self.named(&format!("{short}  {from}..{}", planned.new.short()))
     }
+}
+
+/// Where commits of repository `number` of a tree are received.
+pub(crate) fn landing_dir(sandbox: &Sandbox, number: usize) -> PathBuf {
+    let name = match sandbox.tree {
+        0 => number.to_string(),
+        tree => format!("{tree}-{number}"),
+    };
+    sandbox.dir.path().join("landing").join(name)
+}
+
+/// Receives what is wanted from a repository inside, by its path as [`escape_bytes`] writes it.
+pub(crate) fn receive(
+    connection: &mut Connection,
+    landing: &Landing,
+    gitdir: &str,
+    wants: &[Want],
+) -> Result<crate::landing::Landed> {
+    let (argv, env) = Landing::upload_pack(gitdir);
+    let exec = Exec {
+        argv,
+        env: env.into_iter().map(|(name, value)| (name, Some(value))).collect(),
+        cwd: "/".into(),
+        internal: true,
+        ..Exec::default()
+    };
+    // One conversation after the other: each waits until the one before has given the connection back.
+    let shared = Arc::new(Mutex::new(connection));
+    std::thread::scope(|scope| {
+        let mut connect = || -> io::Result<Conversation> {
+            let (ours, theirs) = UnixStream::pair()?;
+            let (shared, exec) = (Arc::clone(&shared), exec.clone());
+            scope.spawn(move || {
+                if let Ok(mut connection) = shared.lock() {
+                    // Its end is all that the listener needs to know.
+                    let _ = connection.relay(exec, &theirs);
+                }
+                let _ = theirs.shutdown(Shutdown::Both);
+            });
+            let from: Box<dyn Read + Send> = Box::new(ours.try_clone()?);
+            Ok(Conversation { from, to: Box::new(HangUp(ours)) })
+        };
+        Ok(landing.land(&mut connect, wants)?)
+    })
 }
 
 /// Closes the writing direction when it is dropped, whoever else still reads.
@@ -347,7 +363,7 @@ fn meta(name: &str, short: &str) -> RefName {
 }
 
 /// The host's refs under our names for one sandbox.
-fn own_refs(all: &RefStore, name: &str) -> BTreeMap<RefName, Oid> {
+pub(crate) fn own_refs(all: &RefStore, name: &str) -> BTreeMap<RefName, Oid> {
     let (main, meta) = (format!("refs/sandbox/{name}"), format!("refs/sandbox-meta/{name}/"));
     all.refs
         .keys()
@@ -373,9 +389,22 @@ pub fn refused(sandbox: &Sandbox) -> Option<Vec<String>> {
 /// Removes the sandbox's refs from the host, of all its repositories. A ref that was not written
 /// for it stays.
 pub fn remove_refs(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<()> {
-    let snapshot = sandbox.snapshot(store)?;
     let _bring = bring_lock(sandbox)?;
     let _lock = ref_lock(store, sandbox)?;
+    for (host, _, refs) in owned_refs(git, store, sandbox)? {
+        let refs: Vec<(RefName, Oid)> = refs.into_iter().collect();
+        delete_refs(git, &host, &refs)?;
+    }
+    Ok(())
+}
+
+/// A repository of the host, what it is inside, and the refs in it.
+pub(crate) type Owned = (HostRepo, ViewRecord, BTreeMap<RefName, Oid>);
+
+/// The host's refs that were written for a sandbox, of each of its repositories.
+pub(crate) fn owned_refs(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Vec<Owned>> {
+    let snapshot = sandbox.snapshot(store)?;
+    let mut all_owned = Vec::new();
     for (number, view) in snapshot.git.views.iter().enumerate() {
         let main = work::host(store, sandbox)?;
         let host = if view.path == Path::new("") { main } else { nested_host(view, &snapshot, &main)? };
@@ -386,8 +415,7 @@ pub fn remove_refs(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<()> {
         if job.check_owner(&own, &meta(sandbox.name(), "owner"), &owner).is_err() {
             continue;
         }
-        let refs: Vec<(RefName, Oid)> = own.into_iter().collect();
-        delete_refs(git, &host, &refs)?;
+        all_owned.push((host.clone(), view.clone(), own));
     }
-    Ok(())
+    Ok(all_owned)
 }

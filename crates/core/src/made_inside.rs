@@ -30,7 +30,67 @@ pub fn repositories(sandbox: &Sandbox, snapshot: &Snapshot) -> Result<Vec<String
         let linked = || !directory && gitfile(&upper, &path.join(".git")).is_some_and(|to| is_worktree(&to));
         !captured(path) && !linked()
     });
-    Ok(unknown.take(MOST).map(|(path, _)| printable(path.as_os_str().as_bytes())).collect())
+    let found = unknown.map(|(path, _)| path).chain(modules(&upper, sandbox, snapshot));
+    Ok(found.take(MOST).map(|path| printable(path.as_os_str().as_bytes())).collect())
+}
+
+/// How deep submodules' git directories are looked for: a name has slashes, and they have modules of their own.
+const DEPTH: usize = 12;
+
+/// Directories that are looked at.
+const LOOKED_AT: usize = 10_000;
+
+/// Git directories below `.git/modules` that were not captured: their work trees may be gone, their commits are there.
+fn modules(upper: &Path, sandbox: &Sandbox, snapshot: &Snapshot) -> Vec<PathBuf> {
+    let captured = |path: &Path| {
+        let whole = sandbox.mount().worktree.join(path);
+        snapshot.git.views.iter().any(|view| view.inside_gitdir == whole)
+    };
+    let mut found = Vec::new();
+    let mut waiting = vec![(PathBuf::from(".git/modules"), 0)];
+    let mut looked = 0;
+    while let Some((dir, depth)) = waiting.pop() {
+        looked += 1;
+        if looked > LOOKED_AT || found.len() == MOST {
+            break;
+        }
+        let Some(entries) = open_dir(upper, &dir) else { continue };
+        let names = rustix::fs::Dir::new(entries).into_iter().flatten().flatten();
+        let names: Vec<PathBuf> = names
+            .map(|entry| PathBuf::from(std::ffi::OsStr::from_bytes(entry.file_name().to_bytes())))
+            .filter(|name| name != Path::new(".") && name != Path::new(".."))
+            .collect();
+        let has = |name: &str| names.iter().any(|known| known == Path::new(name));
+        let repository = has("HEAD") && has("objects");
+        if repository && !captured(&dir) {
+            found.push(dir.clone());
+        }
+        let below = names.into_iter().filter(|name| !repository || name == Path::new("modules"));
+        if depth < DEPTH {
+            waiting.extend(below.map(|name| (dir.join(name), depth + 1)));
+        }
+    }
+    // The work tree of one that is there was told of already.
+    found.retain(|dir| !named_by_a_work_tree(upper, dir));
+    found.sort();
+    found
+}
+
+/// Its configuration names a work tree that is there and leads back.
+fn named_by_a_work_tree(upper: &Path, gitdir: &Path) -> bool {
+    let Some(config) = read(upper, &gitdir.join("config")) else { return false };
+    let text = String::from_utf8_lossy(&config);
+    let value = text.lines().find_map(|line| line.trim().strip_prefix("worktree")?.trim().strip_prefix('='));
+    let Some(value) = value else { return false };
+    let mut tree = PathBuf::new();
+    for part in gitdir.join(value.trim()).components() {
+        match part {
+            std::path::Component::ParentDir if tree.pop() => {}
+            std::path::Component::Normal(name) => tree.push(name),
+            _ => return false,
+        }
+    }
+    gitfile(upper, &tree.join(".git")).is_some()
 }
 
 /// Returns the paths inside, printable, of linked worktrees that lie in the sandbox's home: what is

@@ -7,6 +7,7 @@
 
 use crate::id::{LayerId, SandboxId, SnapshotId};
 use crate::journal::{End, Journal, Plan, Verb};
+use crate::kept::Kept;
 use crate::record::{SandboxRecord, Snapshot};
 use crate::store::{RepoDir, Store, StoreError, read_json};
 use crate::trash::{self, KEEP_DAYS};
@@ -16,7 +17,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What will be removed.
 #[derive(Clone, Debug, Default)]
@@ -32,7 +33,7 @@ pub struct PrunePlan {
 /// One thing.
 #[derive(Clone, Debug)]
 pub struct Item {
-    /// `sandbox`, `capture`, `snapshot`, `layer`, `view`, `pack`, `undo` or `mark`.
+    /// `sandbox`, `rescue`, `capture`, `snapshot`, `layer`, `view`, `pack`, `undo` or `mark`.
     pub kind: &'static str,
     /// In words.
     pub what: String,
@@ -92,7 +93,7 @@ pub fn plan(store: &Store, cache: u64) -> Result<PrunePlan, StoreError> {
                 keep.insert(capture.snapshot.clone());
             }
         }
-        plan_repo(&repo, &keep, &mut plan)?;
+        plan_repo(store, &repo, &keep, &mut plan)?;
     }
     Ok(plan)
 }
@@ -143,8 +144,14 @@ fn evict(
     Ok(evicted)
 }
 
-fn plan_repo(repo: &RepoDir, keep: &BTreeSet<SnapshotId>, plan: &mut PrunePlan) -> Result<(), StoreError> {
+fn plan_repo(
+    store: &Store,
+    repo: &RepoDir,
+    keep: &BTreeSet<SnapshotId>,
+    plan: &mut PrunePlan,
+) -> Result<(), StoreError> {
     let (mut layers, mut views): (BTreeSet<LayerId>, BTreeSet<String>) = Default::default();
+    let packs = plan_kept(store, repo, &mut views, plan)?;
     for path in entries(&repo.snapshots())? {
         let Some(id) = path.file_stem().and_then(|stem| stem.to_str()).and_then(SnapshotId::parse) else { continue };
         if keep.contains(&id) {
@@ -204,12 +211,13 @@ fn plan_repo(repo: &RepoDir, keep: &BTreeSet<SnapshotId>, plan: &mut PrunePlan) 
             });
         }
     }
-    // A pack whose only name is the vault's own: no view links it any more. (The last views of a
+    // A pack whose only name is the vault's own: no view links it any more, and no record of what is kept names it. (The last views of a
     // plan go in the same run; their packs follow in the next one.)
     for path in entries(&repo.vault().join("objects/pack"))? {
         let single = fs::symlink_metadata(&path).is_ok_and(|meta| meta.nlink() == 1);
-        if single && path.extension().is_some_and(|ext| ext == "pack") && !has_refs(&repo.vault()) {
-            let stem = path.with_extension("");
+        let stem = path.with_extension("");
+        let kept = stem.file_name().is_some_and(|name| packs.contains(&*name.to_string_lossy()));
+        if single && path.extension().is_some_and(|ext| ext == "pack") && !kept {
             for ext in ["idx", "rev", "promisor", "pack"] {
                 let path = stem.with_extension(ext);
                 if path.exists() {
@@ -245,6 +253,12 @@ pub fn apply(store: &Store, planned: &PrunePlan) -> Result<usize, StoreError> {
         if item.repo.is_some()
             && !again.as_ref().is_some_and(|now| now.items.iter().any(|other| other.path == item.path))
         {
+            continue;
+        }
+        if let Some(repo) = &item.repo
+            && let Some(id) = crate::kept::id_of(repo, &item.path)
+        {
+            removed += usize::from(crate::kept::expire(repo, &id)?);
             continue;
         }
         if item.repo.is_none() {
@@ -290,17 +304,32 @@ fn latest_snapshots(repo: &RepoDir) -> Result<Vec<Capture>, StoreError> {
     Ok(latest)
 }
 
-fn has_refs(vault: &Path) -> bool {
-    let loose = |dir: PathBuf| crate::work::disk_of(&dir) > 0 && walk_has_file(&dir);
-    vault.join("packed-refs").exists() || loose(vault.join("refs"))
-}
-
-fn walk_has_file(dir: &Path) -> bool {
-    fs::read_dir(dir).into_iter().flatten().flatten().any(|entry| match entry.file_type() {
-        Ok(kind) if kind.is_dir() => walk_has_file(&entry.path()),
-        Ok(_) => true,
-        Err(_) => true,
-    })
+/// Plans what the vault keeps of sandboxes: it goes with a dropped sandbox, and 30 days after the last rescue of
+/// one whose directory was lost. Returns the packs that stay, and adds the views that do.
+fn plan_kept(
+    store: &Store,
+    repo: &RepoDir,
+    views: &mut BTreeSet<String>,
+    plan: &mut PrunePlan,
+) -> Result<BTreeSet<String>, StoreError> {
+    let mut packs = BTreeSet::new();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0);
+    for kept in Kept::all(repo)? {
+        let days = now.saturating_sub(kept.since()) / 86_400;
+        if !store.sandbox(&kept.id).record().exists() && days > KEEP_DAYS && kept.since() > 0 {
+            plan.items.push(Item {
+                kind: "rescue",
+                what: format!("rescued work and commits of '{}' of {days} days ago", kept.name),
+                bytes: kept.bytes(repo),
+                path: crate::kept::file(repo, &kept.id),
+                repo: Some(repo.clone()),
+            });
+        } else {
+            packs.extend(kept.packs());
+            views.extend(kept.views());
+        }
+    }
+    Ok(packs)
 }
 
 fn entries(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {

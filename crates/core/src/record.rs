@@ -157,9 +157,19 @@ pub struct SandboxRecord {
     /// How its trees are put together, for life.
     #[serde(default)]
     pub view: TreeView,
+    /// Seconds between two rescues of what is not committed, while something changes; 0: none but at the end.
+    #[serde(default = "rescue_every")]
+    pub rescue_every: u64,
     /// What it was forked from.
     #[serde(default)]
     pub forked: Option<Forked>,
+}
+
+/// How often what is not committed is rescued, unless the user says otherwise.
+pub const RESCUE_EVERY: u64 = 300;
+
+fn rescue_every() -> u64 {
+    RESCUE_EVERY
 }
 
 /// Where a forked sandbox comes from.

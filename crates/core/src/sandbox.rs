@@ -102,6 +102,12 @@ pub enum SandboxError {
         /// What is gone.
         path: PathBuf,
     },
+    /// The name that is asked for belongs to another.
+    #[error("there is a sandbox named '{name}'")]
+    Taken {
+        /// The name.
+        name: String,
+    },
     /// The state directory.
     #[error(transparent)]
     Store(#[from] StoreError),

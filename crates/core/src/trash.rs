@@ -3,9 +3,12 @@
 
 use crate::id::Name;
 use crate::journal::{End, Ids, Journal, Plan, Verb};
+use crate::kept;
 use crate::record::SandboxRecord;
 use crate::sandbox::{Names, Sandbox, SandboxError};
 use crate::store::{SandboxDir, Store, StoreError, read_json, write_json};
+use crate::work::Unsaved;
+use sandbox_git::printable;
 use sandbox_sys::fault;
 use sandbox_sys::lock::FileLock;
 use serde::{Deserialize, Serialize};
@@ -28,13 +31,60 @@ pub struct Trashed {
     pub age_seconds: u64,
     /// Bytes on disk.
     pub disk: u64,
+    /// What was in it.
+    pub contents: Option<Contents>,
 }
 
 /// `trash/<id>/dropped.json`.
-#[derive(Serialize, Deserialize)]
-struct Dropped {
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Dropped {
     /// Unix seconds.
-    at: u64,
+    pub at: u64,
+    /// What was in it that the host had not got.
+    #[serde(default)]
+    pub contents: Option<Contents>,
+}
+
+/// What a dropped sandbox had that the host had not got, as it was found out before it was moved.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contents {
+    /// Commits that no other ref of the host reached.
+    pub commits: usize,
+    /// Of submodules, repositories made inside, and the like; one line each, safe to print.
+    pub elsewhere: Vec<String>,
+    /// Files that were not committed, printable: `M path`.
+    pub files: Vec<String>,
+    /// How many there were.
+    pub file_count: usize,
+    /// Changed ignored files.
+    pub ignored: usize,
+    /// Their bytes.
+    pub ignored_bytes: u64,
+    /// Nothing could be found out.
+    pub unknown: bool,
+    /// Why there is no rescue commit, or the vault has nothing of it, in words that are safe to print.
+    #[serde(default)]
+    pub not_kept: Option<String>,
+}
+
+/// Files that are written down by name.
+const MOST_FILES: usize = 1000;
+
+impl Contents {
+    /// Of what would be lost.
+    pub fn of(unsaved: &Unsaved) -> Self {
+        let name = |change: &crate::work::ChangedFile| format!("{} {}", change.letter(), printable(&change.path));
+        Self {
+            commits: unsaved.commits,
+            elsewhere: unsaved.elsewhere.iter().map(|line| printable(line.as_bytes())).collect(),
+            files: unsaved.files.iter().take(MOST_FILES).map(name).collect(),
+            file_count: unsaved.files.len(),
+            ignored: unsaved.ignored.len(),
+            ignored_bytes: unsaved.ignored_bytes,
+            unknown: unsaved.is_unknown(),
+            not_kept: None,
+        }
+    }
 }
 
 impl Trashed {
@@ -60,9 +110,10 @@ pub fn list(store: &Store) -> Result<Vec<Trashed>, StoreError> {
         let dropped: Option<Dropped> = read_json(&dir.path().join("dropped.json"))?;
         // Where there was no room to write down when, the rename itself is remembered by the file system.
         let moved = || fs::metadata(dir.path()).map_or(now(), |meta| u64::try_from(meta.ctime()).unwrap_or(0));
-        let age_seconds = now().saturating_sub(dropped.map_or_else(moved, |dropped| dropped.at));
+        let age_seconds = now().saturating_sub(dropped.as_ref().map_or_else(moved, |dropped| dropped.at));
         let disk = crate::work::disk_of(dir.path());
-        all.push(Trashed { dir, record, age_seconds, disk });
+        let contents = dropped.and_then(|dropped| dropped.contents);
+        all.push(Trashed { dir, record, age_seconds, disk, contents });
     }
     all.sort_by_key(|item| item.age_seconds);
     Ok(all)
@@ -74,6 +125,7 @@ pub fn list(store: &Store) -> Result<Vec<Trashed>, StoreError> {
 pub fn discard(
     store: &Store,
     sandbox: &Sandbox,
+    contents: Option<Contents>,
     lock: FileLock,
     remove_refs: impl FnOnce(&Sandbox),
 ) -> Result<SandboxDir, StoreError> {
@@ -87,7 +139,7 @@ pub fn discard(
     fs::rename(sandbox.dir.path(), target.path()).map_err(StoreError::io("move away", sandbox.dir.path()))?;
     let there = Sandbox::new(target, sandbox.record.clone());
     stop("trash.name")?;
-    settle(store, &there);
+    settle(store, &there, contents);
     drop(lock);
     stop("trash.refs")?;
     remove_refs(&there);
@@ -97,17 +149,17 @@ pub fn discard(
 }
 
 /// Writes down when it came into the trash, and gives its name free. Can be done again.
-pub(crate) fn settle(store: &Store, sandbox: &Sandbox) {
+pub(crate) fn settle(store: &Store, sandbox: &Sandbox, contents: Option<Contents>) {
     let dropped = sandbox.dir.path().join("dropped.json");
     if !dropped.exists() {
-        let _ = write_json(&dropped, &Dropped { at: now() }, true);
+        let _ = write_json(&dropped, &Dropped { at: now(), contents }, true);
     }
     crate::removal::take_names_back(store, &sandbox.record);
 }
 
-/// Brings one back, under its name or, when that was given again, under that name with a number;
-/// returns the name.
-pub fn restore(store: &Store, item: &Trashed) -> Result<Name, SandboxError> {
+/// Brings one back, under its name or, when that was given again, under that name with a number; or under the
+/// name that is asked for, which must be free. Returns the name.
+pub fn restore(store: &Store, item: &Trashed, wanted: Option<&Name>) -> Result<Name, SandboxError> {
     let mut record = item.record.clone();
     // Names are given under the lock of the repository, and only one of two that restore goes on.
     let mut locks = Vec::new();
@@ -122,7 +174,10 @@ pub fn restore(store: &Store, item: &Trashed) -> Result<Name, SandboxError> {
                 .is_some_and(|id| store.sandbox(&id).record().exists())
         })
     };
-    let mut name = record.name.clone();
+    if let Some(name) = wanted.filter(|name| taken(name)) {
+        return Err(SandboxError::Taken { name: name.to_string() });
+    }
+    let mut name = wanted.unwrap_or(&record.name).clone();
     for n in 2.. {
         if !taken(&name) {
             break;
@@ -150,6 +205,10 @@ pub fn empty(store: &Store, items: &[Trashed]) -> Result<(), StoreError> {
         items.iter().map(|item| (item.record.id.to_string(), item.record.name.to_string())).collect(),
     )?;
     for item in items {
+        // What the vault has first: as long as the directory is there, nothing is lost.
+        if item.dir.record().exists() {
+            kept::forget(store, &item.record)?;
+        }
         delete_dir(store, item.dir.path())?;
     }
     op.end(End::Done);
@@ -212,7 +271,7 @@ mod tests {
         crate::store::make_dir(&dir.path().join("dropped.json")).unwrap();
         write_json(&dir.record(), &record, false).unwrap();
         let lock = FileLock::exclusive(&dir.lock_file()).unwrap();
-        let there = discard(&store, &Sandbox::new(dir.clone(), record), lock, |_| {}).unwrap();
+        let there = discard(&store, &Sandbox::new(dir.clone(), record), None, lock, |_| {}).unwrap();
         assert!(!dir.path().exists() && there.record().exists());
         fs::remove_dir(there.path().join("dropped.json")).unwrap();
         let listed = list(&store).unwrap();

@@ -155,7 +155,7 @@ type Result<T> = std::result::Result<T, ViewError>;
 
 /// A list of object directories as git reads it from the environment: a path with a character that would
 /// end it is quoted as in C (git ≥ 2.11).
-fn alternates(dirs: &[PathBuf]) -> OsString {
+pub(crate) fn alternates(dirs: &[PathBuf]) -> OsString {
     let mut list = Vec::new();
     for dir in dirs {
         if !list.is_empty() {

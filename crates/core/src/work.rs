@@ -124,6 +124,11 @@ impl Unsaved {
         Self { unknown: true, ..Self::default() }
     }
 
+    /// Nothing could be found out.
+    pub fn is_unknown(&self) -> bool {
+        self.unknown
+    }
+
     /// Nothing would be lost.
     pub fn is_empty(&self) -> bool {
         !self.unknown && self.commits == 0 && self.elsewhere.is_empty() && self.files.is_empty()
@@ -506,10 +511,7 @@ pub fn unsaved(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Unsaved> {
             .elsewhere
             .push(format!("'{path}' is a repository that the host does not have: its commits cannot be brought home"));
     }
-    let layer = store.repo(&sandbox.mount().repo).layer_tree(&snapshot.git_layer);
-    let tip = read_ref(git, &host, &format!("refs/sandbox/{}", sandbox.name()))?;
-    let tip = tip.or_else(|| snapshot.git.base.as_deref().and_then(Oid::parse));
-    for path in crate::made_inside::staged_only(git, &host, sandbox, &layer, tip.as_ref())? {
+    for path in staged_only(git, store, sandbox)? {
         unsaved.elsewhere.push(format!("'{path}' is staged with content that is in no commit and in no file"));
     }
     for path in crate::made_inside::worktrees_at_home(sandbox) {
@@ -519,6 +521,15 @@ pub fn unsaved(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Unsaved> {
         unsaved.elsewhere.extend(refused);
     }
     Ok(unsaved)
+}
+
+/// Paths whose staged content is in no commit and in no file.
+pub fn staged_only(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Vec<String>> {
+    let (host, snapshot) = (host(store, sandbox)?, sandbox.snapshot(store)?);
+    let layer = store.repo(&sandbox.mount().repo).layer_tree(&snapshot.git_layer);
+    let tip = read_ref(git, &host, &format!("refs/sandbox/{}", sandbox.name()))?;
+    let tip = tip.or_else(|| snapshot.git.base.as_deref().and_then(Oid::parse));
+    Ok(crate::made_inside::staged_only(git, &host, sandbox, &layer, tip.as_ref())?)
 }
 
 /// The host's working tree has the same at this path (it was applied, or made there too).

@@ -157,6 +157,7 @@ impl Supervisor {
                     self.status.exited = Some((exit, now()));
                     let _ = write_json(&self.dir.status(), &self.status, false);
                     self.happened(Happened::Exited { status: exit.shell() });
+                    self.rescue_soon();
                     if self.auto_commit {
                         // What it left may become a commit: nobody has seen a ref move for it yet.
                         self.bring.moved = true;

@@ -229,6 +229,7 @@ impl Supervisor {
 
     /// Ends one for which there is no more time: what it was to bring is not home.
     pub(crate) fn bring_abandon(&mut self) {
+        self.rescue_abandon();
         if let Some(mut run) = self.bring.running.take() {
             run.helper.kill();
             self.bring.moved = true;
@@ -294,7 +295,7 @@ impl Supervisor {
             if self.bring.due.is_some() && *rounds > 0 {
                 *rounds -= 1;
                 self.bring_start();
-            } else {
+            } else if self.rescue.running.is_none() {
                 self.shut_down(grace_ms);
             }
         }

@@ -178,6 +178,9 @@ impl Supervisor {
         let argv = shown(&exec.argv);
         self.streams.insert(from, stream);
         self.had_session |= !exec.internal;
+        if !exec.internal {
+            self.rescue_touched();
+        }
         if exec.main {
             // What the one before left is no business of this one.
             let _ = std::fs::remove_file(auto_commit::file(&self.dir));

@@ -98,10 +98,11 @@ impl Supervisor {
         // New clients find no socket and wait for the end, to start it again.
         let _ = std::fs::remove_file(self.dir.ctl());
         // One that failed before is tried once more: it is the last time.
-        if self.bring.moved || self.bring.due.is_some() || self.bring.running.is_some() {
+        let home = self.bring.moved || self.bring.due.is_some() || self.bring.running.is_some();
+        if self.rescue_at_the_end() || home {
             let until = after(if asked { BRING_ASKED } else { BRING_HOME });
             self.phase = Phase::BringingHome { grace_ms, until, rounds: 2 };
-            if self.bring.running.is_none() {
+            if home && self.bring.running.is_none() {
                 self.bring_start();
             }
         } else {

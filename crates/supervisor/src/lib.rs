@@ -30,6 +30,7 @@ mod freeze;
 mod log;
 mod main_session;
 mod peer;
+mod rescue;
 mod screen;
 mod serve;
 mod supervise;

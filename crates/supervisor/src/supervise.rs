@@ -6,6 +6,7 @@ use crate::events::Egress;
 use crate::log::RingLog;
 use crate::main_session::Main;
 use crate::peer::Peer;
+use crate::rescue::Rescue;
 use crate::serve::Serve;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sandbox_core::driver::{Driver, DriverError, Machine, ProcessIdentity};
@@ -55,6 +56,12 @@ pub struct Config {
     /// What the main command leaves uncommitted is committed when it has ended: the command above gets
     /// `--auto-commit` and the main command then.
     pub auto_commit: bool,
+    /// The command that rescues what is not committed; it gets a client connection as standard input, and the
+    /// seconds that it may take are appended.
+    pub rescue: Vec<String>,
+    /// How often that is done while something happens inside; `None`: only when the main command has ended,
+    /// and at the end.
+    pub rescue_every: Option<Duration>,
     /// The command that serves the remote `host`; repository number and `GIT_PROTOCOL` are appended.
     pub serve_host: Vec<String>,
     /// The command that is the proxy of a sandbox whose network is `allow`; `--init` and the pid of the
@@ -163,6 +170,7 @@ pub(crate) struct Supervisor {
     pub(crate) phase: Phase,
     pub(crate) stop_waiters: Vec<ClientStream>,
     pub(crate) bring: Bring,
+    pub(crate) rescue: Rescue,
     pub(crate) serves: HashMap<u32, Serve>,
     /// Clients for whom everything inside stands still.
     pub(crate) frozen_for: HashSet<ClientId>,
@@ -245,6 +253,11 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
         phase: Phase::Running,
         stop_waiters: Vec::new(),
         bring: Bring::default(),
+        rescue: Rescue::new(
+            config.rescue,
+            config.rescue_every,
+            config.spec.trees.iter().map(|tree| tree.upper.clone()).collect(),
+        ),
         serves: HashMap::new(),
         frozen_for: HashSet::new(),
         commit_back: config.commit_back,
@@ -327,6 +340,7 @@ pub(crate) enum Ready {
     Client(ClientId),
     BringOutput,
     BringEnd,
+    RescueEnd,
     ServeSocket(u32),
     ServeEnd(u32),
     EgressLines,
@@ -361,6 +375,7 @@ impl Supervisor {
                     Ready::Client(id) => self.client_readable(id),
                     Ready::BringOutput => self.bring_output(),
                     Ready::BringEnd => self.bring_ended(),
+                    Ready::RescueEnd => self.rescue_ended(),
                     Ready::ServeSocket(stream) => self.serve_readable(stream),
                     Ready::ServeEnd(stream) => self.serve_ended(stream),
                     Ready::EgressLines => self.egress_readable(),
@@ -398,6 +413,10 @@ impl Supervisor {
             whos.push(Ready::BringOutput);
             fds.push(PollFd::new(&run.socket, PollFlags::IN));
             whos.push(Ready::BringEnd);
+            fds.push(PollFd::new(&run.helper.pidfd, PollFlags::IN));
+        }
+        if let Some(run) = &self.rescue.running {
+            whos.push(Ready::RescueEnd);
             fds.push(PollFd::new(&run.helper.pidfd, PollFlags::IN));
         }
         if let Some(egress) = &self.egress {
@@ -451,6 +470,7 @@ impl Supervisor {
             Some(run) => times.push(run.until),
             None => times.extend(self.bring.due),
         }
+        times.extend(self.rescue_next());
         times.extend(self.idle.map(|since| since + FRESH));
         times.extend(self.next_of_the_end());
         times.extend(self.next_of_viewers());
@@ -465,6 +485,7 @@ impl Supervisor {
             None if self.bring.due.is_some_and(|due| due <= now) => self.bring_start(),
             _ => {}
         }
+        self.rescue_timer(now);
         self.end_timers(now);
         if self.ground.next <= now && self.ground.is_gone(&self.dir) {
             self.lost();

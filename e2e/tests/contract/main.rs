@@ -15,6 +15,7 @@
 //! fork     one more sandbox from the state of another
 //! auto_commit  what an agent leaves uncommitted
 //! views    an overlay or a full copy: which, where, and what differs
+//! rescue   what is not committed, and what only the sandbox has, survives every way of ending
 //! together several sandboxes at once: what collides, merging many, picking
 //! undo     what verbs did to the host is taken back exactly, or refused
 //! supervision  who dies, hangs up, is suspended or stands still, and what goes on
@@ -77,6 +78,7 @@ mod leaving;
 mod life;
 mod merging;
 mod ordinary;
+mod rescue;
 mod states;
 mod supervision;
 mod together;

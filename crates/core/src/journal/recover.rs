@@ -315,7 +315,7 @@ fn apply(store: &Store, hands: &mut dyn Hands, recovery: &mut Recovery) -> Resul
             Deed::FinishTrash(id) => {
                 if let Some(sandbox) = sandbox(store.trash(id).path().to_owned())? {
                     hands.remove_refs(&sandbox)?;
-                    trash::settle(store, &sandbox);
+                    trash::settle(store, &sandbox, None);
                 }
             }
             Deed::FinishDrop(id) => {

@@ -15,6 +15,7 @@ use sandbox_git::refs::RefStore;
 use sandbox_git::{Git, GitCommand, GitError, Oid, RefName, printable};
 use sandbox_sys::fault;
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -142,6 +143,54 @@ impl Landing {
 
     fn give(&self, host: &Host<'_>, tips: &BTreeSet<Oid>, known: &BTreeSet<Oid>) -> Result<MoveOutcome> {
         let out = tempfile::tempdir_in(&self.dir).map_err(failed("create", &self.dir))?;
+        let mut outcome = MoveOutcome::default();
+        for name in self.pack(out.path(), tips, known)? {
+            outcome.objects += self.install(host, &out.path().join(format!("{name}.pack")))?;
+        }
+        Ok(outcome)
+    }
+
+    /// Puts what the tips reach beyond what was granted into the vault of a repository, as packs that need
+    /// nothing else but the view. `announce` is told their names and sizes before they are there.
+    pub fn move_to_vault<E: From<LandingError>>(
+        &self,
+        vault: &Path,
+        tips: &BTreeSet<Oid>,
+        announce: impl FnOnce(&[(String, u64)]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let out = tempfile::tempdir_in(&self.dir).map_err(failed("create", &self.dir))?;
+        let mut named = Vec::new();
+        for name in self.pack(out.path(), tips, &self.granted)? {
+            let pack = out.path().join(format!("{name}.pack"));
+            named.push((name, fs::metadata(&pack).map_err(failed("look at", &pack))?.len()));
+        }
+        announce(&named)?;
+        for (name, _) in &named {
+            place(vault, &out.path().join(format!("{name}.pack")))?;
+        }
+        Ok(())
+    }
+
+    /// The packs that are here now.
+    pub fn packs(&self) -> BTreeSet<OsString> {
+        let entries = fs::read_dir(self.dir.join("objects/pack")).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name()).collect()
+    }
+
+    /// Removes what a land of these tips brought: they are kept elsewhere, and a sandbox that is rescued every
+    /// few minutes would make its landing grow. `before` is what was here then.
+    pub fn forget(&self, tips: &BTreeSet<Oid>, before: &BTreeSet<OsString>) {
+        // What stays is not wrong, only large.
+        for tip in tips {
+            let _ = fs::remove_file(self.dir.join(format!("refs/in/{tip}")));
+        }
+        for pack in self.packs().difference(before) {
+            let _ = fs::remove_file(self.dir.join("objects/pack").join(pack));
+        }
+    }
+
+    /// Packs what the tips reach and `known` does not into `out`; returns the names, `pack-<hash>`.
+    fn pack(&self, out: &Path, tips: &BTreeSet<Oid>, known: &BTreeSet<Oid>) -> Result<Vec<String>> {
         let mut input: String = tips.iter().map(|oid| format!("{oid}\n")).collect();
         if !known.is_empty() {
             input.push_str("--not\n");
@@ -154,15 +203,11 @@ impl Landing {
             .config("core.fsync=none")
             .args(args)
             .args(self.partial.then_some("--missing=allow-promisor"))
-            .arg(out.path().join("pack"))
+            .arg(out.join("pack"))
             .stdin(input)
             .output()?;
-        let mut outcome = MoveOutcome::default();
-        for name in String::from_utf8_lossy(&names.stdout).lines().filter(|name| !name.is_empty()) {
-            let pack = out.path().join(format!("pack-{name}.pack"));
-            outcome.objects += self.install(host, &pack)?;
-        }
-        Ok(outcome)
+        let names = String::from_utf8_lossy(&names.stdout);
+        Ok(names.lines().filter(|name| !name.is_empty()).map(|name| format!("pack-{name}")).collect())
     }
 
     fn install(&self, host: &Host<'_>, pack: &Path) -> Result<u32> {
@@ -187,36 +232,11 @@ impl Landing {
         Ok(objects)
     }
 
-    /// Puts a pack and its index into the host's object store: copied beside, synced, renamed, the
-    /// index last. Names of what is unfinished begin with `tmp_`, which git's own `prune` removes.
+    /// Puts a pack into the host's object store.
     fn place(&self, host: &Host<'_>, pack: &Path) -> Result<()> {
         let dir = host.common_dir().join("objects").join("pack");
-        fs::create_dir_all(&dir).map_err(failed("create", &dir))?;
-        let mut temps = Temps(Vec::new());
-        let mut renames = Vec::new();
-        for extension in ["pack", "rev", "idx"] {
-            let source = pack.with_extension(extension);
-            if !source.exists() {
-                continue;
-            }
-            let name = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let temp = dir.join(host.temp(&name));
-            temps.0.push(temp.clone());
-            fs::copy(&source, &temp).map_err(failed("write", &temp))?;
-            fs::set_permissions(&temp, fs::Permissions::from_mode(0o444)).map_err(failed("change", &temp))?;
-            if let Some((uid, gid)) = host.foreign_owner() {
-                std::os::unix::fs::lchown(&temp, Some(uid), Some(gid)).map_err(failed("change the owner of", &temp))?;
-            }
-            fs::File::open(&temp).and_then(|file| file.sync_all()).map_err(failed("sync", &temp))?;
-            renames.push((temp, dir.join(name)));
-        }
-        stop("import.pack", &dir)?;
-        for (temp, target) in &renames {
-            fs::rename(temp, target).map_err(failed("write", target))?;
-            stop("import.placed", target)?;
-        }
-        temps.0.clear();
-        fs::File::open(&dir).and_then(|dir| dir.sync_all()).map_err(failed("sync", &dir))
+        let point = |placed, path: &Path| stop(if placed { "import.placed" } else { "import.pack" }, path);
+        place_in(&dir, host.foreign_owner(), pack, &|name| host.temp(name), &point)
     }
 
     /// Whether the host has everything that the tips reach.
@@ -337,6 +357,51 @@ fn named(update: &Update) -> (String, String) {
 
 fn stop(name: &'static str, path: &Path) -> Result<()> {
     fault::point(name).map_err(failed("write", path))
+}
+
+/// Puts a pack and its index into an object store: copied beside, synced, renamed, the
+/// index last. Names of what is unfinished begin with `tmp_`, which git's own `prune` removes.
+/// Temporary names are what `temp` makes of a name; `point` is told when all is beside its place, and each
+/// file that is in it (`true`).
+fn place_in(
+    dir: &Path,
+    owner: Option<(u32, u32)>,
+    pack: &Path,
+    temp: &dyn Fn(&str) -> String,
+    point: &dyn Fn(bool, &Path) -> Result<()>,
+) -> Result<()> {
+    fs::create_dir_all(dir).map_err(failed("create", dir))?;
+    let mut temps = Temps(Vec::new());
+    let mut renames = Vec::new();
+    for extension in ["pack", "rev", "idx"] {
+        let source = pack.with_extension(extension);
+        if !source.exists() {
+            continue;
+        }
+        let name = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let temp = dir.join(temp(&name));
+        temps.0.push(temp.clone());
+        fs::copy(&source, &temp).map_err(failed("write", &temp))?;
+        fs::set_permissions(&temp, fs::Permissions::from_mode(0o444)).map_err(failed("change", &temp))?;
+        if let Some((uid, gid)) = owner {
+            std::os::unix::fs::lchown(&temp, Some(uid), Some(gid)).map_err(failed("change the owner of", &temp))?;
+        }
+        fs::File::open(&temp).and_then(|file| file.sync_all()).map_err(failed("sync", &temp))?;
+        renames.push((temp, dir.join(name)));
+    }
+    point(false, dir)?;
+    for (temp, target) in &renames {
+        fs::rename(temp, target).map_err(failed("write", target))?;
+        point(true, target)?;
+    }
+    temps.0.clear();
+    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("sync", dir))
+}
+
+/// Puts a pack of ours into the object store of a vault.
+pub(crate) fn place(vault: &Path, pack: &Path) -> Result<()> {
+    let temp = |name: &str| format!("tmp_sandbox_{}_{name}", std::process::id());
+    place_in(&vault.join("objects/pack"), None, pack, &temp, &|_, _| Ok(()))
 }
 
 fn is_missing(error: &GitError) -> bool {

@@ -1,0 +1,182 @@
+//! Into the trash of the vault, and out of it again. Each step can be repeated: it ends in the same state.
+
+use super::{Dropped, Kept, KeptError, remove_packs};
+use crate::commit_back::{CommitBackError, owned_refs, ref_lock};
+use crate::host_repo::HostRepo;
+use crate::landing::{LandingError, escape_ref, place};
+use crate::record::{SandboxRecord, ViewRecord};
+use crate::sandbox::Sandbox;
+use crate::store::{RepoDir, Store, StoreError};
+use crate::view::{self, View};
+use sandbox_git::{Git, GitError, Oid, RefName};
+use sandbox_sys::lock::FileLock;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Why the vault has not got what a dropped sandbox had.
+#[derive(Debug, thiserror::Error)]
+pub enum DropError {
+    /// The sandbox, or its refs in the host.
+    #[error(transparent)]
+    Sandbox(#[from] CommitBackError),
+    /// The vault.
+    #[error(transparent)]
+    Kept(#[from] KeptError),
+    /// Git, on the host's objects.
+    #[error("cannot pack the sandbox's commits")]
+    Git(#[from] GitError),
+    /// A pack.
+    #[error("cannot put the sandbox's commits into the vault")]
+    Place(#[from] LandingError),
+}
+
+type Result<T> = std::result::Result<T, DropError>;
+
+/// Puts the commits that the host has only from this sandbox into the vault, and its rescues into the trash
+/// there. The sandbox's lock is held, it does not run, and its name is still its own. Returns how many refs of the
+/// host are kept.
+pub fn into_trash(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<usize> {
+    let repo = store.repo(&sandbox.mount().repo);
+    let mut kept = Kept::load(&repo, &sandbox.record.id)?.unwrap_or_else(|| Kept::new(&sandbox.record));
+    let snapshot = sandbox.snapshot(store).map_err(CommitBackError::from)?;
+    let out = tempfile::tempdir_in(sandbox.dir.path()).map_err(StoreError::io("create", sandbox.dir.path()));
+    let out = out.map_err(KeptError::from)?;
+    let mut dropped = Dropped { at: now(), ..Dropped::default() };
+    for (host, view, refs) in owned_refs(git, store, sandbox)? {
+        if refs.is_empty() || view.object_format != snapshot.git.object_format {
+            continue;
+        }
+        let below = match view.path.as_os_str().as_bytes() {
+            b"" => String::new(),
+            path => format!("nested/{}/", escape_ref(path)),
+        };
+        for (name, oid) in &refs {
+            dropped.commits.insert(format!("{below}{}", short(sandbox.name(), name)), oid.to_string());
+        }
+        dropped.packs.extend(pack(git, &host, &repo, &view, refs.values().copied().collect(), out.path())?);
+        dropped.views.push(view.key.clone());
+    }
+    let count = dropped.commits.len();
+    let _lock = ref_lock(store, sandbox)?;
+    kept.placing.clone_from(&dropped.packs);
+    kept.save(&repo)?;
+    for pack in &dropped.packs {
+        place(&repo.vault(), &out.path().join("objects/pack").join(format!("{pack}.pack")))?;
+    }
+    kept.placing.clear();
+    kept.trash = Some(dropped);
+    kept.save(&repo)?;
+    kept.set_refs(git, &repo)?;
+    Ok(count)
+}
+
+/// After a sandbox came back from the trash and its commits were brought home again: its rescues are under its name,
+/// which may be another one now, and the commits are the host's.
+pub fn out_of_trash(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<()> {
+    let repo = store.repo(&sandbox.mount().repo);
+    let Some(mut kept) = Kept::load(&repo, &sandbox.record.id)? else { return Ok(()) };
+    let _lock = ref_lock(store, sandbox)?;
+    let before = kept.packs();
+    kept.trash = None;
+    kept.name.clone_from(&sandbox.record.name);
+    kept.save(&repo)?;
+    kept.set_refs(git, &repo)?;
+    let needed = kept.packs();
+    let idle = before.into_iter().filter(|pack| !needed.contains(pack)).collect();
+    Ok(remove_packs(&repo, idle).map_err(KeptError::from)?)
+}
+
+/// Nothing of a sandbox is kept any more: it is deleted for good, or the host has everything.
+pub fn forget(store: &Store, record: &SandboxRecord) -> std::result::Result<(), StoreError> {
+    for mount in &record.repos {
+        super::expire(&store.repo(&mount.repo), &record.id)?;
+    }
+    Ok(())
+}
+
+/// As [`forget`], by what is kept.
+pub fn forget_kept(repo: &RepoDir, kept: Kept) -> std::result::Result<(), StoreError> {
+    let lock = repo.path().join("refs.lock");
+    let _lock = FileLock::exclusive(&lock).map_err(StoreError::io("lock", lock))?;
+    kept.remove(repo)
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0)
+}
+
+/// `refs/sandbox/<name>` is `tip`; the others have the names that they have below `refs/sandbox-meta/<name>`.
+fn short(sandbox: &str, name: &RefName) -> String {
+    let text = name.to_str().unwrap_or_default();
+    match text.strip_prefix(&format!("refs/sandbox-meta/{sandbox}/")) {
+        Some(rest) => format!("meta/{rest}"),
+        None => "tip".to_owned(),
+    }
+}
+
+/// Packs what these tips reach beyond the view, from the host's objects.
+fn pack(
+    git: &Git,
+    host: &HostRepo,
+    repo: &RepoDir,
+    view: &ViewRecord,
+    tips: BTreeSet<Oid>,
+    out: &Path,
+) -> Result<Vec<String>> {
+    let roots: Vec<Oid> = View::open(repo, &view.key)
+        .map_err(CommitBackError::from)?
+        .map(|view| view.roots().into_iter().collect())
+        .unwrap_or_default();
+    // A branch that was granted may be gone from the host by now.
+    let found = view::look_up(git, host, &roots)?;
+    let mut input: String = tips.iter().map(|oid| format!("{oid}\n")).collect();
+    input.push_str("--not\n");
+    input.extend(found.into_iter().flatten().map(|found| format!("{}\n", found.oid)));
+    let objects = out.join("objects");
+    let packs = objects.join("pack");
+    fs::create_dir_all(&packs).map_err(StoreError::io("create", &packs)).map_err(KeptError::from)?;
+    let listing = host
+        .read(git)
+        .config("core.fsync=none")
+        .env("GIT_OBJECT_DIRECTORY", &objects)
+        .env("GIT_ALTERNATE_OBJECT_DIRECTORIES", view::alternates(&[host.common_dir().join("objects")]))
+        .args(["pack-objects", "-q", "--revs", "--non-empty", "--delta-base-offset"])
+        .args(view.partial.then_some("--missing=allow-promisor"))
+        .arg(packs.join("pack"))
+        .stdin(input)
+        .output()?;
+    let names = String::from_utf8_lossy(&listing.stdout);
+    Ok(names.lines().filter(|name| !name.is_empty()).map(|name| format!("pack-{name}")).collect())
+}
+
+/// Brings the commits of a dropped sandbox whose directory was lost into the host, as branches below
+/// `restored/<name>/`; returns their names. Branches that are there with that commit are right already.
+pub fn as_branches(git: &Git, host: &HostRepo, repo: &RepoDir, kept: &Kept) -> Result<Vec<String>> {
+    let prefix = format!("refs/trash/{}/", kept.id);
+    let mut specs = Vec::new();
+    let mut branches = BTreeMap::new();
+    for (name, oid) in kept.refs() {
+        let inner = name.strip_prefix(&prefix).or_else(|| name.strip_prefix(&format!("refs/{}/", kept.name)));
+        let Some(inner) = inner.filter(|inner| !inner.starts_with("nested/") && !inner.starts_with("rescues/")) else {
+            continue;
+        };
+        let inner = inner.strip_prefix("commits/").unwrap_or(inner);
+        let branch = format!("restored/{}/{inner}", kept.name);
+        if inner != "meta/owner" && RefName::parse(format!("refs/heads/{branch}")).is_some() {
+            specs.push(format!("{oid}:refs/heads/{branch}\n"));
+            branches.insert(branch, oid);
+        }
+    }
+    let spec: String = specs.concat();
+    host.write(git)
+        .config("protocol.file.allow=always")
+        .config("uploadpack.allowAnySHA1InWant=true")
+        .args(["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--stdin"])
+        .arg(repo.vault())
+        .stdin(spec)
+        .run()?;
+    Ok(branches.into_keys().collect())
+}

@@ -1,0 +1,274 @@
+//! When what is not committed is rescued: after the main command's end, before the sandbox's end, and every few
+//! minutes while something happens inside. Where nothing ran since, nothing is started and nothing is read; an
+//! idle sandbox has no timer at all.
+//!
+//! ```text
+//!   a session starts ─► due in `every` ─► did anything run since?  no ──► again, while there are processes
+//!   the main command ends ─► due now  ─┘                           yes ─► helper `__rescue`, one at a time
+//!   stop ─► the same question ─► its end is waited for, as long as for the last commit-back
+//! ```
+
+use crate::children::{Helper, pair};
+use crate::supervise::{Phase, Route, Supervisor, after};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How long one may take while nobody waits for it; the helper gives up before.
+const TIME: Duration = Duration::from_secs(60);
+
+/// The same at the sandbox's end.
+const AT_THE_END: Duration = Duration::from_secs(6);
+
+/// The helper's own time to end after its time is over.
+const EXTRA: Duration = Duration::from_secs(10);
+
+/// Processes that are looked at.
+const MOST: usize = 10_000;
+
+/// What runs, and what is due.
+#[derive(Debug)]
+pub(crate) struct Rescue {
+    command: Vec<String>,
+    every: Option<Duration>,
+    /// Where changes are, on the host.
+    uppers: Vec<PathBuf>,
+    pub(crate) running: Option<Run>,
+    pub(crate) due: Option<Instant>,
+    /// A session was started since.
+    touched: bool,
+    /// What had run when the last one was done.
+    seen: Option<Ran>,
+}
+
+/// One helper.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) helper: Helper,
+    pub(crate) until: Instant,
+}
+
+/// How long the processes inside have been on a processor, in nanoseconds, and how many there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ran {
+    nanoseconds: u64,
+    processes: usize,
+}
+
+impl Rescue {
+    pub(crate) fn new(command: Vec<String>, every: Option<Duration>, uppers: Vec<PathBuf>) -> Self {
+        Self { command, every, uppers, running: None, due: None, touched: false, seen: None }
+    }
+
+    /// Anything was written at all.
+    fn anything(&self) -> bool {
+        let any = |dir: &Path, but: &str| {
+            // What cannot be listed is looked at more closely.
+            fs::read_dir(dir).map_or_else(
+                |error| error.kind() != io::ErrorKind::NotFound,
+                |entries| entries.flatten().any(|entry| entry.file_name() != but),
+            )
+        };
+        self.uppers.iter().any(|upper| any(upper, ".git") || any(&upper.join(".git"), ""))
+    }
+}
+
+/// What all descendants of a process have run. Descendants, because the first process itself runs when we ask it
+/// something. `None` where the kernel does not tell.
+fn ran(init: u32) -> Option<Ran> {
+    let mut ran = Ran { nanoseconds: 0, processes: 0 };
+    let mut waiting = children(init)?;
+    while let Some(pid) = waiting.pop() {
+        if ran.processes == MOST {
+            return None;
+        }
+        ran.processes += 1;
+        for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+            let text = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+            ran.nanoseconds = ran.nanoseconds.wrapping_add(text.split(' ').next()?.parse().unwrap_or(0));
+        }
+        waiting.extend(children(pid).unwrap_or_default());
+    }
+    Some(ran)
+}
+
+/// The children of a process; `None` where the kernel does not tell.
+fn children(pid: u32) -> Option<Vec<u32>> {
+    let mut all = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
+        let text = fs::read_to_string(task.path().join("children")).ok()?;
+        all.extend(text.split_ascii_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+    }
+    Some(all)
+}
+
+impl Supervisor {
+    /// Somebody starts to work in it.
+    pub(crate) fn rescue_touched(&mut self) {
+        self.rescue.touched = true;
+        if let Some(every) = self.rescue.every {
+            self.rescue.due.get_or_insert_with(|| after(every));
+        }
+    }
+
+    /// The main command has ended.
+    pub(crate) fn rescue_soon(&mut self) {
+        self.rescue.touched = true;
+        self.rescue.due = Some(Instant::now());
+    }
+
+    /// Something may have changed since the last one. What the kernel does not tell may be.
+    fn rescue_needed(&self) -> bool {
+        let quiet = || {
+            let now = ran(self.machine.process().pid);
+            now.is_some() && now == self.rescue.seen
+        };
+        (self.rescue.touched || !quiet()) && self.rescue.anything()
+    }
+
+    pub(crate) fn rescue_timer(&mut self, now: Instant) {
+        if self.rescue.running.as_ref().is_some_and(|run| run.until <= now) {
+            self.rescue_abandon();
+            self.rescue_over();
+        }
+        if self.rescue.running.is_some() || self.phase != Phase::Running {
+            return;
+        }
+        if self.rescue.due.is_some_and(|due| due <= now) {
+            if self.rescue_needed() { self.rescue_start(TIME) } else { self.rescue_again() }
+        }
+    }
+
+    /// When the timer is to be looked at.
+    pub(crate) fn rescue_next(&self) -> Option<Instant> {
+        match &self.rescue.running {
+            Some(run) => Some(run.until),
+            None => self.rescue.due.filter(|_| self.phase == Phase::Running),
+        }
+    }
+
+    /// Starts one before the end if it is needed; false when there is none to be waited for.
+    pub(crate) fn rescue_at_the_end(&mut self) -> bool {
+        if self.rescue.running.is_none() && self.rescue_needed() {
+            self.rescue_start(AT_THE_END);
+        }
+        self.rescue.running.is_some()
+    }
+
+    fn rescue_start(&mut self, time: Duration) {
+        self.rescue.due = None;
+        self.rescue.touched = false;
+        let mut command = self.rescue.command.clone();
+        command.push(time.as_secs().to_string());
+        let started = (|| -> io::Result<_> {
+            let (client, client_fd) = pair()?;
+            let nowhere = fs::OpenOptions::new().write(true).open("/dev/null")?;
+            Ok((Helper::start(&command, client_fd, nowhere.into(), None)?, client))
+        })();
+        match started {
+            Ok((helper, client)) => {
+                let id = self.next_client;
+                self.accept(client);
+                self.fresh.remove(&id);
+                self.rescue.running = Some(Run { helper, until: after(time + EXTRA) });
+            }
+            Err(error) => {
+                // This is `supervisor.log`.
+                let _ = io::Write::write_all(
+                    &mut io::stderr(),
+                    format!("error: cannot start rescue: {error}\n").as_bytes(),
+                );
+                self.rescue_again();
+            }
+        }
+    }
+
+    pub(crate) fn rescue_ended(&mut self) {
+        if let Some(mut run) = self.rescue.running.take() {
+            // How it went is in the record.
+            let _ = run.helper.finish();
+        }
+        self.rescue_over();
+    }
+
+    /// Ends one for which there is no more time.
+    pub(crate) fn rescue_abandon(&mut self) {
+        if let Some(mut run) = self.rescue.running.take() {
+            run.helper.kill();
+        }
+    }
+
+    fn rescue_over(&mut self) {
+        self.rescue.seen = ran(self.machine.process().pid);
+        self.rescue_again();
+        if let Phase::BringingHome { grace_ms, .. } = self.phase
+            && self.bring.running.is_none()
+        {
+            self.shut_down(grace_ms);
+        }
+    }
+
+    /// The next time, as long as there is anything that may change something.
+    fn rescue_again(&mut self) {
+        let session = |route: &Route| match route {
+            Route::Main => true,
+            Route::Session(session) => !session.internal,
+            Route::Question(_) => false,
+        };
+        // The nursery is always there.
+        let others = || ran(self.machine.process().pid).is_none_or(|ran| ran.processes > 1);
+        let alive = self.rescue.touched || self.routes.values().any(session) || others();
+        self.rescue.due = self.rescue.every.filter(|_| alive).map(after);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_child_runs_is_seen_and_a_child_that_sleeps_is_quiet() {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "read x; echo; read y"]);
+        let mut child =
+            command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let own = std::process::id();
+        let Some(_) = children(own) else {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            panic!("this kernel does not tell a process's children");
+        };
+        // Until it waits for input.
+        let stat = || fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        while !stat().contains(") S ") {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let time = |pid: u32| fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
+        let (before, all) = (time(child.id()), ran(own).unwrap());
+        assert!(all.processes >= 1);
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(time(child.id()), before, "nothing ran");
+        io::Write::write_all(&mut child.stdin.as_ref().unwrap(), b"\n").unwrap();
+        let mut said = child.stdout.take().unwrap();
+        io::Read::read_exact(&mut said, &mut [0]).unwrap();
+        assert_ne!(time(child.id()), before);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn an_upper_directory_with_nothing_in_it_is_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let upper = dir.path().join("upper");
+        let rescue = Rescue::new(Vec::new(), None, vec![upper.clone()]);
+        assert!(!rescue.anything());
+        fs::create_dir_all(upper.join(".git")).unwrap();
+        assert!(!rescue.anything());
+        fs::write(upper.join(".git/index"), "x").unwrap();
+        assert!(rescue.anything(), "something may be staged");
+        fs::remove_dir_all(upper.join(".git")).unwrap();
+        fs::write(upper.join("f"), "x").unwrap();
+        assert!(rescue.anything());
+    }
+}
