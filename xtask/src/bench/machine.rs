@@ -3,7 +3,8 @@
 use sandbox_testkit::{is_root, which};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// One line: cores, memory, kernel, file system.
 pub fn describe(dir: &Path) -> String {
@@ -83,6 +84,23 @@ pub fn pss(pid: u32) -> Result<f64, String> {
     field(&text, "Pss:").ok_or_else(|| format!("no Pss in '{path}'"))
 }
 
+/// Runs a command and returns the most memory that it had at once, in bytes. Looked at while it runs: what
+/// it takes in its last millisecond may be missed.
+pub fn peak(command: &mut Command) -> Result<f64, String> {
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().map_err(|error| error.to_string())?;
+    let status = format!("/proc/{}/status", child.id());
+    let mut most: f64 = 0.0;
+    loop {
+        let text = fs::read_to_string(&status).unwrap_or_default();
+        most = most.max(field(&text, "VmHWM:").unwrap_or(0.0));
+        match child.try_wait().map_err(|error| error.to_string())? {
+            None => std::thread::sleep(Duration::from_millis(1)),
+            Some(ended) if ended.success() => return Ok(most),
+            Some(ended) => return Err(format!("{:?} ended with {ended}", command.get_program())),
+        }
+    }
+}
+
 /// `MemAvailable` of the machine in bytes.
 pub fn available() -> f64 {
     field(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemAvailable:").unwrap_or(0.0)
@@ -114,6 +132,8 @@ mod tests {
     fn the_memory_of_this_process_is_known() {
         assert!(pss(std::process::id()).unwrap() > 4096.0);
         assert!(available() > 0.0);
+        assert!(peak(Command::new("sleep").arg("0.05")).unwrap() > 4096.0);
+        assert!(peak(&mut Command::new("false")).is_err());
         assert_ne!(file_system(Path::new("/proc/self")), "?");
     }
 }

@@ -9,6 +9,7 @@
 //! median is above it, and *near* when the lower quartile still is within it.
 
 mod egress;
+mod growth;
 mod machine;
 mod measure;
 mod rows;

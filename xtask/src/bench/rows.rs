@@ -1,6 +1,7 @@
 //! The rows: what is measured against what.
 
 use super::Options;
+use super::growth::Floor;
 use super::machine::{LoopMount, available, cold, disk_usage, pss};
 use super::measure::{Contender, Sample, interleave, time};
 use super::table::{Goal, Row, Unit};
@@ -23,6 +24,8 @@ pub const ROWS: &[(&str, Measure)] = &[
     ("spawn-small", spawn_small),
     ("spawn-large", spawn_large),
     ("spawn-changed", spawn_changed),
+    ("growth", super::growth::growth),
+    ("growth-million", super::growth::million),
     ("status", first_status),
     ("exec", exec),
     ("commit-back", commit_back),
@@ -46,6 +49,7 @@ pub struct Bench {
     product: PathBuf,
     files: usize,
     runs: usize,
+    asked: String,
     small: OnceCell<()>,
     large: OnceCell<()>,
 }
@@ -56,7 +60,8 @@ impl Bench {
         let git = gits().into_iter().next().ok_or("no git")?;
         let env = TestEnv::below(&disk()?, git, product.clone());
         let (small, large) = (OnceCell::new(), OnceCell::new());
-        Ok(Self { env, product, files: options.files, runs: options.runs.max(1), small, large })
+        let (files, runs, asked) = (options.files, options.runs.max(1), options.rows.clone());
+        Ok(Self { env, product, files, runs, asked, small, large })
     }
 
     /// Where everything is.
@@ -73,6 +78,16 @@ impl Bench {
             let _ = cell.set(());
         }
         Ok(self.env.repo_at(name))
+    }
+
+    /// Whether a row was named, and not only matched or taken with all others.
+    pub fn asked_for(&self, row: &str) -> bool {
+        self.asked == row
+    }
+
+    /// The least that a sandbox can cost, as a C program.
+    pub fn floor(&self) -> Result<Floor, String> {
+        Floor::new(self, self.c_program("floor", FLOOR)?)
     }
 
     /// The environment.
@@ -134,15 +149,12 @@ pub fn take<const N: usize>(samples: Vec<Sample>) -> Result<[Sample; N], String>
 
 fn spawn_small(bench: &Bench) -> Rows {
     let repo = bench.small()?;
-    let floor = bench.c_program("floor", FLOOR)?;
-    let dirs = ["lower", "upper", "work"].map(|name| bench.root().join("overlay").join(name));
-    for dir in &dirs {
-        fs::create_dir_all(dir).map_err(|error| error.to_string())?;
-    }
-    let [ours, floor] = take(bench.rounds(&mut [
-        Box::new(|| bench.spawn(&repo, &["--", "true"])),
-        Box::new(|| time(Command::new(&floor).args(&dirs))),
-    ])?)?;
+    let floor = bench.floor()?;
+    let [ours, floor] =
+        take(bench.rounds(&mut [
+            Box::new(|| bench.spawn(&repo, &["--", "true"])),
+            Box::new(|| time(&mut floor.command())),
+        ])?)?;
     let mut rows = Vec::new();
     if which("bwrap").is_some() {
         let bwrap = || {

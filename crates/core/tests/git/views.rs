@@ -116,6 +116,52 @@ fn the_hosts_objects_are_only_read() {
     });
 }
 
+/// The first view of a large history costs what the host's pack costs: its deltas are taken over as they are.
+#[test]
+fn deltas_of_the_host_are_reused() {
+    each_git(|world| {
+        let top = world.repo("r", &[]);
+        let mut lines: Vec<String> = (0..400u64).map(line).collect();
+        for n in 0..60u64 {
+            lines[(n * 7 % 400) as usize] = line(1000 + n);
+            write(&top, "grows.txt", &lines.concat());
+            world.commit(&top, "one line");
+        }
+        world.git(&top, &["gc", "-q"]);
+        let size = |dir: std::path::PathBuf| -> u64 {
+            let packs = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+            let packs = packs.filter(|entry| entry.file_name().to_string_lossy().ends_with(".pack"));
+            packs.map(|entry| entry.metadata().unwrap().len()).sum()
+        };
+        let host = size(top.join(".git/objects/pack"));
+        let view = size(world.spawn(&top, "in").view().objects().join("pack"));
+        // Each of its two packs has the file once as a whole.
+        assert!(view < 3 * host, "{view} bytes, the host has {host}");
+        // The control: without deltas it would be many times as much.
+        let whole = world.path("whole");
+        fs::create_dir(&whole).unwrap();
+        let pack = format!(
+            "git rev-parse HEAD | git pack-objects -q --revs --window=0 --no-reuse-delta '{}' >/dev/null",
+            whole.join("pack").display()
+        );
+        assert!(Command::new("sh").arg("-c").arg(pack).current_dir(&top).status().unwrap().success());
+        let whole = size(whole);
+        assert!(whole > 10 * host, "{whole} bytes, the host has {host}");
+    });
+}
+
+/// A line that does not compress and is another for each number.
+fn line(n: u64) -> String {
+    let mut x = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let word = |x: &mut u64| {
+        *x ^= *x << 13;
+        *x ^= *x >> 7;
+        *x ^= *x << 17;
+        format!("{x:016x}")
+    };
+    (0..4).map(|_| word(&mut x)).collect::<String>() + "\n"
+}
+
 #[test]
 fn a_long_chain_is_begun_again() {
     each_git(|world| {
