@@ -60,18 +60,22 @@ pub fn start(
     Ok(Connection::with_features(ours, &features())?)
 }
 
-/// The private `/tmp` begins empty, as after a boot.
+/// The private `/tmp` begins empty, as after a boot. A start that was cut here may have left none, or one of
+/// the wrong owner.
 fn empty_tmp(sandbox: &Sandbox) -> Result<(), CliError> {
     let tmp = sandbox.dir.tmp();
-    if std::fs::read_dir(&tmp).is_ok_and(|mut entries| entries.next().is_none()) {
+    let owner = sandbox_core::prepare::owner(&sandbox.record.user);
+    let is_ours = |meta: std::fs::Metadata| owner.is_none_or(|owner| owner == (meta.uid(), meta.gid()));
+    if tmp.symlink_metadata().is_ok_and(is_ours)
+        && std::fs::read_dir(&tmp).is_ok_and(|mut entries| entries.next().is_none())
+    {
         return Ok(());
     }
-    let owner = std::fs::symlink_metadata(&tmp).ok().map(|meta| (meta.uid(), meta.gid()));
     if tmp.symlink_metadata().is_ok() {
         sandbox_capture::remove_tree(&tmp).map_err(CliError::io(format!("empty '{}'", tmp.display())))?;
     }
     make_dir(&tmp)?;
-    if let Some((uid, gid)) = owner.filter(|_| rustix::process::geteuid().is_root()) {
+    if let Some((uid, gid)) = owner {
         std::os::unix::fs::lchown(&tmp, Some(uid), Some(gid))
             .map_err(CliError::io(format!("change the owner of '{}'", tmp.display())))?;
     }

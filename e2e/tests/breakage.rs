@@ -60,6 +60,24 @@ fn a_capture_that_is_interrupted() {
     assert_eq!(repo.sandbox(&["spawn", "-q", "x", "--", "cat", "build/d39/f74.o"]).ok(), "39 74\n");
 }
 
+/// A start empties `/tmp`: killed in the middle of that it leaves none, or one that is not the sandbox's own.
+#[test]
+fn a_start_that_was_cut_at_its_tmp() {
+    let env = TestEnv::new();
+    let repo = State::Plain.build(&env, "repo");
+    repo.sandbox(&["spawn", "-q", "x", "--", "touch", "/tmp/old"]).ok();
+    let tmp = env.state().join("sandboxes").join(&names(&env, "sandboxes")[0]).join("tmp");
+    fs::remove_dir_all(&tmp).unwrap();
+    assert_eq!(repo.sandbox(&["exec", "x", "--", "sh", "-c", "echo 1 >/tmp/new; cat /tmp/*"]).ok(), "1\n");
+    repo.sandbox(&["stop", "x"]).ok();
+    fs::remove_dir_all(&tmp).unwrap();
+    // By whoever runs this: root is not who the sandbox runs as.
+    fs::create_dir(&tmp).unwrap();
+    assert_eq!(repo.sandbox(&["exec", "x", "--", "sh", "-c", "echo 1 >/tmp/new; cat /tmp/*"]).ok(), "1\n");
+    repo.sandbox(&["stop", "x"]).ok();
+    nothing_left(&env, &repo);
+}
+
 /// Nobody has to know of `gc`: a spawn starts it, at most daily, and sooner when something was left half made.
 #[test]
 fn what_nobody_needs_goes_by_itself() {

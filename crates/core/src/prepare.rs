@@ -212,7 +212,9 @@ pub fn take(request: &Request<'_>) -> Result<Taken> {
     Ok(Taken { repo: id, snapshot, told, lock })
 }
 
-fn owner(user: &User) -> Option<(u32, u32)> {
+/// Who the directories of a sandbox belong to, where that is not who makes them: run by root, nothing inside is
+/// root outside.
+pub fn owner(user: &User) -> Option<(u32, u32)> {
     rustix::process::geteuid().is_root().then_some((user.uid, user.gid))
 }
 
