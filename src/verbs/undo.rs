@@ -69,10 +69,13 @@ fn chosen(context: &Context, store: &Store, number: Option<u64>) -> Result<(u64,
     }
 }
 
-/// The newest operation that was not undone.
+/// The newest operation that was not undone; what came back from the trash by itself was.
 fn newest(context: &Context, store: &Store) -> Result<Option<(u64, Operation)>, CliError> {
     let Some(repo) = context.repo_id(store)? else { return Ok(None) };
-    Ok(Log::of(&store.repo(&repo)).all()?.into_iter().rev().find(|(_, operation)| operation.undone.is_none()))
+    let is_back = |deed: &Deed| matches!(deed, Deed::Trashed { sandbox } if store.sandbox(sandbox).record().exists());
+    let mut all = Log::of(&store.repo(&repo)).all()?;
+    all.retain(|(_, operation)| operation.undone.is_none() && !operation.deeds.iter().any(is_back));
+    Ok(all.pop())
 }
 
 /// Why something is not undone, and what can be done instead.

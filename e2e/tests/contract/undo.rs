@@ -230,11 +230,22 @@ fn a_dropped_sandbox(subject: &Subject) {
         ---- status 1
         "#);
 
+    // One that came back by itself is not in the way of what was done before it.
+    repo.sandbox(&["branch", "u", "b"]).expect(128);
+    subject.spawn(&repo, &["u"], "echo u >u; git add u; git commit -qm u").ok();
+    repo.sandbox(&["branch", "u", "b"]).ok();
+    subject.exec(&repo, "u", "echo more >more").ok();
+    repo.sandbox(&["drop", "--force", "u"]).ok();
+    repo.sandbox(&["trash", "restore", "u"]).ok();
+    assert_eq!(repo.sandbox(&["undo", "-n"]).ok(), "delete the branch 'b'\n");
+    let refused = repo.sandbox(&["undo", "4"]).expect(1).stderr;
+    assert!(refused.contains("it was restored since"), "{refused}");
+
     subject.spawn(&repo, &["t"], "true").ok();
     repo.sandbox(&["drop", "t"]).ok();
     assert_snapshot!(said(&repo, &["undo"]), @r#"
         ---- stderr
-        error: cannot undo operation 3: dropped: 't'
+        error: cannot undo operation 5: dropped: 't'
         caused by: it was deleted, since everything of it is here
         hint: `git sandbox spawn --from COMMIT` makes a new one of a commit; `git sandbox ops` lists what else was done
         ---- status 1
