@@ -62,6 +62,7 @@ impl Changing {
         undo: PathBuf,
         lock: FileLock,
     ) -> Result<Self, CliError> {
+        sandbox_integrate::sweep(repo)?;
         let plan = of.split(' ').filter(|name| !name.is_empty()).fold(Plan::new(verb), Plan::of);
         let mut op = Journal::of_repo(store, id).start(plan)?;
         let (worktree, git_dir) = (repo.worktree().to_owned(), repo.gitdir().to_owned());
@@ -125,7 +126,7 @@ impl Changing {
 }
 
 /// The lock of a repository's working trees, with nothing left of a change that was cut off.
-fn lock(context: &Context, store: &Store, id: &RepoId) -> Result<FileLock, CliError> {
+pub fn lock(context: &Context, store: &Store, id: &RepoId) -> Result<FileLock, CliError> {
     let path = store.repo(id).path().join("merge.lock");
     let lock = FileLock::exclusive_within(&path, PATIENCE)
         .map_err(CliError::io(format!("lock '{}'", path.display())))?

@@ -202,7 +202,7 @@ pub fn one_repository(sandboxes: &[&Sandbox]) -> Result<(), CliError> {
 fn open_aside(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Repo, CliError> {
     let host = work::host(store, sandbox)?;
     let here = context.maybe_repo().filter(|repo| repo.common_dir() == host.common_dir()).unwrap_or(&host);
-    Ok(Repo::open(context.git()?, here.top_or_gitdir(), here.git_dir(), &store.tmp())?.thrown_away()?)
+    Ok(Repo::open(context.git()?, here.top_or_gitdir(), here.git_dir(), &store.tmp())?)
 }
 
 /// The tip of a sandbox; `None` if it made nothing.

@@ -109,8 +109,6 @@ fn several(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Out
         eprintln!("in this order, so that most of them merge: {}", names.join(", "));
     }
     let repo = open(context, store, first)?;
-    // A plan that is only shown leaves no object behind.
-    let repo = if args.dry_run { repo.thrown_away()? } else { repo };
     let ask = !is_clean(context, &repo)?;
     let known = sandboxes.iter().map(|sandbox| Known::of(context, store, sandbox, ask));
     let known = known.collect::<Result<Vec<_>, _>>()?;
@@ -472,6 +470,7 @@ fn bring_edits(
             message: &message,
             identity: &identity,
         };
+        let _lock = crate::changing::lock(context, store, &sandbox.mount().repo)?;
         sandbox_integrate::stash(&repo, &request)?;
         eprintln!("{} in the stash: `git stash pop` takes them out", count(edits.len(), "file"));
         return Ok(());

@@ -23,7 +23,6 @@ pub fn run(context: &Context, args: &cli::Pick) -> Outcome {
         return Ok(1);
     };
     let repo = open(context, &store, &sandbox)?;
-    let repo = if args.dry_run { repo.thrown_away()? } else { repo };
     let made = Made { name, base, list: commits(&repo, base, tip, None)?, tip };
     let chosen = made.chosen(&repo, &args.revs)?;
     let identity = identity(context, &repo)?;

@@ -1,7 +1,7 @@
 //! Doing what a plan says, or putting everything back.
 //!
 //! ```text
-//!   index.lock taken ─► host as the plan saw it? ─► new index made ─► old state saved in <undo>
+//!   index.lock taken ─► host as the plan saw it? ─► new objects published ─► new index made ─► old state saved in <undo>
 //!     ─► new contents staged ─► HEAD's move prepared (ref locks held)
 //!     ─► files change places with the staged ones, one rename each        ┐ an error puts back what
 //!     ─► index.lock becomes the index ─► HEAD moves                       ┘ was done, in reverse
@@ -15,6 +15,7 @@ use crate::index::{IndexLock, Mark, Update, changed_copy};
 use crate::objects::Objects;
 use crate::path::RepoPath;
 use crate::plan::{FileAction, HeadMove, Identity, IndexAction, MergePlan, PathPlan, What, Why};
+use crate::publish::publish;
 use crate::refs::Transaction;
 use crate::repo::Repo;
 use crate::undo::{Context, Saver, Staging, take_lock};
@@ -103,6 +104,8 @@ impl Change<'_> {
         let mut lock = take_lock(repo, undo)?;
         stop("merge.locked", undo)?;
         self.check_unchanged(repo)?;
+        // Until HEAD names them.
+        let _published = publish(repo)?;
         let tree = Worktree::open(repo.worktree()).map_err(MergeError::io("open", repo.worktree()))?;
         let mut saver = Saver::begin(repo, undo)?;
 

@@ -205,6 +205,7 @@ pub fn stash(repo: &Repo, request: &StashRequest<'_>) -> Result<Oid, MergeError>
     let tree = write_tree(repo, Some(&base), &tracked)?;
     let message = format!("On {branch}: {}", request.message);
     let stash = commit_tree(repo, &tree, &parents, &message, request.identity)?;
+    let _published = crate::publish::publish(repo)?;
     let git = repo.host().args(["stash", "store", "-m", &message, &stash.to_string()]);
     let git = git.env("GIT_COMMITTER_NAME", &request.identity.name);
     git.env("GIT_COMMITTER_EMAIL", &request.identity.email).run()?;

@@ -44,6 +44,7 @@ mod objects;
 mod path;
 mod paths;
 mod plan;
+mod publish;
 mod refs;
 mod replay;
 mod repo;
@@ -67,6 +68,7 @@ pub use inspect::{
 pub use matrix::{Cache, Matrix, Pair, best_order, matrix};
 pub use path::{Entry, Mode, RepoPath};
 pub use plan::{FileAction, HeadMove, How, Identity, IndexAction, MergePlan, MergeRequest, PathPlan, What, Why, plan};
+pub use publish::sweep;
 pub use repo::{Operation, Repo};
 pub use risk::{Grade, Warning};
 pub use several::{Landed, LeftOut, SeveralPlan, plan_pick, plan_several};

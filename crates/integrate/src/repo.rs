@@ -64,7 +64,9 @@ pub struct Repo {
     worktree: PathBuf,
     gitdir: PathBuf,
     common: PathBuf,
+    /// What is made here goes here, and is thrown away with it unless it is [published](crate::publish).
     objects: PathBuf,
+    host_objects: PathBuf,
     index: PathBuf,
     format: ObjectFormat,
     scratch: TempDir,
@@ -98,27 +100,18 @@ impl Repo {
 
         let dir = tempfile::Builder::new().prefix("integrate.").tempdir_in(scratch);
         let dir = dir.map_err(MergeError::io("create", scratch))?;
-        make_bare(&dir.path().join("git"), format, &common).map_err(MergeError::io("create", dir.path()))?;
+        make_bare(&dir.path().join("git"), format, &common, &objects).map_err(MergeError::io("create", dir.path()))?;
         Ok(Self {
             git: git.clone(),
             worktree: worktree.to_owned(),
             gitdir: gitdir.to_owned(),
             common,
-            objects,
+            objects: dir.path().join("git/objects"),
+            host_objects: objects,
             index,
             format,
             scratch: dir,
         })
-    }
-
-    /// The same, except that what is made is thrown away with it: no object reaches the host's database.
-    pub fn thrown_away(mut self) -> Result<Self, MergeError> {
-        let objects = self.scratch.path().join("git/objects");
-        let alternates = objects.join("info/alternates");
-        let line = [self.objects.as_os_str().as_bytes(), b"\n"].concat();
-        fs::write(&alternates, line).map_err(MergeError::io("write", alternates))?;
-        self.objects = objects;
-        Ok(self)
     }
 
     /// Whether `git merge-tree` can be told the merge base.
@@ -153,6 +146,16 @@ impl Repo {
 
     pub(crate) fn index(&self) -> &Path {
         &self.index
+    }
+
+    /// Where objects are before anybody else can see them.
+    pub(crate) fn own_objects(&self) -> &Path {
+        &self.objects
+    }
+
+    /// The host's object database.
+    pub(crate) fn host_objects(&self) -> &Path {
+        &self.host_objects
     }
 
     /// A new temporary file below the scratch directory.
@@ -232,11 +235,12 @@ pub(crate) fn parse_oid(text: &str) -> Result<Oid, MergeError> {
 }
 
 /// Makes an empty bare repository by hand: nothing of a template, no process.
-fn make_bare(dir: &Path, format: ObjectFormat, common: &Path) -> std::io::Result<()> {
+fn make_bare(dir: &Path, format: ObjectFormat, common: &Path, objects: &Path) -> std::io::Result<()> {
     for part in ["objects/info", "objects/pack", "refs/heads", "info"] {
         fs::create_dir_all(dir.join(part))?;
     }
     fs::write(dir.join("HEAD"), "ref: refs/heads/none\n")?;
+    fs::write(dir.join("objects/info/alternates"), [objects.as_os_str().as_bytes(), b"\n"].concat())?;
     let config = match format {
         ObjectFormat::Sha1 => "[core]\n\trepositoryformatversion = 0\n\tbare = true\n".to_owned(),
         other => format!(

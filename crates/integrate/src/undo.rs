@@ -272,8 +272,9 @@ impl PathRecord {
     }
 }
 
-/// Removes the lock of a merge that was cut, if it is the one that was noted.
+/// Removes the lock of a merge that was cut, if it is the one that was noted, and its marks on packs.
 fn remove_own_lock(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
+    crate::publish::sweep(repo)?;
     let mut lock = repo.index().to_owned().into_os_string();
     lock.push(".lock");
     let lock = Path::new(&lock);

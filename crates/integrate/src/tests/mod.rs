@@ -20,6 +20,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::rc::Rc;
 use tempfile::TempDir;
 
 pub(crate) struct World {
@@ -32,6 +33,8 @@ pub(crate) struct World {
     /// The caller does not know what is left uncommitted inside.
     pub blind: bool,
     undos: std::cell::Cell<u32>,
+    /// A plan is applied by the repository that it was made in: its objects are there.
+    repo: std::cell::OnceCell<Rc<Repo>>,
 }
 
 pub(crate) const NAME: &str = "fix";
@@ -59,7 +62,7 @@ impl World {
         )
         .unwrap();
         let undos = std::cell::Cell::new(0);
-        let world = Self { dir, host, inside, base: None, clean: false, blind: false, undos };
+        let world = Self { dir, host, inside, base: None, clean: false, blind: false, undos, repo: Default::default() };
         world.git(&["init", "-q"]);
         world
     }
@@ -177,10 +180,13 @@ impl World {
         Git::new(HostEnv::from_vars(vars)).unwrap()
     }
 
-    pub fn repo(&self) -> Repo {
-        let gitdir = self.git(&["rev-parse", "--absolute-git-dir"]);
-        let scratch = self.dir.path().join("scratch");
-        Repo::open(&self.sandbox_git(), &self.host, Path::new(gitdir.trim()), &scratch).unwrap()
+    pub fn repo(&self) -> Rc<Repo> {
+        let open = || {
+            let gitdir = self.git(&["rev-parse", "--absolute-git-dir"]);
+            let scratch = self.dir.path().join("scratch");
+            Rc::new(Repo::open(&self.sandbox_git(), &self.host, Path::new(gitdir.trim()), &scratch).unwrap())
+        };
+        self.repo.get_or_init(open).clone()
     }
 
     pub fn layers(&self) -> Layers {

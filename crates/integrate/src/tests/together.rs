@@ -108,7 +108,7 @@ fn check(sandboxes: &[Sandbox], moved: bool) -> Result<usize, TestCaseError> {
     // The matrix equals merging each pair, and so does what the cache says, also turned round.
     let objects = world.git(&["count-objects"]);
     let mut cache = Cache::default();
-    let aside = || world.repo().thrown_away().unwrap();
+    let aside = || world.repo();
     let found = matrix(&aside(), Some(head), &tips, &mut cache).unwrap();
     let turned: Vec<Oid> = tips.iter().rev().copied().collect();
     let again = matrix(&aside(), Some(head), &turned, &mut cache).unwrap();
@@ -211,12 +211,12 @@ fn histories_that_have_nothing_in_common() {
     world.git(&["commit", "-q", "--allow-empty", "-m", "third"]);
     world.git(&["checkout", "-q", "main"]);
     let tips = ["main", "other", "third"].map(|name| id(&world, name));
-    let found = matrix(&world.repo().thrown_away().unwrap(), Some(tips[0]), &tips, &mut Cache::default()).unwrap();
+    let found = matrix(&world.repo(), Some(tips[0]), &tips, &mut Cache::default()).unwrap();
     let pairs = BTreeMap::from([((0, 1), Pair::Unrelated), ((0, 2), Pair::Unrelated), ((1, 2), Pair::Contained)]);
     for ((a, b), pair) in pairs {
         assert_eq!(found.get(a, b), pair);
     }
-    let none = matrix(&world.repo().thrown_away().unwrap(), None, &[], &mut Cache::default()).unwrap();
+    let none = matrix(&world.repo(), None, &[], &mut Cache::default()).unwrap();
     assert_eq!(none.conflicts().count(), 0);
 }
 
@@ -232,7 +232,7 @@ fn the_hosts_merge_attributes_decide() {
     let tips = ["one", "two"].map(|name| id(&world, name));
     let head = Some(id(&world, "main"));
     let mut cache = Cache::default();
-    let pair = |cache: &mut Cache| matrix(&world.repo().thrown_away().unwrap(), head, &tips, cache).unwrap().get(0, 1);
+    let pair = |cache: &mut Cache| matrix(&world.repo(), head, &tips, cache).unwrap().get(0, 1);
     assert_eq!(pair(&mut cache), Pair::Clean);
     // The attributes are part of what the cache knows.
     world.write(".gitattributes", "");
