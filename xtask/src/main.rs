@@ -1,6 +1,7 @@
 //! Developer tasks, run as `cargo xtask …`.
 //!
 //! - `test`: everything, as every kind of user, with every git of the machine;
+//! - `soak`: the test that never does the same twice, for as long as one likes;
 //! - `bench`: the table of times and sizes, with the peers beside us.
 #![forbid(unsafe_code)]
 
@@ -15,6 +16,7 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 usage: cargo xtask test [--fast | --all] [--no-install] [FILTER]
+       cargo xtask soak [--minutes N] [--no-install]
        cargo xtask bench [--rows PATTERN] [--files N] [--runs N] [--json] [--no-install]
 
 test   builds once, then runs every test as an ordinary user and as root (when root),
@@ -22,6 +24,8 @@ test   builds once, then runs every test as an ordinary user and as root (when r
          --fast        one user and one git
          --all         ignored tests and documentation tests too
          --no-install  installs nothing and makes no user
+soak   everything at once, at random, with kills, against a model: ten minutes or N, shared by
+       an ordinary user and root; SOAK_SEED repeats the decisions of a run
 bench  prints the table of docs/performance.md, measured now; never fails on a time
 ";
 
@@ -30,6 +34,7 @@ fn main() -> ExitCode {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let outcome = match args.split_first() {
         Some((&"test", rest)) => test::Options::parse(rest).map(|options| test::run(&options)),
+        Some((&"soak", rest)) => test::Options::parse_soak(rest).map(|options| test::run(&options)),
         Some((&"bench", rest)) => bench::Options::parse(rest).map(|options| bench::run(&options)),
         Some((&("help" | "-h" | "--help"), _)) => {
             print!("{USAGE}");

@@ -41,8 +41,9 @@ impl std::fmt::Display for Totals {
     }
 }
 
-/// Runs a test executable to its end. Returns the counts, and the whole output if something failed.
-pub fn run(command: &mut Command) -> (Totals, Option<String>) {
+/// Runs a test executable to its end, `more` than the usual limit. Returns the counts, and the whole output if
+/// something failed or if it has `more` time: then it has more to tell than its status.
+pub fn run(command: &mut Command, more: Duration) -> (Totals, Option<String>) {
     // Both streams into one file: libtest writes to one, a panic in a thread to the other.
     let mut collect = || -> std::io::Result<(std::process::ExitStatus, String, bool)> {
         let file = tempfile::tempfile()?;
@@ -54,7 +55,7 @@ pub fn run(command: &mut Command) -> (Totals, Option<String>) {
             if let Some(status) = child.try_wait()? {
                 break status;
             }
-            if start.elapsed() > LIMIT && !late {
+            if start.elapsed() > LIMIT + more && !late {
                 late = true;
                 child.kill()?;
             }
@@ -71,13 +72,13 @@ pub fn run(command: &mut Command) -> (Totals, Option<String>) {
         Ok((status, mut text, late)) => {
             let mut totals = parse(&text);
             if late {
-                text.push_str(&format!("\nkilled: it still ran after {LIMIT:?}\n"));
+                text.push_str(&format!("\nkilled: it still ran after {:?}\n", LIMIT + more));
             }
             if !status.success() && totals.failed == 0 {
                 totals.failed = 1;
                 text.push_str(&format!("\nit ended with {status}\n"));
             }
-            let output = (totals.failed > 0).then_some(text);
+            let output = (totals.failed > 0 || !more.is_zero()).then_some(text);
             (totals, output)
         }
     }
@@ -153,7 +154,7 @@ test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
 
     #[test]
     fn an_executable_that_dies_is_a_failure() {
-        let (totals, output) = run(Command::new("sh").args(["-c", "echo running 1 test; kill -9 $$"]));
+        let (totals, output) = run(Command::new("sh").args(["-c", "echo running 1 test; kill -9 $$"]), Duration::ZERO);
         assert_eq!(totals.failed, 1);
         assert!(output.unwrap().contains("signal: 9"));
     }

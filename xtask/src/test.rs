@@ -20,7 +20,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What the command line asks for.
 #[derive(Debug, Default, PartialEq)]
@@ -29,6 +29,8 @@ pub struct Options {
     all: bool,
     no_install: bool,
     filter: Option<String>,
+    /// Only the soak, for so many seconds in all.
+    soak: Option<u64>,
 }
 
 impl Options {
@@ -42,6 +44,24 @@ impl Options {
                 "--no-install" => options.no_install = true,
                 flag if flag.starts_with('-') => return Err(format!("unknown option '{flag}'")),
                 filter => options.filter = Some(filter.to_owned()),
+            }
+        }
+        Ok(options)
+    }
+
+    /// Reads the arguments after `soak`.
+    pub fn parse_soak(args: &[&str]) -> Result<Self, String> {
+        let mut options = Self { soak: Some(10 * 60), ..Self::default() };
+        let mut args = args.iter();
+        while let Some(arg) = args.next() {
+            match *arg {
+                "--minutes" => {
+                    let minutes =
+                        args.next().and_then(|text| text.parse::<u64>().ok()).filter(|n| (1..=10_000).contains(n));
+                    options.soak = Some(minutes.ok_or("--minutes needs a number")? * 60);
+                }
+                "--no-install" => options.no_install = true,
+                other => return Err(format!("unknown argument '{other}'")),
             }
         }
         Ok(options)
@@ -99,7 +119,9 @@ fn plan(options: &Options, me: &User, ordinary: Option<Result<User, String>>, gi
             plan.passes.push(Pass { user: user.clone(), git: git.clone(), scope });
         }
     }
-    if options.fast {
+    if options.soak.is_some() {
+        plan.passes.retain(|pass| pass.scope == Scope::All);
+    } else if options.fast {
         plan.passes.truncate(1);
         plan.left_out.clear();
     } else if gits.len() < 2 {
@@ -124,7 +146,7 @@ pub fn run(options: &Options) -> Result<bool, String> {
     let built = build::tests()?;
     println!("built {} test executables in {:.0} s", built.tests.len(), start.elapsed().as_secs_f64());
     let suite = options.all.then(|| install::pjdfstest(!options.no_install)).flatten();
-    let stage = Stage::new(&built, suite.as_deref())?;
+    let stage = Stage { users: plan.passes.len().max(1) as u64, ..Stage::new(&built, suite.as_deref())? };
     let mut totals = Totals::default();
     for left_out in &plan.left_out {
         *totals.skipped.entry(format!("a whole pass, {left_out}")).or_default() += 1;
@@ -153,6 +175,8 @@ struct Stage {
     /// pjdfstest, for the tests that only `--all` runs.
     suite: Option<PathBuf>,
     tests: Vec<TestExecutable>,
+    /// How many passes share the time of a soak.
+    users: u64,
 }
 
 impl Stage {
@@ -175,7 +199,7 @@ impl Stage {
             for test in &mut tests {
                 test.path = copy(&test.path, &test.name.replace('/', "-"))?;
             }
-            Ok(Self { dir, product, suite, tests })
+            Ok(Self { dir, product, suite, tests, users: 1 })
         };
         make().map_err(|error| format!("cannot copy the tests to '{}': {error}", base.display()))
     }
@@ -185,9 +209,16 @@ impl Stage {
         println!("\n{pass}");
         let temp = self.temp(&pass.user).map_err(|error| format!("cannot make a directory: {error}"))?;
         let mut totals = Totals::default();
-        for test in self.tests.iter().filter(|test| pass.scope == Scope::All || test.name.starts_with("e2e")) {
+        let wanted = |test: &&TestExecutable| match options.soak {
+            Some(_) => test.name.ends_with("soak"),
+            None => pass.scope == Scope::All || test.name.starts_with("e2e"),
+        };
+        for test in self.tests.iter().filter(wanted) {
             let start = Instant::now();
-            let (counts, failure) = runner::run(&mut self.command(test, pass, &temp, options));
+            let (counts, failure) = runner::run(
+                &mut self.command(test, pass, &temp, options),
+                Duration::from_secs(options.soak.unwrap_or(0)),
+            );
             totals.add(&counts);
             if counts != Totals::default() {
                 println!("  {:24} {counts} ({:.1} s)", test.name, start.elapsed().as_secs_f64());
@@ -220,6 +251,7 @@ impl Stage {
         if let Some(filter) = &options.filter {
             command.arg(filter);
         }
+        let repeated = ["SOAK_SEED", "SOAK_TELL"].map(|name| (name, std::env::var_os(name)));
         if options.all {
             command.arg("--include-ignored");
         }
@@ -227,6 +259,10 @@ impl Stage {
         let standard = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin"];
         let path = std::env::join_paths([git_dir].into_iter().chain(standard.map(PathBuf::from)));
         pass.user.apply(&mut command);
+        if let Some(seconds) = options.soak {
+            command.env("SOAK_SECONDS", (seconds / self.users).to_string());
+        }
+        command.envs(repeated.into_iter().filter_map(|(name, value)| Some((name, value?))));
         command
             .current_dir(temp)
             .env("PATH", path.unwrap_or_default())
@@ -271,7 +307,7 @@ fn documentation_tests() -> Totals {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
     command.args(["test", "--workspace", "--doc", "--quiet"]).current_dir(build::workspace());
-    let (totals, failure) = runner::run(&mut command);
+    let (totals, failure) = runner::run(&mut command, Duration::ZERO);
     println!("  {totals}");
     if let Some(text) = failure {
         println!("{text}");
