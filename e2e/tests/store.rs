@@ -242,7 +242,7 @@ fn branches_back_and_forth_do_not_grow_the_store() {
     let env = TestEnv::new();
     let repo = State::Plain.build(&env, "repo");
     let fill = |word: &str| {
-        for n in 0..50 {
+        for n in 0..80 {
             repo.write(&format!("src/part{n}"), word.repeat(2000));
         }
     };

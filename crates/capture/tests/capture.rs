@@ -652,7 +652,7 @@ fn weight(f: &Fixture, layers: &[String]) -> u64 {
 #[test]
 fn a_tree_that_goes_back_and_forth_has_few_layers() {
     let mut f = Fixture::new();
-    for n in 0..20 {
+    for n in 0..70 {
         f.write(&format!("same/{n}"), &"s".repeat(1000));
         f.write(&format!("src/{n}"), &"main".repeat(100));
     }
@@ -663,7 +663,7 @@ fn a_tree_that_goes_back_and_forth_has_few_layers() {
         f.tick();
         // As a checkout does it: files are written anew, one goes, another comes.
         let (word, comes, goes) = if round % 2 == 0 { ("other", "other", "main") } else { ("main", "main", "other") };
-        for n in 0..20 {
+        for n in 0..70 {
             f.write(&format!("src/{n}"), &word.repeat(100));
         }
         f.remove("only");
@@ -687,34 +687,39 @@ fn a_tree_that_goes_back_and_forth_has_few_layers() {
         f.tick();
         assert_eq!(f.snap().new_layer, None, "round {round}");
     }
-    let once = 20 * 1000 + 20 * 4 * 100;
+    let once = 70 * 1000 + 70 * 4 * 100;
     assert!(heaviest < 2 * once, "{heaviest} bytes, the tree has {once}");
     let last = f.snap();
     f.assert_mounted_equals_host(&last);
 }
 
 #[test]
-fn a_file_that_is_edited_over_and_over_has_one_copy_above_the_base() {
+fn a_file_that_is_edited_over_and_over_has_few_copies() {
     let mut f = Fixture::new();
     f.write("a", "0");
     f.write("b", "0");
     f.snap();
-    for n in 1..6 {
+    let mut folded = 0;
+    for n in 1..12 {
         f.tick();
         f.write("a", &n.to_string());
         let captured = f.snap();
-        assert_eq!(captured.layers.len(), 2);
+        assert!(captured.layers.len() <= 4, "{:?}", captured.layers);
         assert_eq!(captured.stats.copied_files, 1);
+        folded += usize::from(captured.rebased == Some(Rebased::Folded { kept: false }));
     }
-    f.tick();
-    f.write("b", "1");
-    let other = f.snap();
-    assert_eq!((other.layers.len(), other.rebased), (3, None), "'a' is still in use");
-    f.tick();
-    f.write("b", "2");
-    let again = f.snap();
-    assert_eq!((again.layers.len(), again.rebased), (3, Some(Rebased::Folded { kept: false })));
-    f.assert_mounted_equals_host(&again);
+    assert!(folded >= 2, "{folded}");
+    for n in 1..8 {
+        f.tick();
+        f.write("b", &n.to_string());
+        let captured = f.snap();
+        assert!(
+            captured.layers.len() <= 5,
+            "one more, for the layer of 'a', which is still in use: {:?}",
+            captured.layers
+        );
+        f.assert_mounted_equals_host(&captured);
+    }
 }
 
 #[test]

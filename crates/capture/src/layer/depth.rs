@@ -7,7 +7,7 @@
 //! A checkout gives the files that it writes new times, and times belong to a snapshot: going back to
 //! a branch, its files are copied again. But nothing is left then of the layer of the other branch, so
 //! the new layer takes its place instead of lying on top: a tree that goes back and forth has two
-//! layers, however often it does. The same holds for a file that is edited over and over.
+//! layers, however often it does; and a file that is edited over and over has a few copies at most.
 
 use super::Build;
 use super::plan::Fate;
@@ -15,6 +15,13 @@ use crate::manifest::Manifest;
 use crate::request::{CaptureError, MAX_STACK};
 use crate::scan::{Scan, What};
 use std::collections::BTreeSet;
+
+/// A stack that is shorter than this is built upon as it is when next to nothing changed: looking through
+/// it for what is still in use takes longer than another layer costs.
+const SHORT: usize = 4;
+
+/// "Next to nothing": fewer files than this.
+const FEW: u64 = 64;
 
 /// What is still in use of the layers that are given up may be this part of what is copied anyway.
 const KEPT_PART: u64 = 8;
@@ -65,14 +72,17 @@ impl Build<'_> {
     /// Decides what the layer for a scan's result is put upon; changes nothing.
     pub(crate) fn depth(&self, known: &Manifest, scan: &mut Scan) -> Result<Depth, CaptureError> {
         let all = self.stack.len();
+        let (files, bytes) = crate::limit::weights(Some(known), scan)
+            .values()
+            .fold((0, 0), |sum, weight| (sum.0 + weight.0, sum.1 + weight.1));
+        if all < SHORT && files < FEW {
+            return Ok(Depth::all(all));
+        }
         let fates = self.fates(Some(known), scan)?;
         if super::plan::plan(self, Some(known), scan, &fates).is_empty() {
             return Ok(Depth::all(all));
         }
         let gone = gone(known, scan, &fates);
-        let (files, bytes) = crate::limit::weights(Some(known), scan)
-            .values()
-            .fold((0, 0), |sum, weight| (sum.0 + weight.0, sum.1 + weight.1));
         let mut kept = vec![(0u64, 0u64); all];
         for index in (0..known.len() as u32).filter(|index| !gone.has(*index)) {
             let raw = known.raw(index);
