@@ -23,6 +23,7 @@ mod presets;
 mod probe;
 mod project;
 mod recovery;
+mod signals;
 mod start;
 mod terminal;
 mod text;

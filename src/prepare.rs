@@ -4,6 +4,7 @@ use crate::cli;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::project::Project;
+use crate::signals::Interrupt;
 use crate::text::{count, escape_bytes, size};
 use crate::view::{View, capture_limit};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -18,7 +19,8 @@ use sandbox_core::store::{Store, read_json, write_json};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Names that are shown of a longer list.
@@ -56,6 +58,8 @@ pub fn take(
     grants.extend(context.settings("sandbox.grant").into_iter().map(|pattern| Grant { pattern, required: false }));
     let all_objects = context.setting("sandbox.objects").as_deref() == Some("all");
     let bar = Bar::new(args.quiet, args.view.and_then(View::most));
+    let interrupted =
+        |error| if bar.asked.load(Ordering::SeqCst) { interrupted_error() } else { CliError::from(error) };
     let request = Request {
         git: context.git()?,
         store,
@@ -70,18 +74,25 @@ pub fn take(
         threads: threads(),
         progress: &bar,
     };
+    let listening = Interrupt::listen(&bar.asked);
     let taken = sandbox_core::prepare::take(&request);
+    drop(listening);
     bar.finish();
     if let (Some(bytes), Some(view)) = (bar.refused(), args.view) {
         view.choose(Some(bytes))?;
     }
-    let mut taken = taken?;
+    let mut taken = taken.map_err(interrupted)?;
     if args.ask && secrets.is_none() && !taken.told.secrets_left.is_empty() && terminal() && ask_secrets(store, &taken)?
     {
         // Asked once for the repository; the answer is carried out at once.
         let request = Request { secrets: Secrets::Carry, ..request };
         drop(taken);
-        taken = sandbox_core::prepare::take(&request)?;
+        let listening = Interrupt::listen(&bar.asked);
+        taken = sandbox_core::prepare::take(&request).map_err(interrupted)?;
+        drop(listening);
+    }
+    if bar.asked.load(Ordering::SeqCst) {
+        return Err(interrupted_error());
     }
     if !args.quiet {
         tell(&taken, all_objects);
@@ -92,6 +103,11 @@ pub fn take(
 /// Threads to scan and copy with.
 pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(2, usize::from).clamp(1, 8)
+}
+
+/// Somebody wanted no sandbox any more while it was being made.
+fn interrupted_error() -> CliError {
+    CliError::new("interrupted: no sandbox was made, and nothing of it is left").status(130)
 }
 
 fn terminal() -> bool {
@@ -185,12 +201,14 @@ pub struct Bar {
     /// Bytes from which on nothing is copied.
     most: Option<u64>,
     refused: Mutex<Option<u64>>,
+    /// Somebody wants an end of it.
+    asked: Arc<AtomicBool>,
 }
 
 impl Bar {
     /// Begins with nothing drawn. A capture of more than `most` bytes is given up.
     pub fn new(quiet: bool, most: Option<u64>) -> Self {
-        Self { bar: Mutex::new(None), quiet, most, refused: Mutex::new(None) }
+        Self { bar: Mutex::new(None), quiet, most, refused: Mutex::new(None), asked: Arc::default() }
     }
 
     /// The bytes of a capture that was given up.
@@ -244,6 +262,10 @@ impl Progress for Bar {
         {
             *bar = Some(progress_bar("copying", bytes));
         }
+    }
+
+    fn goes_on(&self) -> bool {
+        !self.asked.load(Ordering::Relaxed)
     }
 
     fn copied(&self, _files: u64, bytes: u64) {

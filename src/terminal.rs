@@ -15,6 +15,7 @@
 
 use crate::error::CliError;
 use crate::notices::Notices;
+use crate::signals::Ours;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
@@ -27,8 +28,6 @@ use sandbox_supervisor::Screen;
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGWINCH};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How a relayed session ended for this client.
@@ -127,22 +126,7 @@ fn watch_signals() -> io::Result<Vec<SignalSocket>> {
         let id = signal_hook::low_level::pipe::register(signal, write)?;
         all.push((signal, read, id));
     }
-    outside().store(false, Ordering::SeqCst);
     Ok(all)
-}
-
-/// True while nothing is relayed: then the signals do what they do by default. The handler stays once it was
-/// installed, so without this they would do nothing at all.
-fn outside() -> &'static Arc<AtomicBool> {
-    static OUTSIDE: OnceLock<Arc<AtomicBool>> = OnceLock::new();
-    OUTSIDE.get_or_init(|| {
-        let flag = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM, SIGQUIT, SIGHUP, SIGTSTP] {
-            // Where it cannot be had, the signal is without effect between two sessions.
-            let _ = signal_hook::flag::register_conditional_default(signal, flag.clone());
-        }
-        flag
-    })
 }
 
 /// Relays a session of the sandbox `name` until it ends or is left. `leave` allows Ctrl-P Ctrl-Q, `redraw`
@@ -156,6 +140,7 @@ pub fn relay(
     redraw: bool,
     name: &str,
 ) -> Result<Ended, CliError> {
+    let _ours = Ours::take();
     let signals = watch_signals().map_err(CliError::io("watch for signals"))?;
     let raw = if input == Input::Terminal { Raw::enter() } else { None };
     let mut shown = Shown::new(name, raw.is_some());
@@ -174,7 +159,6 @@ pub fn relay(
     for (_, _, id) in signals {
         signal_hook::low_level::unregister(id);
     }
-    outside().store(true, Ordering::SeqCst);
     match ended {
         Ok(ended) => Ok(ended),
         Err(ConnectionError::Closed) => Ok(Ended::Closed),

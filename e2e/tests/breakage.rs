@@ -54,6 +54,10 @@ fn a_capture_that_is_interrupted() {
         if status == 0 {
             repo.sandbox(&["drop", "x"]).ok();
         }
+        if by != rustix::process::Signal::KILL {
+            assert!(status == 0 || status == 130, "{status}");
+            assert_eq!(names(&env, "tmp"), [""; 0], "it cleans up after itself");
+        }
         repo.sandbox(&["gc"]).ok();
         nothing_left(&env, &repo);
     }

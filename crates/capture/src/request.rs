@@ -89,6 +89,11 @@ pub trait Progress: Sync {
         let _ = (files, bytes);
     }
 
+    /// Asked from any thread before each file: false ends the capture with [`CaptureError::Aborted`].
+    fn goes_on(&self) -> bool {
+        true
+    }
+
     /// Called from any thread when more has been copied.
     fn copied(&self, files: u64, bytes: u64) {
         let _ = (files, bytes);
@@ -215,7 +220,7 @@ pub enum CaptureError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// [`Progress::estimate`] said no.
+    /// [`Progress::estimate`] or [`Progress::goes_on`] said no.
     #[error("capture was aborted")]
     Aborted,
     /// A manifest that was just written cannot be read, or one that is needed is gone.

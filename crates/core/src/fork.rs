@@ -345,14 +345,20 @@ fn contents(parent: &Sandbox, trees: &[(PathBuf, PathBuf)], hold: &mut Hold<'_>)
 /// Lets the parent stand still between two git commands, or after `until` in the middle of one. Returns
 /// whether it does, and the lock of the one in whose middle it is.
 fn freeze(parent: &Sandbox, connection: &mut Connection, until: Instant) -> Result<(Option<bool>, Option<String>)> {
+    let mut pause = Duration::from_millis(1);
     loop {
+        // Only looked at as long as a lock is there: to freeze it for that would only hold up the git command.
+        while git_lock(parent).is_some() && Instant::now() < until {
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
         let frozen = Some(ask(connection, &Message::Freeze).is_ok());
+        // One may have begun meanwhile.
         let locked = git_lock(parent);
         if locked.is_none() || Instant::now() >= until {
             return Ok((frozen, locked));
         }
         thaw(parent, connection, frozen)?;
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

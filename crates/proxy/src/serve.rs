@@ -154,7 +154,7 @@ async fn run(config: Config) -> Result<(), ServeError> {
     tokio::select! {
         () = shared.recorder.gone() => Ok(()),
         () = shared.watch() => Ok(()),
-        failed = shared.accept(listener) => Err(ServeError::Listener(failed)),
+        failed = shared.accept(listener) => failed.map_or(Ok(()), |error| Err(ServeError::Listener(error))),
     }
 }
 
@@ -235,7 +235,8 @@ struct Open {
 }
 
 impl Shared {
-    async fn accept(self: &Rc<Self>, listener: Listener) -> io::Error {
+    /// Takes connections until the listener fails for good, or (`None`) nobody takes events any more.
+    async fn accept(self: &Rc<Self>, listener: Listener) -> Option<io::Error> {
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) if Rc::strong_count(&self.connections) <= self.limits.connections => {
@@ -251,10 +252,10 @@ impl Shared {
                     // Not waited for: whoever floods must not be able to hold up the others.
                     let _ = stream.try_write(self.answer(Reason::TooMany, &event).as_bytes());
                     if self.crowded.take() && self.recorder.record(event).await.is_err() {
-                        return io::ErrorKind::BrokenPipe.into();
+                        return None;
                     }
                 }
-                Err(error) if lasting(&error) => return error,
+                Err(error) if lasting(&error) => return Some(error),
                 // No descriptors or no memory just now, or a client that has gone already.
                 Err(_) => sleep(Duration::from_millis(20)).await,
             }

@@ -57,6 +57,9 @@ fn copy_batch(build: &Build<'_>, ops: &[Op], batch: &[usize]) -> Result<Vec<(usi
     let mut done = Vec::with_capacity(batch.len());
     let (mut files, mut bytes) = (0, 0);
     for at in batch {
+        if !build.request.progress.goes_on() {
+            return Err(CaptureError::Aborted);
+        }
         let op = &ops[*at];
         let copied = copy_entry(build.copier, from.as_fd(), to.as_fd(), &op.name, op.kind, build.request.owner)
             .map_err(|error| {

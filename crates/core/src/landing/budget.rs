@@ -240,7 +240,7 @@ impl Walker {
     }
 
     fn late(&self) -> Stop {
-        Stop::Refused(format!("checking it takes longer than {} s", self.time.as_secs()))
+        Stop::Refused(format!("checking it takes longer than {}", seconds(self.time)))
     }
 
     /// Unfolds what differs from `base`, each pair of directories once.
@@ -381,6 +381,15 @@ impl Walker {
     }
 }
 
+/// A time in words: a share of it may be a part of a second.
+fn seconds(time: Duration) -> String {
+    if time < Duration::from_secs(10) {
+        format!("{:.1} s", time.as_secs_f64())
+    } else {
+        format!("{} s", time.as_secs())
+    }
+}
+
 fn too_deep() -> Stop {
     Stop::Refused(format!("its directories are nested more than {MAX_DEPTH} deep"))
 }
@@ -400,6 +409,12 @@ fn limit(total: Total, budget: u64) -> Judged<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_share_of_the_time_is_never_nothing() {
+        let shown = [100, 900, 9_949, 10_000, 600_000].map(|ms| seconds(Duration::from_millis(ms)));
+        assert_eq!(shown, ["0.1 s", "0.9 s", "9.9 s", "10 s", "600 s"]);
+    }
 
     #[test]
     fn a_sandbox_called_tags_has_no_more_tags_than_others() {
