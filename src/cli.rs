@@ -708,10 +708,13 @@ pub struct Drop {
 
 /// Make a rescue commit.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  git sandbox rescue fix-login")]
+#[command(after_help = "Examples:\n  git sandbox rescue fix-login\n  git sandbox rescue fix-login --to ../saved")]
 pub struct Rescue {
     /// Which sandbox
     pub name: String,
+    /// Copy its own files and commits into this new directory instead: also when what it stands on is gone
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
 }
 
 /// What was dropped.

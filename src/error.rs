@@ -219,7 +219,7 @@ impl From<SandboxError> for CliError {
                         "it may hang in the kernel (a dead network file system?): see /proc/{pid}/stack"
                     )),
                     SandboxError::Vanished { name, .. } => failure.hint(format!(
-                        "its own changes are still there: `git sandbox show {name}` names their directory"
+                        "its own changes are still there: `git sandbox rescue {name} --to DIR` copies them"
                     )),
                     SandboxError::Store(_) | SandboxError::Connection(_) | SandboxError::Io { .. } => failure,
                 }

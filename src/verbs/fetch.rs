@@ -66,6 +66,8 @@ fn stopped(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<String
     if !work::git_changed(store, sandbox)? {
         return Ok(String::new());
     }
+    // Before the lock, which is written to.
+    store.writable()?;
     bring_locked(context, store, sandbox, &sandbox.take(Duration::from_secs(10))?)
 }
 

@@ -4,14 +4,17 @@ use super::{fetch, stop};
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
-use crate::text::{age, count, escape, parse_duration};
+use crate::text::{age, count, escape, parse_duration, size};
 use sandbox_core::connection::Connection;
+use sandbox_core::copy_out;
 use sandbox_core::kept::Rescue;
+use sandbox_core::landing::bundle;
 use sandbox_core::record::RESCUE_EVERY;
 use sandbox_core::rescue::{self, Effort};
 use sandbox_core::sandbox::{Sandbox, State};
 use sandbox_core::store::Store;
 use sandbox_sys::lock::FileLock;
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How long it may take when somebody waits for it.
@@ -28,8 +31,11 @@ pub fn every(context: &Context) -> Result<u64, CliError> {
 
 pub fn run(context: &Context, args: &cli::Rescue) -> Outcome {
     let store = context.store()?;
-    store.writable()?;
     let sandbox = context.sandbox(&store, &args.name)?;
+    if let Some(dir) = &args.to {
+        return export(context, &sandbox, dir);
+    }
+    store.writable()?;
     let name = sandbox.name();
     let outcomes = now(context, &store, &sandbox)?;
     if outcomes.iter().all(|outcome| *outcome == rescue::Outcome::Clean) {
@@ -47,6 +53,48 @@ pub fn run(context: &Context, args: &cli::Rescue) -> Outcome {
             eprintln!("warning: not in it: {}", escape(line));
         }
     }
+    Ok(0)
+}
+
+/// Copies what is only its own: `files`, or `files-<n>` of its other trees, and a bundle of each repository's
+/// commits. Reads no layer and no repository of the host.
+fn export(context: &Context, sandbox: &Sandbox, dir: &Path) -> Outcome {
+    let shown = escape(&dir.to_string_lossy());
+    std::fs::create_dir(dir).map_err(|error| {
+        CliError::new(format!("cannot create '{shown}'"))
+            .cause(error.to_string())
+            .hint("it must be a new directory, in one that exists")
+    })?;
+    let dir = &std::path::absolute(dir).map_err(CliError::io(format!("find '{shown}'")))?;
+    let numbered = |stem: &str, n: usize| if n == 0 { stem.to_owned() } else { format!("{stem}-{n}") };
+    for tree in sandbox.trees() {
+        let copied = copy_out::copy_changes(&tree, &dir.join(numbered("files", tree.tree)))?;
+        for (path, why) in copied.skipped.iter().filter(|(path, _)| path != ".git") {
+            eprintln!("skipped '{}': {why}", escape(path));
+        }
+        let of = escape(&tree.mount().worktree.to_string_lossy());
+        eprintln!("copied {} of '{of}', {}", count(copied.files, "changed file"), size(copied.bytes));
+    }
+    let landings = sandbox.dir.path().join("landing");
+    let mut names: Vec<_> = std::fs::read_dir(&landings).into_iter().flatten().flatten().collect();
+    names.sort_by_key(std::fs::DirEntry::file_name);
+    for (n, landing) in names.iter().enumerate() {
+        let file = dir.join(format!("{}.bundle", numbered("commits", n)));
+        match bundle(context.git()?, &landing.path(), &file) {
+            Ok(true) => eprintln!("commits: '{}'", escape(&file.to_string_lossy())),
+            Ok(false) => {}
+            // What they stand on is gone.
+            Err(error) => {
+                let failed = CliError::chain(&error);
+                eprintln!(
+                    "warning: its commits cannot be bundled: {}",
+                    failed.causes.last().unwrap_or(&failed.message)
+                );
+            }
+        }
+    }
+    let git = escape(&sandbox.upper().join(".git").to_string_lossy());
+    eprintln!("hint: its own git directory is '{git}': look at it before any git reads its configuration");
     Ok(0)
 }
 

@@ -177,6 +177,18 @@ pub fn copy_out(store: &Store, sandbox: &Sandbox, request: &CopyOut<'_>) -> Resu
     Ok(copy.copied)
 }
 
+/// Copies what is the sandbox's own, all files that were changed or made in it, without looking at what it stands
+/// on: that may be gone. `target` is made, or is a directory.
+pub fn copy_changes(sandbox: &Sandbox, target: &Path) -> Result<Copied, CopyOutError> {
+    let request = CopyOut { path: Path::new(""), target, links: true, limit: u64::MAX };
+    let upper = sandbox.upper();
+    let top = rustix::fs::open(&upper, DIRECTORY, Mode::empty());
+    let top = top.map_err(|error| CopyOutError::Io { path: upper, source: error.into() })?;
+    let mut copy = Copy { request: &request, copied: Copied::default() };
+    copy.directory(Merged(vec![top]), target)?;
+    Ok(copy.copied)
+}
+
 struct Copy<'a> {
     request: &'a CopyOut<'a>,
     copied: Copied,

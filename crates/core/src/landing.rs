@@ -312,6 +312,17 @@ impl Landing {
     }
 }
 
+/// Writes all commits that a landing holds into a bundle, which needs nothing else; false when it holds none, or
+/// something that was refused.
+pub fn bundle(git: &Git, dir: &Path, out: &Path) -> Result<bool> {
+    if dir.join(SPOILED).exists() || kept(dir).is_empty() {
+        return Ok(false);
+    }
+    let command = command(git, dir, Bounds::default()).args(["bundle", "create", "--quiet"]).arg(out);
+    command.arg("--glob=refs/in/*").run()?;
+    Ok(true)
+}
+
 /// A command in a landing, over objects that come from inside: whatever it is, its memory, its time on a processor
 /// and its time on the clock are bounded.
 fn command(git: &Git, dir: &Path, bounds: Bounds) -> GitCommand {

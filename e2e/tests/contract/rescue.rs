@@ -18,6 +18,7 @@ over_drivers! {
     a_repository_without_a_work_tree_counts,
     the_vault_has_it_when_the_directory_is_lost,
     the_trash_expires_as_a_whole,
+    what_it_stands_on_may_be_gone,
     names_in_the_trash,
     an_auto_commit_that_fails_is_told_once_and_hides_nothing,
 }
@@ -293,6 +294,36 @@ fn the_vault_has_it_when_the_directory_is_lost(subject: &Subject) {
     assert_eq!(repo.read("u"), "u\n");
     repo.sandbox(&["trash", "empty", "--yes"]).ok();
     assert_eq!(vault_refs(subject, &repo), "");
+}
+
+fn what_it_stands_on_may_be_gone(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    subject.idle(&repo, "s");
+    let script = "echo c >c; git add c; git commit -qm c; echo u >u; rm src/a.c; ln -s /etc/passwd out; \
+        mkdir -p deep/er; echo d >deep/er/d";
+    subject.exec(&repo, "s", script).ok();
+    let made = subject.exec(&repo, "s", "git rev-parse HEAD").ok();
+    repo.sandbox(&["stop", "s"]).ok();
+    let repos = vault(subject).join("..");
+    std::fs::rename(repos.join("layers"), repos.join("gone")).unwrap();
+    let seen = repo.sandbox(&["start", "s"]).expect(125);
+    assert!(seen.stderr.contains("which is gone") && seen.stderr.contains("`git sandbox rescue s --to DIR`"), "{seen}");
+    let seen = repo.sandbox(&["rescue", "s", "--to", "../saved"]).expect(0);
+    assert!(seen.stderr.contains("copied 3 changed files"), "{seen}");
+    assert!(seen.stderr.contains("skipped 'out': a symbolic link that leads out"), "{seen}");
+    assert_eq!(
+        repo.sh("cd ../saved; cat files/c files/u files/deep/er/d; ls -A files").ok(),
+        "c\nu\nd\nc\ndeep\nsrc\nu\n"
+    );
+    let heads = repo
+        .sh("git init -q ../fresh; cd ../fresh; git bundle verify -q ../saved/commits.bundle; \
+        git bundle list-heads ../saved/commits.bundle")
+        .ok();
+    assert!(heads.contains(made.trim()), "{heads}");
+    let seen = repo.sandbox(&["rescue", "s", "--to", "../saved"]).expect(128);
+    assert!(seen.stderr.contains("error: cannot create '../saved'"), "{seen}");
+    std::fs::rename(repos.join("gone"), repos.join("layers")).unwrap();
+    assert_eq!(subject.exec(&repo, "s", "cat u; test ! -e src/a.c").ok(), "u\n");
 }
 
 fn the_trash_expires_as_a_whole(subject: &Subject) {

@@ -172,7 +172,7 @@ fn what_a_sandbox_stands_on_is_gone() {
     assert_snapshot!(repo.sandbox(&["exec", "s", "--", "true"]), @r#"
         ---- stderr
         error: the sandbox 's' stands on '[STATE]/repos/[ID]/layers/[ID]/tree', which is gone
-        hint: its own changes are still there: `git sandbox show s` names their directory
+        hint: its own changes are still there: `git sandbox rescue s --to DIR` copies them
         ---- status 125
         "#);
     let show = repo.sandbox(&["show", "s"]).ok();
