@@ -119,6 +119,7 @@ git sandbox spawn fix-login -- claude    a command in the sandbox 'fix-login'\n 
 git sandbox spawn -d a -- make test      in the background; `git sandbox logs -f a` shows it\n  \
 git sandbox spawn --allow @github -- sh  with a network that reaches GitHub, and nothing else\n  \
 git sandbox spawn --count 3 x -- claude -p 'Fix it'   x-1, x-2 and x-3 at once\n  \
+git sandbox spawn --with ../lib --with ~/data:ro   a second repository, and a directory to read\n  \
 git sandbox spawn --clean -- cargo test  as of HEAD, without uncommitted work"
 )]
 pub struct Spawn {
@@ -190,6 +191,9 @@ pub struct Spawn {
     /// How the tree is put together (sandbox.view): an overlay, a full copy, or what this place allows
     #[arg(long, value_name = "VIEW")]
     pub view: Option<ViewWish>,
+    /// A further repository or directory, at its own path; with :ro nothing in it can be changed
+    #[arg(long, value_name = "PATH[:ro]")]
+    pub with: Vec<String>,
     /// Go on without this layer of the wall
     #[arg(long, value_name = "LAYER")]
     pub allow_weak: Vec<String>,
@@ -557,7 +561,8 @@ pub struct Conflicts {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  git sandbox merge fix-login\n  git sandbox merge --squash -m 'Fix login' fix-login\n  \
-git sandbox merge --all                  status 1 if one is left out\n  git sandbox merge --atomic --dry-run a b c"
+git sandbox merge --all                  status 1 if one is left out\n  git sandbox merge --atomic --dry-run a b c\n\n\
+A sandbox with several repositories (`spawn --with`) is merged into all of them, or into none."
 )]
 pub struct Merge {
     /// Which sandboxes
@@ -587,6 +592,9 @@ pub struct Merge {
     /// In the order given, not in that in which most of them merge
     #[arg(long)]
     pub in_order: bool,
+    /// Only in this one of its repositories
+    #[arg(long, value_name = "PATH")]
+    pub only: Option<PathBuf>,
     /// Message of the commit
     #[arg(short, long, value_name = "MSG")]
     pub message: Option<String>,
@@ -644,6 +652,9 @@ pub struct Apply {
     /// Into the stash list instead of the working tree
     #[arg(long)]
     pub stash: bool,
+    /// Only in this one of its repositories
+    #[arg(long, value_name = "PATH")]
+    pub only: Option<PathBuf>,
     /// Show the plan and change nothing
     #[arg(long)]
     pub dry_run: bool,

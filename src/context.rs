@@ -70,6 +70,13 @@ impl Context {
         Ok(Self { cwd, spelled, vars, home, program, git, repo, settings })
     }
 
+    /// The same caller in another directory, in which `repo` (or none) is the repository.
+    pub fn at(&self, dir: &Path, repo: Option<HostRepo>) -> Result<Self, CliError> {
+        let (git, settings) = (OnceCell::from(self.git()?.clone()), OnceCell::new());
+        let (vars, home, program) = (self.vars.clone(), self.home.clone(), self.program.clone());
+        Ok(Self { cwd: dir.to_owned(), spelled: None, vars, home, program, git, repo: OnceCell::from(repo), settings })
+    }
+
     /// The caller's git.
     pub fn git(&self) -> Result<&Git, CliError> {
         if self.git.get().is_none() {

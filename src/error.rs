@@ -334,6 +334,7 @@ impl From<PrepareError> for CliError {
             PrepareError::NameTaken { name } => {
                 failure.hint(format!("`git sandbox shell {name}` opens a shell in it; `git sandbox drop {name}` removes it"))
             }
+            PrepareError::NameTakenThere { .. } => failure.hint("take another name: a sandbox has the same in each of its repositories"),
             PrepareError::Capture(CaptureError::Io { ref source, .. }) | PrepareError::Io { ref source, .. }
                 if source.kind() == io::ErrorKind::StorageFull =>
             {

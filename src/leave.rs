@@ -11,6 +11,7 @@ use crate::error::CliError;
 use crate::terminal::interactive;
 use crate::text::{count, escape, escape_bytes, size};
 use crate::verbs::drop::{self, Force};
+use crate::verbs::trees::of_which;
 use crate::verbs::{commit, fetch, merge};
 use sandbox_core::auto_commit;
 use sandbox_core::sandbox::Sandbox;
@@ -47,11 +48,28 @@ pub fn wish(context: &Context, flag: Option<OnExit>) -> Result<OnExit, CliError>
 
 /// Ends a spawn: the sandbox has stopped, its commits are here. Asks only on a terminal.
 pub fn leave(context: &Context, store: &Store, sandbox: &Sandbox, wish: OnExit, quiet: bool) -> Result<(), CliError> {
+    let sandbox = &sandbox.at(0);
     // Anything that the supervisor could not bring home any more, or that a fork had from the beginning.
     if !sandbox.status()?.home || sandbox.record.forked.is_some() {
         fetch::bring(context, store, sandbox)?;
     }
-    let left = work::uncommitted_now(context.git()?, store, sandbox)?;
+    let mut left = work::uncommitted_now(context.git()?, store, sandbox)?;
+    let (mut others, mut directories) = (Vec::new(), Vec::new());
+    for tree in sandbox.trees().skip(1).filter(|tree| !tree.mount().read_only) {
+        let top = &tree.mount().worktree;
+        let there = work::uncommitted_now(context.git()?, store, &tree)?;
+        if tree.mount().directory && !there.files.is_empty() {
+            directories.push((tree.clone(), there.files.len()));
+        }
+        left.files.extend(there.files.into_iter().map(|change| change.below(top)));
+        left.ignored.extend(there.ignored.into_iter().map(|change| change.below(top)));
+        left.ignored_bytes += there.ignored_bytes;
+        let commits = work::commits_on_host(context.git()?, store, &tree)?;
+        if commits.ahead > 0 || commits.rewritten {
+            others.push((tree, commits));
+        }
+    }
+    let in_directories: usize = directories.iter().map(|(_, files)| files).sum();
     if sandbox.record.auto_commit && !quiet {
         match auto_commit::outcome(sandbox).map(|outcome| outcome.words()) {
             Some(Some(words)) => eprintln!("{}", escape(&words)),
@@ -62,7 +80,7 @@ pub fn leave(context: &Context, store: &Store, sandbox: &Sandbox, wish: OnExit, 
     }
     let commits = work::commits_on_host(context.git()?, store, sandbox)?;
     let name = sandbox.name();
-    if commits.ahead == 0 && !commits.rewritten && left.files.is_empty() {
+    if commits.ahead == 0 && !commits.rewritten && left.files.is_empty() && others.is_empty() {
         if !quiet {
             eprintln!("no changes in '{name}'{}", ignored_words(&left));
         }
@@ -72,29 +90,46 @@ pub fn leave(context: &Context, store: &Store, sandbox: &Sandbox, wish: OnExit, 
         return Ok(());
     }
     if !quiet {
-        eprintln!("{}", summary(name, &commits, &left));
+        eprintln!("{}", summary(sandbox, &commits, &others, &left));
     }
     let ask = wish == OnExit::Ask && interactive();
-    if commits.ahead > 0 {
+    if others.iter().any(|(_, commits)| commits.ahead > 0) {
+        integrate_all(context, store, sandbox, wish, ask)?;
+    } else if commits.ahead > 0 {
         integrate(context, store, sandbox, wish, ask)?;
     }
     if !left.files.is_empty() && ask {
         uncommitted(context, store, sandbox, &left)?;
     } else if !left.files.is_empty() && !quiet {
-        eprintln!(
-            "hint: `git sandbox apply {name}` brings the uncommitted files here, `git sandbox commit {name} -m MSG` commits them"
-        );
+        if left.files.len() > in_directories {
+            eprintln!(
+                "hint: `git sandbox apply {name}` brings the uncommitted files here, `git sandbox commit {name} -m MSG` commits them"
+            );
+        }
+        for (tree, files) in &directories {
+            eprintln!("hint: {}", merge::no_commits(tree, *files));
+        }
     }
     offer_drop(context, store, sandbox, ask)
 }
 
-fn summary(name: &str, commits: &work::Commits, left: &Uncommitted) -> String {
+fn summary(
+    sandbox: &Sandbox,
+    commits: &work::Commits,
+    others: &[(Sandbox, work::Commits)],
+    left: &Uncommitted,
+) -> String {
+    let name = sandbox.name();
     let mut parts = Vec::new();
-    if commits.ahead > 0 {
-        let rewritten = if commits.rewritten { ", history rewritten" } else { "" };
-        parts.push(format!("{} on sandbox/{name}{rewritten}", count(commits.ahead, "new commit")));
-    } else if commits.rewritten {
-        parts.push(format!("history was rewritten on sandbox/{name}"));
+    let main = (sandbox.clone(), commits.clone());
+    for (tree, commits) in std::iter::once(&main).chain(others) {
+        let which = of_which(tree);
+        if commits.ahead > 0 {
+            let rewritten = if commits.rewritten { ", history rewritten" } else { "" };
+            parts.push(format!("{} on sandbox/{name}{which}{rewritten}", count(commits.ahead, "new commit")));
+        } else if commits.rewritten {
+            parts.push(format!("history was rewritten on sandbox/{name}{which}"));
+        }
     }
     if !left.files.is_empty() {
         parts.push(format!("{} uncommitted", count(left.files.len(), "file")));
@@ -160,6 +195,40 @@ fn integrate(context: &Context, store: &Store, sandbox: &Sandbox, wish: OnExit, 
             Ok(())
         }
     }
+}
+
+/// The same for a sandbox that has commits in further repositories: all of them move, or none.
+fn integrate_all(context: &Context, store: &Store, sandbox: &Sandbox, wish: OnExit, ask: bool) -> Result<(), CliError> {
+    let name = sandbox.name();
+    let mut forward = true;
+    for tree in sandbox.trees().filter(|tree| tree.mount().has_commits()) {
+        let spawned_on = tree.snapshot(store)?.git.branch;
+        let spawned_on = spawned_on.as_deref().map(|branch| branch.strip_prefix("refs/heads/").unwrap_or(branch));
+        let same = spawned_on.is_some() && merge::checked_out(context, &tree, store)?.as_deref() == spawned_on;
+        let fits =
+            matches!(merge::relation(context, store, &tree)?, Relation::FastForward { .. } | Relation::Contained);
+        forward &= same && fits;
+    }
+    if !forward {
+        eprintln!("nothing was merged: not every repository is at the branch that it was spawned on, or some moved on");
+        eprintln!(
+            "hint: `git sandbox merge {name}` merges into all of them, or none; `git sandbox diff {name}` shows it"
+        );
+        return Ok(());
+    }
+    if wish != OnExit::Merge && !ask {
+        eprintln!("hint: `git sandbox merge {name}` takes them in all repositories");
+        return Ok(());
+    }
+    if ask {
+        eprint!("fast-forward each repository to them? [Y/n] ");
+        let _ = io::stderr().flush();
+        if !yes(true) {
+            eprintln!("kept: `git sandbox merge {name}` takes them later");
+            return Ok(());
+        }
+    }
+    merge::fast_forward(context, store, sandbox)
 }
 
 /// Asks what shall happen with uncommitted work.

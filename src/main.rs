@@ -29,6 +29,7 @@ mod terminal;
 mod text;
 mod verbs;
 mod view;
+mod with;
 
 use clap::Parser;
 use error::{CliError, USAGE};

@@ -40,21 +40,58 @@ pub struct Asked<'a> {
     pub view: Option<&'a View>,
 }
 
+/// What is captured.
+#[derive(Clone, Copy)]
+pub struct Of<'a> {
+    /// The repository; a plain directory has none.
+    pub repo: Option<&'a HostRepo>,
+    /// The top of the working tree.
+    pub top: &'a Path,
+    /// Of what.
+    pub source: &'a Source,
+    /// It comes along with another one.
+    pub along: bool,
+}
+
+impl Of<'_> {
+    /// A path in it, as it is told.
+    fn shown(&self, path: &Path) -> String {
+        let path = match (self.along, path.as_os_str().is_empty()) {
+            (false, _) => path.to_owned(),
+            (true, true) => self.top.to_owned(),
+            (true, false) => self.top.join(path),
+        };
+        escape_bytes(path.as_os_str().as_bytes())
+    }
+
+    /// What carries secrets, or leaves them out, from now on.
+    fn setting(&self, value: &str) -> String {
+        match (self.repo, self.along) {
+            (None, _) => format!("`--carry-secrets {}`", if value == "false" { "no" } else { "yes" }),
+            (Some(_), true) => format!("`git -C '{}' config sandbox.carrySecrets {value}`", self.shown(Path::new(""))),
+            (Some(_), false) => format!("`git config sandbox.carrySecrets {value}`"),
+        }
+    }
+}
+
 /// Captures, asking and telling what there is to ask and tell.
 pub fn take(
     context: &Context,
     store: &Store,
-    repo: &HostRepo,
-    source: Source,
+    of: Of<'_>,
     user: &User,
     args: &Asked<'_>,
     project: &Project,
 ) -> Result<Taken, CliError> {
-    let secrets = if project.no_secrets { Some(false) } else { secrets(context, store, repo, args)? };
+    let secrets = if project.no_secrets { Some(false) } else { secrets(context, store, of, args)? };
     let limit = capture_limit(context)?;
     let with: Vec<PathBuf> = context.settings("sandbox.captureWith").iter().map(PathBuf::from).collect();
     let mut grants: Vec<Grant> =
         args.grant.iter().map(|pattern| Grant { pattern: pattern.clone(), required: true }).collect();
+    if of.along {
+        // What is granted by name is of the main repository.
+        grants.clear();
+    }
     grants.extend(context.settings("sandbox.grant").into_iter().map(|pattern| Grant { pattern, required: false }));
     let all_objects = context.setting("sandbox.objects").as_deref() == Some("all");
     let bar = Bar::new(args.quiet, args.view.and_then(View::most));
@@ -63,8 +100,9 @@ pub fn take(
     let request = Request {
         git: context.git()?,
         store,
-        host: repo,
-        source: &source,
+        host: of.repo,
+        top: of.top,
+        source: of.source,
         user,
         secrets: if secrets == Some(true) { Secrets::Carry } else { Secrets::LeaveOut },
         capture_limit: limit,
@@ -82,7 +120,7 @@ pub fn take(
         view.choose(Some(bytes))?;
     }
     let mut taken = taken.map_err(interrupted)?;
-    if args.ask && secrets.is_none() && !taken.told.secrets_left.is_empty() && terminal() && ask_secrets(store, &taken)?
+    if args.ask && secrets.is_none() && !taken.told.secrets_left.is_empty() && asks() && ask_secrets(store, &taken, of)?
     {
         // Asked once for the repository; the answer is carried out at once.
         let request = Request { secrets: Secrets::Carry, ..request };
@@ -95,7 +133,7 @@ pub fn take(
         return Err(interrupted_error());
     }
     if !args.quiet {
-        tell(&taken, all_objects);
+        tell(&taken, of, all_objects);
     }
     Ok(taken)
 }
@@ -110,12 +148,13 @@ fn interrupted_error() -> CliError {
     CliError::new("interrupted: no sandbox was made, and nothing of it is left").status(130)
 }
 
-fn terminal() -> bool {
+/// Whether there is somebody to ask.
+pub fn asks() -> bool {
     isatty(io::stdin()) && isatty(io::stderr())
 }
 
 /// What is known of the user's wish: the flag, `sandbox.carrySecrets`, the answer given before.
-fn secrets(context: &Context, store: &Store, repo: &HostRepo, args: &Asked<'_>) -> Result<Option<bool>, CliError> {
+fn secrets(context: &Context, store: &Store, of: Of<'_>, args: &Asked<'_>) -> Result<Option<bool>, CliError> {
     if let Some(flag) = args.carry_secrets {
         return Ok(Some(flag == cli::YesNo::Yes));
     }
@@ -129,25 +168,33 @@ fn secrets(context: &Context, store: &Store, repo: &HostRepo, args: &Asked<'_>) 
             }
         };
     }
-    let Some(id) = repo.known_id(store)? else { return Ok(None) };
+    let known = match of.repo {
+        Some(repo) => repo.known_id(store)?,
+        None => sandbox_core::directory::known_id(store, of.top)?,
+    };
+    let Some(id) = known else { return Ok(None) };
     let record: Option<RepoRecord> = read_json(&store.repo(&id).record())?;
     Ok(record.and_then(|record| record.carry_secrets))
 }
 
 /// Asks, and remembers the answer.
-fn ask_secrets(store: &Store, taken: &Taken) -> Result<bool, CliError> {
+fn ask_secrets(store: &Store, taken: &Taken, of: Of<'_>) -> Result<bool, CliError> {
     let left = &taken.told.secrets_left;
     match left.len() {
         1 => eprintln!("1 file looks like a secret and is not in git:"),
         n => eprintln!("{n} files look like secrets and are not in git:"),
     }
     for path in left.iter().take(NAMED) {
-        eprintln!("  {}", escape_bytes(path.as_os_str().as_bytes()));
+        eprintln!("  {}", of.shown(path));
     }
     if left.len() > NAMED {
         eprintln!("  … and {} more", left.len() - NAMED);
     }
-    eprint!("shall sandboxes of this repository have them? [y/N] ");
+    match (of.along, of.repo) {
+        (false, _) => eprint!("shall sandboxes of this repository have them? [y/N] "),
+        (true, Some(_)) => eprint!("shall sandboxes that have that repository have them? [y/N] "),
+        (true, None) => eprint!("shall sandboxes that have that directory have them? [y/N] "),
+    }
     let _ = io::stderr().flush();
     let carry = crate::leave::yes(false);
     let path = store.repo(&taken.repo).record();
@@ -155,22 +202,24 @@ fn ask_secrets(store: &Store, taken: &Taken) -> Result<bool, CliError> {
         record.carry_secrets = Some(carry);
         write_json(&path, &record, true)?;
     }
-    eprintln!("remembered: `git config sandbox.carrySecrets true|false` changes it");
+    match of.repo {
+        Some(_) => eprintln!("remembered: {} changes it", of.setting("true|false")),
+        None => eprintln!("remembered: `--carry-secrets yes|no` says otherwise for one sandbox"),
+    }
     Ok(carry)
 }
 
 /// Says what is not as the user sees it.
-fn tell(taken: &Taken, all_objects: bool) {
+fn tell(taken: &Taken, of: Of<'_>, all_objects: bool) {
     let names = |paths: &[PathBuf]| {
-        let shown: Vec<String> =
-            paths.iter().take(NAMED).map(|path| escape_bytes(path.as_os_str().as_bytes())).collect();
+        let shown: Vec<String> = paths.iter().take(NAMED).map(|path| of.shown(path)).collect();
         let more = if paths.len() > NAMED { format!(", … ({} more)", paths.len() - NAMED) } else { String::new() };
         shown.join(", ") + &more
     };
     let told = &taken.told;
     if !told.secrets_left.is_empty() {
         eprintln!("left out, because it looks like a secret: {}", names(&told.secrets_left));
-        eprintln!("hint: `git config sandbox.carrySecrets true` carries such files");
+        eprintln!("hint: {} carries such files", of.setting("true"));
     }
     if !told.secrets_carried.is_empty() {
         eprintln!("carried although it looks like a secret: {}", names(&told.secrets_carried));
@@ -187,10 +236,14 @@ fn tell(taken: &Taken, all_objects: bool) {
         eprintln!("kept changing while it was captured: {}", names(&told.unsettled));
     }
     for note in &told.notes {
-        eprintln!("note: {}", crate::text::escape(note));
+        match of.along {
+            true => eprintln!("note: in '{}': {}", of.shown(Path::new("")), crate::text::escape(note)),
+            false => eprintln!("note: {}", crate::text::escape(note)),
+        }
     }
-    if all_objects {
-        eprintln!("note: every object of this repository is visible inside (sandbox.objects = all)");
+    if all_objects && of.repo.is_some() {
+        let which = if of.along { format!("'{}'", of.shown(Path::new(""))) } else { "this repository".into() };
+        eprintln!("note: every object of {which} is visible inside (sandbox.objects = all)");
     }
 }
 

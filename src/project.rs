@@ -8,6 +8,7 @@
 //! timeout = "30m"         # at most
 //! carry-secrets = false   # never, and nobody is asked
 //! deny = ["example.com"]  # not even if it is allowed
+//! with = ["../lib", "/srv/data:ro"]  # if the user agrees, who is asked once
 //! ```
 
 use crate::error::CliError;
@@ -34,6 +35,8 @@ pub struct Project {
     pub timeout: Option<u64>,
     /// Hosts that are not reached, whatever is allowed.
     pub deny: Vec<Rule>,
+    /// What shall come along, as `--with` takes it, relative to the top of the working tree.
+    pub with: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -46,6 +49,8 @@ struct Text {
     carry_secrets: Option<bool>,
     #[serde(default)]
     deny: Vec<String>,
+    #[serde(default)]
+    with: Vec<String>,
 }
 
 impl Project {
@@ -55,7 +60,7 @@ impl Project {
         match std::fs::read_to_string(&path) {
             Ok(text) => Self::parse(&text).map_err(|why| {
                 CliError::new(format!("'{FILE}' is not valid")).cause(crate::text::escape(&why)).hint(
-                    "it may have net, memory, pids, timeout, carry-secrets and deny, each only to tighten your settings",
+                    "it may have net, memory, pids, timeout, carry-secrets and deny, each only to tighten your settings, and with, which you are asked about",
                 )
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
@@ -84,7 +89,20 @@ impl Project {
         let limits = Limits { memory, pids: text.pids, ..Limits::default() };
         let rule = |host: &String| host.parse::<Rule>().map_err(|error| format!("deny: '{host}': {}", error.wrong));
         let deny = text.deny.iter().map(rule).collect::<Result<_, _>>()?;
-        Ok(Self { offline, no_secrets: text.carry_secrets == Some(false), limits, timeout, deny })
+        if let Some(empty) = text.with.iter().find(|path| path.trim_end_matches(":ro").is_empty()) {
+            return Err(format!("with: '{empty}' is not a path"));
+        }
+        let no_secrets = text.carry_secrets == Some(false);
+        Ok(Self { offline, no_secrets, limits, timeout, deny, with: text.with })
+    }
+
+    /// What two say of one sandbox: the tighter of each. Whose files stay on the host, and what comes along,
+    /// is said by each for itself.
+    pub fn and(&mut self, other: &Self) {
+        self.offline |= other.offline;
+        self.limits = other.tighten(self.limits.clone());
+        self.timeout = self.timeout.into_iter().chain(other.timeout).min();
+        self.deny.extend(other.deny.iter().cloned());
     }
 
     /// The tighter of two limits each.
@@ -115,7 +133,13 @@ mod tests {
         assert!(project.no_secrets && project.offline);
         let denied = Project::parse("deny = [\"evil.example\", \"*.ads.example\"]").unwrap().deny;
         assert_eq!(denied.iter().map(ToString::to_string).collect::<Vec<_>>(), ["evil.example", "*.ads.example"]);
+        let mut both = Project::parse("pids = 300\nwith = [\"../a\"]\ndeny = [\"a.example\"]").unwrap();
+        both.and(&Project::parse("net = \"none\"\npids = 200\nwith = [\"../b\"]\ndeny = [\"b.example\"]").unwrap());
+        assert_eq!((both.offline, both.limits.pids, both.deny.len()), (true, Some(200), 2));
+        assert_eq!(both.with, ["../a"], "what another one asks for is not asked for here");
         for bad in [
+            "with = [\":ro\"]",
+            "with = \"../a\"",
             "net = \"host\"",
             "carry-secrets = true",
             "memory = \"lots\"",

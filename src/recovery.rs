@@ -86,6 +86,9 @@ impl Hands for Worker<'_> {
 
     fn may_change(&self, change: &Change) -> bool {
         let here = self.context.maybe_repo();
-        self.everywhere || here.is_some_and(|repo| change.git_dir.starts_with(repo.common_dir()))
+        // One of several repositories is taken back in all of them.
+        self.everywhere
+            || change.all.is_some()
+            || here.is_some_and(|repo| change.git_dir.starts_with(repo.common_dir()))
     }
 }

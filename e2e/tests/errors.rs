@@ -11,6 +11,7 @@
 //! landing  merge, apply, branch, commit, drop, trash, cp
 //! network  logs, events, and what a network may reach
 //! inside   what is said in a sandbox
+//! with     what cannot come along
 //! ```
 
 #[path = "errors/agents.rs"]
@@ -27,6 +28,8 @@ mod network;
 mod places;
 #[path = "errors/usage.rs"]
 mod usage;
+#[path = "errors/with.rs"]
+mod with;
 
 use sandbox_testkit::{Output, Repo, State, TestEnv};
 use std::fs;

@@ -41,7 +41,7 @@ pub fn run(args: &[OsString]) -> Result<(), CliError> {
         let outcome = auto_commit::run(&mut connection, &git, &store, &sandbox, &message)
             .unwrap_or_else(|error| auto_commit::Outcome::failed(&error));
         auto_commit::done(&sandbox, &outcome)?;
-        if outcome.commit.is_some() {
+        if outcome.committed() {
             // What came home before it was made is told with it.
             let before = brought.map(|brought| brought.lines).unwrap_or_default();
             brought = commit_back(&mut connection, &git, &store, &sandbox);

@@ -14,6 +14,7 @@ use crate::start::refused;
 use crate::text::escape_lines;
 use crate::verbs::fetch;
 use sandbox_core::connection::ConnectionError;
+use sandbox_core::launch::INSIDE;
 use sandbox_core::served;
 use sandbox_core::view::serve_command;
 use sandbox_protocol::{ExitStatus, Message};
@@ -154,8 +155,16 @@ fn fetch_host() -> Result<(), CliError> {
     let mut connection = inside::connect()?;
     reply("\n")?;
     let protocol = std::env::var("GIT_PROTOCOL").ok();
-    let request = Message::ServeHost { repo: 0, protocol };
+    let request = Message::ServeHost { repo: tree_here(), protocol };
     relay_standard(&mut connection, request)
+}
+
+/// The number of the tree whose repository git was called for: git names its directory to a helper.
+fn tree_here() -> u32 {
+    let trees = std::fs::read_to_string(format!("{INSIDE}/trees")).unwrap_or_default();
+    let gitdir = std::env::var_os("GIT_DIR").unwrap_or_else(|| ".".into());
+    let Ok(here) = std::fs::canonicalize(gitdir) else { return 0 };
+    trees.lines().position(|tree| here.starts_with(tree)).and_then(|n| u32::try_from(n).ok()).unwrap_or(0)
 }
 
 /// Relays standard input and output over a stream until the other side ends it. Plain reads and

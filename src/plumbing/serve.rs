@@ -16,6 +16,11 @@ pub fn run(args: &[OsString]) -> Result<(), CliError> {
     let (store, dir) = open(Path::new(argument(args, 0, "the sandbox's directory")?))?;
     let record = read_json(&dir.record())?.ok_or_else(|| CliError::new("the sandbox is half-made"))?;
     let sandbox = Sandbox::new(dir, record);
+    let tree: usize = argument(args, 1, "the number of a tree")?.to_string_lossy().parse().unwrap_or(0);
+    if tree >= sandbox.record.repos.len() || sandbox.at(tree).mount().directory {
+        return Err(CliError::new("the sandbox has no such repository"));
+    }
+    let sandbox = sandbox.at(tree);
     let git = Git::new(HostEnv::from_vars(std::env::vars_os()))?;
     let served = served::for_inside(&git, &store, &sandbox)?;
     let mut command = serve_command(&git, served.path());

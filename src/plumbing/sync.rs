@@ -23,7 +23,7 @@ fn mark(store: &Store, repo: &RepoId, snapshot: &SnapshotId) -> PathBuf {
 /// the daily `gc`.
 pub fn start(program: &Path, store: &Store, sandbox: &Sandbox) {
     crate::verbs::gc::start_auto(program, store);
-    if let Some(mount) = sandbox.record.repos.first() {
+    for mount in &sandbox.record.repos {
         start_for(program, store, &mount.repo, &mount.snapshot);
     }
 }

@@ -12,13 +12,14 @@ pub fn run(context: &Context, args: &cli::Branch) -> Outcome {
     store.writable()?;
     let sandbox = context.sandbox(&store, &args.name)?;
     super::fetch::bring(context, &store, &sandbox)?;
+    super::trees::tell_others(context, &store, &sandbox, &format!("branch {} BRANCH", sandbox.name()))?;
     let git = context.git()?;
-    let host = work::host(&store, &sandbox)?;
     let tip = work::tip(git, &store, &sandbox)?.ok_or_else(|| {
-        CliError::new(format!("the sandbox '{}' has no commit", sandbox.name()))
+        CliError::new(format!("the sandbox '{}' has no commit{}", sandbox.name(), super::trees::of_which(&sandbox)))
             .hint(format!("`git sandbox commit {} -m MSG` makes one of its files", sandbox.name()))
             .status(1)
     })?;
+    let host = work::host(&store, &sandbox)?;
     // The user's own git decides what a valid branch is and refuses an existing one.
     let made = git
         .user(host.top_or_gitdir())
@@ -33,6 +34,7 @@ pub fn run(context: &Context, args: &cli::Branch) -> Outcome {
     let deed = Deed::Branch { reference: format!("refs/heads/{}", args.branch), commit: tip.to_string() };
     let told = format!("made the branch '{}' at {} of '{}'", escape(&args.branch), tip.short(), sandbox.name());
     Log::of(&store.repo(&sandbox.mount().repo)).add(&Operation::now("branch", told, vec![deed]))?;
-    eprintln!("branch '{}' is at {}", escape(&args.branch), tip.short());
+    let which = super::trees::of_which(&sandbox);
+    eprintln!("branch '{}' is at {}{which}", escape(&args.branch), tip.short());
     Ok(0)
 }

@@ -28,10 +28,11 @@ pub fn run(context: &Context, args: &cli::Bundle) -> Outcome {
     if !args.force && args.file.symlink_metadata().is_ok() {
         return Err(exists(&shown));
     }
+    super::trees::tell_others(context, &store, &sandbox, &format!("bundle {name} FILE"))?;
     let base = sandbox.snapshot(&store)?.git.base.as_deref().and_then(Oid::parse);
     let tip = work::tip(git, &store, &sandbox)?.filter(|tip| Some(*tip) != base);
     if tip.is_none() {
-        eprintln!("no commits in '{name}'");
+        eprintln!("no commits in '{name}'{}", super::trees::of_which(&sandbox));
         return Ok(1);
     }
     let host = work::host(&store, &sandbox)?;
@@ -47,7 +48,8 @@ pub fn run(context: &Context, args: &cli::Bundle) -> Outcome {
     create.run()?;
     host.read(git).args(["bundle", "verify", "--quiet"]).arg(made.path()).run()?;
     let bytes = keep(context, args, made)?;
-    eprintln!("'{shown}' has the commits of '{name}', {}", size(bytes));
+    let which = super::trees::of_which(&sandbox);
+    eprintln!("'{shown}' has the commits of '{name}'{which}, {}", size(bytes));
     eprintln!("hint: `git fetch '{shown}' {main}` takes them in any clone that has the commit it started from");
     Ok(0)
 }

@@ -31,9 +31,19 @@ const NOTHING: i32 = 100;
 /// `git add` failed.
 const NOT_ADDED: i32 = 101;
 
-/// Commits everything that is not ignored; false when there is nothing. It happens inside, with
+/// Commits everything that is not ignored; false when there is nothing in any of its
+/// repositories. It happens inside, with
 /// the hooks and the identity of the sandbox.
 pub fn all(context: &Context, store: &Store, sandbox: &Sandbox, message: &str) -> Result<bool, CliError> {
+    let mut committed = false;
+    for tree in sandbox.trees().filter(|tree| tree.mount().has_commits()) {
+        committed |= in_tree(context, store, &tree, message)?;
+    }
+    Ok(committed)
+}
+
+/// In one of its repositories.
+fn in_tree(context: &Context, store: &Store, sandbox: &Sandbox, message: &str) -> Result<bool, CliError> {
     let mut connection = connect_or_start(context, store, sandbox)?;
     // One session: a sandbox that was started for it ends with it.
     let argv = ["sh", "-c", SCRIPT, "commit", message].map(|arg| escape_bytes(arg.as_bytes())).into();
@@ -46,7 +56,8 @@ pub fn all(context: &Context, store: &Store, sandbox: &Sandbox, message: &str) -
         _ => "commit",
     };
     let text = [out, err].concat();
-    let mut failure = CliError::new(format!("`git {what}` failed inside '{}'", sandbox.name()));
+    let which = super::trees::of_which(sandbox);
+    let mut failure = CliError::new(format!("`git {what}` failed inside '{}'{which}", sandbox.name()));
     for line in String::from_utf8_lossy(&text).lines().filter(|line| !line.trim().is_empty()).take(20) {
         failure = failure.cause(escape(line));
     }

@@ -45,21 +45,22 @@ fn split(text: &str) -> Option<(&str, &str)> {
     (sandbox_core::id::Name::parse(name).is_ok() && !path.is_empty()).then_some((name, path))
 }
 
-/// The path relative to the work tree; absolute ones below it are understood.
-fn relative(sandbox: &Sandbox, path: &str) -> Result<PathBuf, CliError> {
-    let top = &sandbox.mount().worktree;
+/// The path relative to the main work tree; absolute ones below any tree are understood.
+fn relative(sandbox: &Sandbox, path: &str) -> Result<(Sandbox, PathBuf), CliError> {
     let path = Path::new(path);
-    let path = path.strip_prefix(top).unwrap_or(path);
+    let tree = sandbox.trees().find(|tree| path.starts_with(&tree.mount().worktree)).unwrap_or(sandbox.at(0));
+    let path = path.strip_prefix(&tree.mount().worktree).unwrap_or(path);
     let plain = path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
     if path.is_absolute() || !plain {
         return Err(CliError::usage(format!("'{}' is not below the work tree", escape(&path.to_string_lossy())))
             .hint("paths in a sandbox are relative to the top of its work tree"));
     }
-    Ok(path.components().filter(|part| *part != Component::CurDir).collect())
+    let path = path.components().filter(|part| *part != Component::CurDir).collect();
+    Ok((tree, path))
 }
 
 fn out(store: &Store, sandbox: &Sandbox, path: &str, target: &Path, links: bool, limit: u64) -> Outcome {
-    let relative = relative(sandbox, path)?;
+    let (tree, relative) = relative(sandbox, path)?;
     let target = match relative.file_name() {
         Some(name) if target.is_dir() => target.join(name),
         _ => target.to_owned(),
@@ -70,7 +71,7 @@ fn out(store: &Store, sandbox: &Sandbox, path: &str, target: &Path, links: bool,
             .hint(format!("`mkdir -p '{}'` makes it", escape(&parent.to_string_lossy()))));
     }
     let request = CopyOut { path: &relative, target: &target, links, limit };
-    let copied = copy_out::copy_out(store, sandbox, &request)?;
+    let copied = copy_out::copy_out(store, &tree, &request)?;
     for (path, why) in &copied.skipped {
         let shown = if path.is_empty() { relative.to_string_lossy() } else { path.into() };
         eprintln!("skipped '{}': {why}", escape(&shown));
@@ -90,7 +91,7 @@ fn into(context: &Context, store: &Store, sandbox: &Sandbox, source: &Path, path
             .hint("`--max-size SIZE` allows more"));
     }
     let bytes = fs::read(source).map_err(CliError::io(format!("read '{}'", source.display())))?;
-    let mut inside = relative(sandbox, path)?;
+    let (tree, mut inside) = relative(sandbox, path)?;
     if path.ends_with('/') || inside.as_os_str().is_empty() {
         inside.push(source.file_name().unwrap_or(OsStr::new("file")));
     }
@@ -104,7 +105,7 @@ cat >"$t" && chmod "$2" "$t" && mv -fT -- "$t" "$1" || { rm -f -- "$t"; exit 1; 
     argv.push(escape_bytes(inside.as_os_str().as_bytes()));
     argv.push(mode);
     argv.push(escape_bytes(source.file_name().unwrap_or(OsStr::new("file")).as_bytes()));
-    let cwd = escape_bytes(sandbox.mount().worktree.as_os_str().as_bytes());
+    let cwd = escape_bytes(tree.mount().worktree.as_os_str().as_bytes());
     let mut connection = connect_or_start(context, store, sandbox)?;
     let (status, _, err) = connection.run(Exec { argv, cwd, ..Exec::default() }, &bytes, 1 << 16)?;
     if status.shell() != 0 {

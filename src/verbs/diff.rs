@@ -3,6 +3,7 @@
 
 use super::list::print_json;
 use super::merge::open;
+use super::trees::{of_which, several, tell_others, title};
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
@@ -18,7 +19,7 @@ use serde::Serialize;
 use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Larger files are only named in `diff --uncommitted`.
@@ -31,19 +32,36 @@ pub fn run(context: &Context, args: &cli::Diff) -> Outcome {
         return between(context, &store, &sandbox, second, args);
     }
     if args.uncommitted {
-        return uncommitted(context, &store, &sandbox, args.stat);
+        for tree in sandbox.trees() {
+            uncommitted(context, &store, &tree, args.stat)?;
+        }
+        return Ok(0);
     }
     super::fetch::bring_to_read(context, &store, &sandbox)?;
-    let Some((base, tip)) = range(context, &store, &sandbox)? else {
-        eprintln!("no commits in '{}'", sandbox.name());
-        return Ok(0);
-    };
-    let repo = open(context, &store, &sandbox)?;
-    match (args.stat, args.patch) {
-        (true, _) => print(diffstat(&repo, base, tip)?.text().as_bytes()),
-        (_, true) => for_git(&patch(&repo, base, tip, Form::Apply)?),
-        _ => print(escape_lines(&String::from_utf8_lossy(&patch(&repo, base, tip, Form::Read)?)).as_bytes()),
+    let mut found = Vec::new();
+    // A patch is for one repository: the one that the caller is in.
+    let trees = if args.patch { vec![sandbox.clone()] } else { sandbox.trees().collect() };
+    for tree in trees {
+        found.extend(range(context, &store, &tree)?.map(|range| (tree, range)));
     }
+    if found.is_empty() {
+        eprintln!("no commits in '{}'{}", sandbox.name(), if args.patch { of_which(&sandbox) } else { String::new() });
+    }
+    if args.patch {
+        tell_others(context, &store, &sandbox, &format!("diff --patch {}", sandbox.name()))?;
+    }
+    for (tree, (base, tip)) in found {
+        let repo = open(context, &store, &tree)?;
+        if several(&tree) && !args.patch {
+            print(format!("{}\n", title(&tree)).as_bytes())?;
+        }
+        match (args.stat, args.patch) {
+            (true, _) => print(diffstat(&repo, base, tip)?.text().as_bytes())?,
+            (_, true) => for_git(&patch(&repo, base, tip, Form::Apply)?)?,
+            _ => print(escape_lines(&String::from_utf8_lossy(&patch(&repo, base, tip, Form::Read)?)).as_bytes())?,
+        };
+    }
+    Ok(0)
 }
 
 /// What differs from one sandbox's tip to another's.
@@ -99,6 +117,12 @@ fn print(bytes: &[u8]) -> Outcome {
 /// directories and compares those: nothing of the host's repository is involved.
 fn uncommitted(context: &Context, store: &Store, sandbox: &Sandbox, stat: bool) -> Outcome {
     let left = work::uncommitted_now(context.git()?, store, sandbox)?;
+    if several(sandbox) && left.files.is_empty() {
+        return Ok(0);
+    }
+    if several(sandbox) {
+        print(format!("{}\n", title(sandbox)).as_bytes())?;
+    }
     let scratch = tempfile::Builder::new()
         .prefix("diff.")
         .tempdir_in(store.tmp())
@@ -206,47 +230,74 @@ fn put(target: &Path, mut file: sandbox_integrate::CapturedFile) -> io::Result<(
     }
 }
 
+/// Schema version 1.
 #[derive(Serialize)]
 struct Listing {
     version: u32,
     name: String,
+    #[serde(flatten)]
+    main: Made,
+    /// Of its further repositories, where they are.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    with: Vec<MadeThere>,
+}
+
+#[derive(Serialize)]
+struct Made {
     base: Option<Oid>,
     commits: Vec<Commit>,
+}
+
+#[derive(Serialize)]
+struct MadeThere {
+    repository: PathBuf,
+    #[serde(flatten)]
+    made: Made,
 }
 
 pub fn log(context: &Context, args: &cli::Log) -> Outcome {
     let store = context.store()?;
     let sandbox = context.sandbox(&store, &args.name)?;
     super::fetch::bring_to_read(context, &store, &sandbox)?;
-    let range = range(context, &store, &sandbox)?;
     let limit = args.max_count.and_then(|n| u32::try_from(n).ok());
-    let found = match range {
-        Some((base, tip)) => commits(&open(context, &store, &sandbox)?, base, tip, limit)?,
-        None => Vec::new(),
+    let made = |tree: &Sandbox| -> Result<Made, CliError> {
+        let range = range(context, &store, tree)?;
+        let commits = match range {
+            Some((base, tip)) => commits(&open(context, &store, tree)?, base, tip, limit)?,
+            None => Vec::new(),
+        };
+        Ok(Made { base: range.and_then(|(base, _)| base), commits })
     };
+    let main = made(&sandbox.at(0))?;
+    let others = sandbox.trees().skip(1).filter(|tree| tree.mount().has_commits());
+    let with = others.map(|tree| Ok((made(&tree)?, tree))).collect::<Result<Vec<(Made, Sandbox)>, CliError>>()?;
     if args.json {
-        let base = range.and_then(|(base, _)| base);
-        print_json(&Listing { version: 1, name: sandbox.name().to_owned(), base, commits: found })?;
+        let there = |(made, tree): (Made, Sandbox)| MadeThere { repository: tree.mount().worktree.clone(), made };
+        let with = with.into_iter().map(there).collect();
+        print_json(&Listing { version: 1, name: sandbox.name().to_owned(), main, with })?;
         return Ok(0);
     }
-    if found.is_empty() {
+    let all: Vec<(Made, Sandbox)> = std::iter::once((main, sandbox.at(0))).chain(with).collect();
+    if all.iter().all(|(made, _)| made.commits.is_empty()) {
         eprintln!("no commits in '{}'", sandbox.name());
         return Ok(0);
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0);
-    let mut text = String::new();
-    for commit in &found {
-        let ago = now.saturating_sub(u64::try_from(commit.committed).unwrap_or(0));
-        text.push_str(&format!(
-            "{} {} ({}, {} ago)\n",
-            commit.id.short(),
-            escape(&commit.subject),
-            escape(&commit.author),
-            age(ago)
-        ));
+    for (made, tree) in all.iter().filter(|(made, _)| !made.commits.is_empty()) {
+        let mut text = if several(tree) { format!("{}\n", title(tree)) } else { String::new() };
+        for commit in &made.commits {
+            let ago = now.saturating_sub(u64::try_from(commit.committed).unwrap_or(0));
+            text.push_str(&format!(
+                "{} {} ({}, {} ago)\n",
+                commit.id.short(),
+                escape(&commit.subject),
+                escape(&commit.author),
+                age(ago)
+            ));
+        }
+        print(text.as_bytes())?;
+        eprintln!("{} on sandbox/{}{}", count(made.commits.len(), "commit"), sandbox.name(), of_which(tree));
     }
-    print(text.as_bytes())?;
-    eprintln!("{} on sandbox/{}", count(found.len(), "commit"), sandbox.name());
     Ok(0)
 }
 

@@ -16,6 +16,7 @@ use sandbox_core::work::{self, Unsaved};
 use sandbox_core::{kept, removal, trash};
 use sandbox_protocol::Message;
 use sandbox_sys::lock::FileLock;
+use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 /// Whether work that the host has not got stands in the way.
@@ -137,7 +138,7 @@ fn log(store: &Store, sandbox: &Sandbox, what: &str, deed: impl Fn(SandboxId) ->
 /// that works or not, as it is: a full disk or what is in it must not be in the way.
 fn into_vault(context: &Context, store: &Store, sandbox: &Sandbox, lock: &FileLock) -> Result<(), CliError> {
     let rescued = rescue::locked(context, store, sandbox, lock);
-    for tree in sandbox.trees() {
+    for tree in sandbox.trees().filter(|tree| tree.mount().has_commits()) {
         kept::into_trash(context.git()?, store, &tree).map_err(|error| CliError::chain(&error))?;
     }
     rescued.map(drop)
@@ -158,6 +159,9 @@ fn ignored_words(unsaved: &Unsaved) -> String {
 fn refusal(sandbox: &Sandbox, unsaved: &Unsaved) -> CliError {
     let name = sandbox.name();
     let mut error = CliError::new(format!("cannot drop '{name}': the host has not got everything")).status(1);
+    let in_directory =
+        |change: &&work::ChangedFile| unsaved.directories.iter().any(|dir| change.as_path().starts_with(dir));
+    let of_directories = unsaved.files.iter().filter(in_directory).count();
     if unsaved.commits > 0 {
         error = error.cause(format!(
             "{} only at refs/sandbox/{name}: no branch or tag here contains them",
@@ -178,7 +182,11 @@ fn refusal(sandbox: &Sandbox, unsaved: &Unsaved) -> CliError {
         error =
             error.hint(format!("`git sandbox merge {name}` or `git sandbox branch {name} BRANCH` takes the commits"));
     }
-    if !unsaved.files.is_empty() {
+    for directory in &unsaved.directories {
+        let shown = escape_bytes(directory.as_os_str().as_bytes());
+        error = error.hint(format!("`git sandbox cp {name}:{shown}/FILE .` takes files of '{shown}'"));
+    }
+    if unsaved.files.len() > of_directories {
         error = error.hint(format!(
             "`git sandbox apply {name}` takes the files, `git sandbox commit {name} -m MSG` commits them"
         ));

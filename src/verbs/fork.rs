@@ -28,9 +28,11 @@ pub fn run(context: &Context, args: &cli::Fork) -> Outcome {
     let store = context.store()?;
     store.writable()?;
     let parent = context.sandbox(&store, &args.name)?;
-    let tip = work::tip(context.git()?, &store, &parent).ok().flatten().map(|oid| oid.to_string());
+    let git = context.git()?;
+    let tip = |tree: Sandbox| Some((tree.tree, work::tip(git, &store, &tree).ok()??.to_string()));
+    let tips = parent.trees().filter_map(tip).collect();
     let argv = args.command.iter().map(|arg| protocol_bytes(arg.as_bytes())).collect();
-    let Made { sandbox, lock, told } = made(&store, &parent, Request { name, argv, tip })?;
+    let Made { sandbox, lock, told } = made(&store, &parent, Request { name, argv, tips })?;
     crate::presets::carry::retell(context, &sandbox);
     if !args.quiet {
         tell(&parent, &sandbox, &told);

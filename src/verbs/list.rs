@@ -5,6 +5,7 @@ use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::text::{age, escape, size, table, tilde};
 use sandbox_core::launch::{Network, TreeView};
+use sandbox_core::record::Snapshot;
 use sandbox_core::sandbox::{Sandbox, State};
 use sandbox_core::store::Store;
 use sandbox_core::work;
@@ -54,6 +55,26 @@ pub struct Row {
     pub silent_seconds: Option<u64>,
     /// Different hosts and ports that the network refused since the last start.
     pub blocked: usize,
+    /// What came along with `--with`: `worktree`, `branch` and what follows it are of the main repository.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub with: Vec<Along>,
+}
+
+/// A further repository or directory of a sandbox.
+#[derive(Debug, Serialize)]
+pub struct Along {
+    /// Where it is, outside and inside.
+    pub worktree: PathBuf,
+    /// It is no repository.
+    pub directory: bool,
+    pub read_only: bool,
+    /// The branch that was checked out at the spawn.
+    pub branch: Option<String>,
+    /// Commits that the sandbox made in it.
+    pub commits_ahead: usize,
+    pub rewritten: bool,
+    /// Files that differ from the captured state and from what was committed.
+    pub uncommitted: usize,
 }
 
 #[derive(Serialize)]
@@ -98,18 +119,22 @@ pub fn run(context: &Context, args: &cli::List) -> Outcome {
     if everywhere {
         lines[0].insert(1, "REPOSITORY".into());
     }
-    for row in &rows {
+    // Those that came here with another repository say with which.
+    let along = !everywhere && sandboxes.iter().any(|sandbox| sandbox.tree != 0);
+    if along {
+        lines[0].insert(1, "OF".into());
+    }
+    for (row, sandbox) in rows.iter().zip(&sandboxes) {
         let mut cells = vec![
             row.name.clone(),
             state_words(row),
             age(row.age_seconds),
             row.branch.as_deref().map_or("-".into(), escape),
-            if row.commits_ahead == 0 {
-                "-".into()
-            } else {
-                format!("{}{}", row.commits_ahead, if row.rewritten { " rewritten" } else { "" })
-            },
-            if row.uncommitted == 0 { "-".into() } else { row.uncommitted.to_string() },
+            cell(
+                commits_words(row.commits_ahead, row.rewritten),
+                row.with.iter().map(|along| (along, commits_words(along.commits_ahead, along.rewritten))),
+            ),
+            cell(number(row.uncommitted), row.with.iter().map(|along| (along, number(along.uncommitted)))),
             size(row.disk_bytes),
             if row.memory_bytes == 0 { "-".into() } else { size(row.memory_bytes) },
             command_words(row),
@@ -120,10 +145,29 @@ pub fn run(context: &Context, args: &cli::List) -> Outcome {
         if everywhere {
             cells.insert(1, tilde(&row.worktree, &context.home));
         }
+        if along {
+            cells.insert(1, if sandbox.tree == 0 { "-".into() } else { tilde(&row.worktree, &context.home) });
+        }
         lines.push(cells);
     }
     print!("{}", table(&lines));
     Ok(0)
+}
+
+fn number(n: usize) -> Option<String> {
+    (n > 0).then(|| n.to_string())
+}
+
+fn commits_words(ahead: usize, rewritten: bool) -> Option<String> {
+    number(ahead).map(|n| if rewritten { format!("{n} rewritten") } else { n })
+}
+
+/// `2`, `-`, and of a sandbox with further trees `2, lib: 1`.
+fn cell<'a>(main: Option<String>, others: impl Iterator<Item = (&'a Along, Option<String>)>) -> String {
+    let name = |along: &Along| escape(&along.worktree.file_name().unwrap_or_default().to_string_lossy());
+    let others = others.filter_map(|(along, words)| Some(format!("{}: {}", name(along), words?)));
+    let all: Vec<String> = main.into_iter().chain(others).collect();
+    if all.is_empty() { "-".into() } else { all.join(", ") }
 }
 
 /// Prints a value as JSON, with a line break at its end.
@@ -183,9 +227,11 @@ fn now() -> u64 {
 
 /// Gathers everything about one sandbox. What cannot be known (the host repository is gone) is zero.
 pub fn row(context: &Context, store: &Store, sandbox: &Sandbox, memory: &HashMap<u64, u64>) -> Result<Row, CliError> {
+    let sandbox = &sandbox.at(0);
     let status = sandbox.status()?;
     let state = sandbox.state_of(&status);
     let record = &sandbox.record;
+    let with = sandbox.trees().skip(1).map(|tree| along(context, store, &tree)).collect::<Result<_, CliError>>()?;
     let snapshot = sandbox.snapshot(store).ok();
     let commits = work::commits_on_host(context.git()?, store, sandbox).unwrap_or_default();
     let uncommitted = work::uncommitted_now(context.git()?, store, sandbox).map(|left| left.files.len()).unwrap_or(0);
@@ -211,10 +257,7 @@ pub fn row(context: &Context, store: &Store, sandbox: &Sandbox, memory: &HashMap
             Some((ExitStatus::Signal(signal), _)) => Some(signal_words(signal)),
             _ => None,
         },
-        branch: snapshot
-            .as_ref()
-            .and_then(|snapshot| snapshot.git.branch.as_ref())
-            .map(|branch| branch.strip_prefix("refs/heads/").unwrap_or(branch).to_owned()),
+        branch: snapshot.as_ref().and_then(branch_of),
         commits_ahead: commits.ahead,
         rewritten: commits.rewritten,
         uncommitted,
@@ -232,6 +275,26 @@ pub fn row(context: &Context, store: &Store, sandbox: &Sandbox, memory: &HashMap
             Network::Allow => super::events::blocked(&sandbox.dir),
             Network::None | Network::Host => 0,
         },
+        with,
+    })
+}
+
+fn branch_of(snapshot: &Snapshot) -> Option<String> {
+    snapshot.git.branch.as_ref().map(|branch| branch.strip_prefix("refs/heads/").unwrap_or(branch).to_owned())
+}
+
+fn along(context: &Context, store: &Store, tree: &Sandbox) -> Result<Along, CliError> {
+    let git = context.git()?;
+    let commits = work::commits_on_host(git, store, tree).unwrap_or_default();
+    let mount = tree.mount();
+    Ok(Along {
+        worktree: mount.worktree.clone(),
+        directory: mount.directory,
+        read_only: mount.read_only,
+        branch: tree.snapshot(store).ok().as_ref().and_then(branch_of),
+        commits_ahead: commits.ahead,
+        rewritten: commits.rewritten,
+        uncommitted: work::uncommitted_now(git, store, tree).map(|left| left.files.len()).unwrap_or(0),
     })
 }
 
@@ -284,6 +347,7 @@ mod tests {
             memory_bytes: 0,
             silent_seconds: None,
             blocked: 0,
+            with: Vec::new(),
         };
         let says = |row: Row| words_at(&row, 1000);
         let ended = |state, status, signal: Option<&str>, timed_out| Row {

@@ -3,7 +3,7 @@
 
 use super::conflicts::{HERE, Table, in_order, one_repository};
 use super::list::print_json;
-use crate::changing::Changing;
+use crate::changing::{Part, Work, carry_out};
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
@@ -14,14 +14,14 @@ use sandbox_core::store::Store;
 use sandbox_core::work::{self, Changed};
 use sandbox_git::Oid;
 use sandbox_integrate::{
-    Commit, Conflicts, Edit, EditsRequest, Grade, How, Identity, Kind, Landed, Layers, LeftOut, MergeError, MergePlan,
-    MergeRequest, Pair, Relation, Repo, RepoPath, StashRequest, What, best_order,
+    Commit, Conflicts, Edit, EditsPlan, EditsRequest, Grade, How, Identity, Kind, Landed, Layers, LeftOut, MergeError,
+    MergePlan, MergeRequest, Pair, Relation, Repo, RepoPath, StashRequest, What, best_order,
 };
 use sandbox_protocol::{Exec, escape_bytes};
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub fn run(context: &Context, args: &cli::Merge) -> Outcome {
     let store = context.store()?;
@@ -35,26 +35,79 @@ pub fn run(context: &Context, args: &cli::Merge) -> Outcome {
     };
     let [name] = args.names.as_slice() else { return several(context, &store, args, how) };
     let sandbox = context.sandbox(&store, name)?;
+    let trees = super::trees::chosen(&sandbox, args.only.as_deref())?;
     super::fetch::bring(context, &store, &sandbox)?;
-    let plan = plan(context, &store, &sandbox, how, args.message.as_deref())?;
-    let (repo, plan) = match plan {
-        Some(found) => found,
-        None => return nothing(context, &store, &sandbox, args.json),
-    };
-    if plan.what == What::UpToDate {
-        return nothing(context, &store, &sandbox, args.json);
+    let mut found = Vec::new();
+    for tree in trees.iter().filter(|tree| tree.mount().has_commits()) {
+        let planned = plan(context, &store, tree, how, args.message.as_deref());
+        let planned = planned.map_err(|error| in_tree(&sandbox, tree, error))?;
+        found.extend(planned.filter(|(_, plan)| plan.what != What::UpToDate).map(|(repo, plan)| (tree, repo, plan)));
     }
+    if found.is_empty() {
+        return nothing(context, &store, &sandbox, &trees, args.json);
+    }
+    let several = sandbox.record.repos.len() > 1;
     if args.json {
-        print_json(&plan)?;
-    } else if args.dry_run {
-        print!("{}", escape_lines(&plan.describe()));
+        match found.as_slice() {
+            [(_, _, plan)] if !several => print_json(plan)?,
+            all => {
+                let plans = all.iter().map(|(tree, repo, plan)| InTree {
+                    repository: repo.worktree(),
+                    number: tree.tree,
+                    plan,
+                });
+                print_json(&Trees { version: 1, repositories: plans.collect() })?;
+            }
+        }
     }
-    warn(&plan);
+    for (_, repo, plan) in &found {
+        if args.dry_run && !args.json {
+            if several {
+                println!("repository {}", escape_path(repo.worktree()));
+            }
+            print!("{}", escape_lines(&plan.describe()));
+        }
+        if several && !plan.warnings.is_empty() {
+            eprintln!("{}:", escape_path(repo.worktree()));
+        }
+        warn(plan);
+    }
     if args.dry_run {
         return Ok(0);
     }
-    do_it(context, &store, &sandbox, &repo, &plan)?;
+    let plans: Vec<(Sandbox, &Repo, &MergePlan)> =
+        found.iter().map(|(tree, repo, plan)| ((*tree).clone(), repo, plan)).collect();
+    do_all(context, &store, &plans)?;
     Ok(0)
+}
+
+/// Schema version 1: a merge of a sandbox that has several repositories.
+#[derive(Serialize)]
+struct Trees<'a> {
+    version: u32,
+    repositories: Vec<InTree<'a>>,
+}
+
+#[derive(Serialize)]
+struct InTree<'a> {
+    repository: &'a Path,
+    number: usize,
+    plan: &'a MergePlan,
+}
+
+/// An error of one of several repositories: none of them was changed.
+fn in_tree(sandbox: &Sandbox, tree: &Sandbox, error: CliError) -> CliError {
+    if sandbox.record.repos.len() == 1 {
+        return error;
+    }
+    let (name, place) = (sandbox.name(), escape_path(&tree.mount().worktree));
+    let mut error = error.cause(format!("in '{place}'; nothing was written in any repository of '{name}'"));
+    error.hints.push(format!("`git sandbox merge --only PATH {name}` merges one repository alone"));
+    error
+}
+
+fn escape_path(path: &Path) -> String {
+    crate::text::escape_bytes(path.as_os_str().as_bytes())
 }
 
 /// Schema version 1.
@@ -79,6 +132,15 @@ struct Left<'a> {
 /// Several at once: each onto the result of those before, and this working tree changes once.
 fn several(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Outcome {
     let named = in_order(context, store, &args.names, args.all)?;
+    let (alone, named): (Vec<Sandbox>, Vec<Sandbox>) = named
+        .into_iter()
+        .partition(|sandbox| args.all && args.only.is_none() && super::trees::merged_together(sandbox));
+    for sandbox in &alone {
+        let name = sandbox.name();
+        eprintln!("left out '{name}': it has several repositories; `git sandbox merge {name}` merges them together");
+    }
+    let named = named.into_iter().map(|sandbox| super::trees::one(sandbox, args.only.as_deref()));
+    let named = named.collect::<Result<Vec<Sandbox>, CliError>>()?;
     one_repository(&named.iter().collect::<Vec<_>>())?;
     for sandbox in &named {
         super::fetch::bring(context, store, sandbox)?;
@@ -176,13 +238,21 @@ fn tell_left_out(left: &LeftOut) {
     }
 }
 
-fn nothing(context: &Context, store: &Store, sandbox: &Sandbox, json: bool) -> Outcome {
+fn nothing(context: &Context, store: &Store, sandbox: &Sandbox, trees: &[Sandbox], json: bool) -> Outcome {
     if json {
         println!("{{ \"what\": {{ \"kind\": \"up-to-date\" }} }}");
     }
     let name = sandbox.name();
     eprintln!("nothing to merge from '{name}'");
-    let left = work::uncommitted_now(context.git()?, store, sandbox)?.files.len();
+    let (mut left, mut directories) = (0, Vec::new());
+    for tree in trees {
+        let files = work::uncommitted_now(context.git()?, store, tree)?.files.len();
+        match tree.mount().directory {
+            true if files > 0 => directories.push((tree, files)),
+            true => {}
+            false => left += files,
+        }
+    }
     if left > 0 {
         eprintln!(
             "hint: {} not committed there: `git sandbox apply {name}` brings {}, `git sandbox commit {name} -m MSG` commits {1}",
@@ -190,7 +260,20 @@ fn nothing(context: &Context, store: &Store, sandbox: &Sandbox, json: bool) -> O
             if left == 1 { "it" } else { "them" }
         );
     }
+    for (tree, files) in directories {
+        eprintln!("hint: {}", no_commits(tree, files));
+    }
     Ok(1)
+}
+
+/// How changed files come out of a directory that is no repository.
+pub fn no_commits(tree: &Sandbox, files: usize) -> String {
+    let place = escape_path(&tree.mount().worktree);
+    format!(
+        "'{place}' is no repository and has no commits: `git sandbox cp {}:{place}/FILE .` takes what changed there ({})",
+        tree.name(),
+        count(files, "file")
+    )
 }
 
 fn count_are(n: usize) -> String {
@@ -242,15 +325,20 @@ pub fn diffstat(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<S
     }
 }
 
-/// Fast-forwards, at the end of a command.
+/// Fast-forwards, at the end of a command: all of its repositories, or none.
 pub fn fast_forward(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<(), CliError> {
-    match plan(context, store, sandbox, How::FastForwardOnly, None)? {
-        Some((repo, plan)) => {
-            warn(&plan);
-            do_it(context, store, sandbox, &repo, &plan)
-        }
-        None => Ok(()),
+    let mut found = Vec::new();
+    for tree in sandbox.trees().filter(|tree| tree.mount().has_commits()) {
+        let planned = plan(context, store, &tree, How::FastForwardOnly, None);
+        let planned = planned.map_err(|error| in_tree(sandbox, &tree, error))?;
+        found.extend(planned.filter(|(_, plan)| plan.what != What::UpToDate).map(|(repo, plan)| (tree, repo, plan)));
     }
+    for (_, _, plan) in &found {
+        warn(plan);
+    }
+    let plans: Vec<(Sandbox, &Repo, &MergePlan)> =
+        found.iter().map(|(tree, repo, plan)| (tree.clone(), repo, plan)).collect();
+    if plans.is_empty() { Ok(()) } else { do_all(context, store, &plans) }
 }
 
 fn plan(
@@ -380,9 +468,35 @@ pub fn do_it(
     repo: &Repo,
     plan: &MergePlan,
 ) -> Result<(), CliError> {
-    let verb = if matches!(plan.what, What::Pick { .. }) { Verb::Pick } else { Verb::Merge };
-    let changing = Changing::begin(context, store, &sandbox.mount().repo, repo, verb, &plan.name)?;
-    let result = sandbox_integrate::apply(repo, plan, changing.undo());
+    do_all(context, store, &[(sandbox.clone(), repo, plan)])
+}
+
+/// Carries out all plans or none, and says what was done.
+fn do_all(context: &Context, store: &Store, plans: &[(Sandbox, &Repo, &MergePlan)]) -> Result<(), CliError> {
+    let Some((_, _, first)) = plans.first() else { return Ok(()) };
+    let verb = if matches!(first.what, What::Pick { .. }) { Verb::Pick } else { Verb::Merge };
+    let parts: Vec<Part<'_>> = plans
+        .iter()
+        .map(|(tree, repo, plan)| Part { tree, repo, work: Work::Merge(plan), told: words(plan) })
+        .collect();
+    let done = carry_out(context, store, verb, &first.name, &parts)?;
+    for ((_, repo, plan), merged) in plans.iter().zip(&done) {
+        // Where, if that is not clear.
+        let place = if plans.len() > 1 { format!("{}: ", escape_path(repo.worktree())) } else { String::new() };
+        eprintln!("{place}{}", words(plan));
+        if !merged.uncommitted.is_empty() {
+            eprintln!(
+                "{place}{} here still {} uncommitted changes",
+                count(merged.uncommitted.len(), "file"),
+                if merged.uncommitted.len() == 1 { "has" } else { "have" }
+            );
+        }
+    }
+    Ok(())
+}
+
+/// What carrying a plan out does.
+fn words(plan: &MergePlan) -> String {
     let what = match plan.what {
         What::UpToDate => "nothing to do".to_owned(),
         What::FastForward { commits } => format!("fast-forwarded by {}", count(commits as usize, "commit")),
@@ -395,100 +509,164 @@ pub fn do_it(
     };
     let names: Vec<String> = plan.name.split(' ').map(|name| format!("'{name}'")).collect();
     let onto = plan.head.reference.as_deref().map_or("HEAD", |name| name.strip_prefix("refs/heads/").unwrap_or(name));
-    let told = format!("{what} from {} into '{}': now at {}", names.join(", "), escape(onto), plan.head.new.short());
-    let merged = changing.end(result, |_| told.clone())?;
-    eprintln!("{told}");
-    if !merged.uncommitted.is_empty() {
-        eprintln!(
-            "{} here still {} uncommitted changes",
-            count(merged.uncommitted.len(), "file"),
-            if merged.uncommitted.len() == 1 { "has" } else { "have" }
-        );
-    }
-    Ok(())
+    format!("{what} from {} into '{}': now at {}", names.join(", "), escape(onto), plan.head.new.short())
 }
 
 pub fn apply(context: &Context, args: &cli::Apply) -> Outcome {
     let store = context.store()?;
     store.writable()?;
     let sandbox = context.sandbox(&store, &args.name)?;
+    let trees = super::trees::chosen(&sandbox, args.only.as_deref())?;
     super::fetch::bring(context, &store, &sandbox)?;
-    // What is merged already is not brought a second time; what is not comes along.
-    let merged = relation(context, &store, &sandbox)? == Relation::Contained;
-    let changed = if merged {
-        work::uncommitted_now(context.git()?, &store, &sandbox)?.files
-    } else {
-        work::changed_now(context.git()?, &store, &sandbox)?.files
-    };
-    if changed.is_empty() {
+    let mut found = Vec::new();
+    for tree in trees {
+        if !tree.mount().has_commits() {
+            let files = work::changed_now(context.git()?, &store, &tree)?.files.len();
+            if files > 0 {
+                eprintln!("hint: {}", no_commits(&tree, files));
+            }
+            continue;
+        }
+        // What is merged already is not brought a second time; what is not comes along.
+        let merged = relation(context, &store, &tree)? == Relation::Contained;
+        let changed = if merged {
+            work::uncommitted_now(context.git()?, &store, &tree)?.files
+        } else {
+            work::changed_now(context.git()?, &store, &tree)?.files
+        };
+        if !changed.is_empty() {
+            found.push((tree, changed));
+        }
+    }
+    if found.is_empty() {
         eprintln!("nothing changed in '{}'", sandbox.name());
         return Ok(1);
     }
     if args.dry_run {
-        for change in &changed {
-            println!("{} {}", change.letter(), crate::text::escape_bytes(&change.path));
+        for (tree, changed) in &found {
+            if sandbox.record.repos.len() > 1 {
+                println!("repository {}", escape_path(&tree.mount().worktree));
+            }
+            for change in changed {
+                println!("{} {}", change.letter(), crate::text::escape_bytes(&change.path));
+            }
         }
         return Ok(0);
     }
-    bring_edits(context, &store, &sandbox, &changed, args.stash)?;
+    bring_edits(context, &store, &sandbox, found, args.stash)?;
     Ok(0)
 }
 
 /// Brings uncommitted changes over, as edits of the working tree or as a stash entry.
 pub fn apply_edits(context: &Context, store: &Store, sandbox: &Sandbox, stash: bool) -> Result<(), CliError> {
-    let left = work::uncommitted_now(context.git()?, store, sandbox)?;
-    bring_edits(context, store, sandbox, &left.files, stash)
+    let mut found = Vec::new();
+    for tree in sandbox.trees().filter(|tree| tree.mount().has_commits()) {
+        let left = work::uncommitted_now(context.git()?, store, &tree)?.files;
+        if !left.is_empty() {
+            found.push((tree, left));
+        }
+    }
+    bring_edits(context, store, sandbox, found, stash)
+}
+
+/// What changed in one tree, and where it goes.
+struct Edited {
+    tree: Sandbox,
+    repo: Repo,
+    edits: Vec<Edit>,
+    captured: Layers,
+    base: Option<Oid>,
+    tip: Option<Oid>,
+    branch: Option<String>,
+}
+
+impl Edited {
+    fn of(context: &Context, store: &Store, tree: Sandbox, changed: &[work::ChangedFile]) -> Result<Self, CliError> {
+        let repo = open(context, store, &tree)?;
+        let snapshot = tree.snapshot(store)?;
+        let dir = store.repo(&tree.mount().repo);
+        let captured = Layers::new(snapshot.layers.iter().map(|id| dir.layer_tree(id)));
+        let edits = changed.iter().map(|change| read_edit(&tree, change)).collect::<Result<Vec<Edit>, CliError>>()?;
+        let base = snapshot.git.base.as_deref().and_then(Oid::parse);
+        let tip = work::tip(context.git()?, store, &tree)?.or(base);
+        Ok(Self { tree, repo, edits, captured, base, tip, branch: snapshot.git.branch })
+    }
+
+    /// As a stash entry.
+    fn stash(&self, context: &Context, store: &Store) -> Result<(), CliError> {
+        let name = self.tree.name();
+        let commit = self.tip.ok_or_else(|| {
+            CliError::new("a stash needs a commit, and there is none")
+                .hint(format!("`git sandbox apply {name}` brings the files as edits"))
+        })?;
+        let identity = identity(context, &self.repo)?;
+        let message = format!("sandbox '{name}': uncommitted work");
+        let branch = self.branch.as_deref().map(|b| b.strip_prefix("refs/heads/").unwrap_or(b));
+        let request = StashRequest { name, commit, branch, edits: &self.edits, message: &message, identity: &identity };
+        let _lock = crate::changing::lock(context, store, &self.tree.mount().repo)?;
+        Ok(sandbox_integrate::stash(&self.repo, &request).map(drop)?)
+    }
+
+    /// As edits of the working tree.
+    fn plan(&self, context: &Context, store: &Store) -> Result<EditsPlan, CliError> {
+        let merged = relation(context, store, &self.tree)? == Relation::Contained;
+        let request = EditsRequest {
+            name: self.tree.name(),
+            edits: &self.edits,
+            since: self.tip.filter(|_| merged),
+            captured: Some(&self.captured),
+            base: self.base,
+        };
+        sandbox_integrate::plan_edits(&self.repo, &request).map_err(|error| not_applied(&self.tree, error))
+    }
 }
 
 fn bring_edits(
     context: &Context,
     store: &Store,
     sandbox: &Sandbox,
-    changed: &[work::ChangedFile],
+    found: Vec<(Sandbox, Vec<work::ChangedFile>)>,
     stash: bool,
 ) -> Result<(), CliError> {
-    let repo = open(context, store, sandbox)?;
-    let snapshot = sandbox.snapshot(store)?;
-    let dir = store.repo(&sandbox.mount().repo);
-    let captured = Layers::new(snapshot.layers.iter().map(|id| dir.layer_tree(id)));
-    let edits = changed.iter().map(|change| read_edit(sandbox, change)).collect::<Result<Vec<Edit>, CliError>>()?;
-    let base = snapshot.git.base.as_deref().and_then(Oid::parse);
-    let tip = work::tip(context.git()?, store, sandbox)?.or(base);
+    let all = found.into_iter().map(|(tree, changed)| Edited::of(context, store, tree, &changed));
+    let all = all.collect::<Result<Vec<Edited>, CliError>>()?;
+    let place = |edited: &Edited| match sandbox.record.repos.len() {
+        1 => String::new(),
+        _ => format!("{}: ", escape_path(edited.repo.worktree())),
+    };
     if stash {
-        let commit = tip.ok_or_else(|| {
-            CliError::new("a stash needs a commit, and there is none")
-                .hint(format!("`git sandbox apply {}` brings the files as edits", sandbox.name()))
-        })?;
-        let identity = identity(context, &repo)?;
-        let message = format!("sandbox '{}': uncommitted work", sandbox.name());
-        let branch = snapshot.git.branch.as_deref().map(|b| b.strip_prefix("refs/heads/").unwrap_or(b));
-        let request = StashRequest {
-            name: sandbox.name(),
-            commit,
-            branch,
-            edits: &edits,
-            message: &message,
-            identity: &identity,
-        };
-        let _lock = crate::changing::lock(context, store, &sandbox.mount().repo)?;
-        sandbox_integrate::stash(&repo, &request)?;
-        eprintln!("{} in the stash: `git stash pop` takes them out", count(edits.len(), "file"));
+        for edited in &all {
+            edited.stash(context, store)?;
+            eprintln!(
+                "{}{} in the stash: `git stash pop` takes them out",
+                place(edited),
+                count(edited.edits.len(), "file")
+            );
+        }
         return Ok(());
     }
-    let merged = relation(context, store, sandbox)? == Relation::Contained;
-    let request = EditsRequest {
-        name: sandbox.name(),
-        edits: &edits,
-        since: tip.filter(|_| merged),
-        captured: Some(&captured),
-        base,
+    let plan = |edited: &Edited| {
+        edited.plan(context, store).map_err(|error| match sandbox.record.repos.len() {
+            1 => error,
+            _ => error.cause(format!("in '{}'", escape_path(edited.repo.worktree()))),
+        })
     };
-    let plan = sandbox_integrate::plan_edits(&repo, &request).map_err(|error| not_applied(sandbox, error))?;
-    let changing = Changing::begin(context, store, &sandbox.mount().repo, &repo, Verb::Apply, sandbox.name())?;
-    let result = sandbox_integrate::apply_edits(&repo, &plan, changing.undo());
-    let told = format!("{} applied here, uncommitted", count(edits.len(), "file"));
-    changing.end(result, |_| format!("{told}, from '{}'", sandbox.name()))?;
-    eprintln!("{told}");
+    let plans = all.iter().map(plan).collect::<Result<Vec<EditsPlan>, CliError>>()?;
+    let told = |edited: &Edited| format!("{} applied here, uncommitted", count(edited.edits.len(), "file"));
+    let parts: Vec<Part<'_>> = all
+        .iter()
+        .zip(&plans)
+        .map(|(edited, plan)| Part {
+            tree: &edited.tree,
+            repo: &edited.repo,
+            work: Work::Edits(plan),
+            told: format!("{}, from '{}'", told(edited), sandbox.name()),
+        })
+        .collect();
+    carry_out(context, store, Verb::Apply, sandbox.name(), &parts)?;
+    for edited in &all {
+        eprintln!("{}{}", place(edited), told(edited));
+    }
     Ok(())
 }
 

@@ -27,6 +27,7 @@ mod show;
 mod spawn;
 mod stop;
 mod trash;
+pub mod trees;
 mod undo;
 mod wait;
 mod warm;

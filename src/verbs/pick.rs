@@ -15,11 +15,12 @@ pub fn run(context: &Context, args: &cli::Pick) -> Outcome {
     store.writable()?;
     let sandbox = context.sandbox(&store, &args.name)?;
     super::fetch::bring(context, &store, &sandbox)?;
+    super::trees::tell_others(context, &store, &sandbox, &format!("pick {}", sandbox.name()))?;
     let name = sandbox.name();
     let base = sandbox.snapshot(&store)?.git.base.as_deref().and_then(Oid::parse);
     let tip = work::tip(context.git()?, &store, &sandbox)?.filter(|tip| Some(*tip) != base);
     let Some(tip) = tip else {
-        eprintln!("no commits in '{name}'");
+        eprintln!("no commits in '{name}'{}", super::trees::of_which(&sandbox));
         return Ok(1);
     };
     let repo = open(context, &store, &sandbox)?;

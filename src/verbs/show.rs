@@ -1,6 +1,6 @@
 //! `show`: everything about one sandbox.
 
-use super::list::{Row, memory_by_namespace, print_json, row, state_words};
+use super::list::{Along, Row, memory_by_namespace, print_json, row, state_words};
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
@@ -66,7 +66,7 @@ fn rescued(store: &Store, sandbox: &Sandbox) -> Option<Rescued> {
 
 pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
     let store = context.store()?;
-    let sandbox = context.sandbox(&store, &args.name)?;
+    let sandbox = context.sandbox(&store, &args.name)?.at(0);
     let row = row(context, &store, &sandbox, &memory_by_namespace())?;
     let snapshot = sandbox.snapshot(&store)?;
     let status = sandbox.status()?;
@@ -77,13 +77,24 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
         .unwrap_or_default();
     // What it stands on or its repository may be gone: the rest is to be told all the more.
     let (files, unknown) = match work::uncommitted_now(context.git()?, &store, &sandbox) {
-        Ok(left) => (left.files, None),
+        Ok(left) => (left.files, None::<String>),
         Err(error) => {
             let error = CliError::from(error);
             let why = error.causes.last().unwrap_or(&error.message);
             (Vec::new(), Some(format!("cannot tell what is not committed: {why}")))
         }
     };
+    let mut notes: Vec<String> = snapshot.notes.iter().chain(&snapshot.git.notes).cloned().collect();
+    let (mut files, mut unknown) = (files, unknown);
+    for tree in sandbox.trees().skip(1) {
+        let place = super::trees::place(&tree);
+        let snapshot = tree.snapshot(&store)?;
+        notes.extend(snapshot.notes.iter().chain(&snapshot.git.notes).map(|note| format!("in '{place}': {note}")));
+        match work::uncommitted_now(context.git()?, &store, &tree) {
+            Ok(left) => files.extend(left.files.into_iter().map(|change| change.below(&tree.mount().worktree))),
+            Err(error) => unknown = Some(format!("cannot tell what is not committed in '{place}': {error}")),
+        }
+    }
     let shown = Shown {
         version: 1,
         directory: sandbox.dir.path().to_owned(),
@@ -92,14 +103,7 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
         layers: snapshot.layers.len() + 1,
         uncommitted_files: files.iter().map(|change| escape_bytes(&change.path)).collect(),
         rescue: rescued(&store, &sandbox),
-        notes: status
-            .notes
-            .iter()
-            .chain(&snapshot.notes)
-            .chain(&snapshot.git.notes)
-            .map(|note| escape(note))
-            .chain(unknown)
-            .collect(),
+        notes: status.notes.iter().chain(&notes).map(|note| escape(note)).chain(unknown).collect(),
         enforced: live.enforced.clone(),
         sessions: live.sessions,
         row,
@@ -112,6 +116,9 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
     println!("sandbox     {}", row.name);
     println!("state       {}", state_words(row));
     println!("repository  {}", tilde(&row.worktree, &context.home));
+    for along in &row.with {
+        println!("with        {}{}", tilde(&along.worktree, &context.home), along_words(along, &row.name));
+    }
     println!("driver      {}", row.driver);
     println!("age         {}", age(row.age_seconds));
     if let Some(branch) = &row.branch {
@@ -184,6 +191,25 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
         }
     }
     Ok(0)
+}
+
+/// What there is to say of a further tree, after its path.
+fn along_words(along: &Along, name: &str) -> String {
+    let mut words = Vec::new();
+    if along.directory {
+        words.push("a directory".to_owned());
+    }
+    if along.read_only {
+        words.push("read-only".to_owned());
+    }
+    words.extend(along.branch.as_ref().map(|branch| format!("branch {}", escape(branch))));
+    if along.commits_ahead > 0 {
+        words.push(format!("{} at refs/sandbox/{name}", count(along.commits_ahead, "commit")));
+    }
+    if along.uncommitted > 0 {
+        words.push(format!("{} not committed", count(along.uncommitted, "file")));
+    }
+    if words.is_empty() { String::new() } else { format!(" ({})", words.join(", ")) }
 }
 
 /// What a filtered network lets out, in one line.

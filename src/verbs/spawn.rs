@@ -15,14 +15,16 @@ use crate::start::{exec_request, shell_batch, shell_command, start, wait_started
 use crate::terminal::{Ended, Input, interactive, relay, window};
 use crate::text::{escape, parse_duration, parse_size};
 use crate::view;
+use crate::with;
 use rustix::termios::isatty;
 use sandbox_core::assemble::launch_spec;
 use sandbox_core::connection::Connection;
 use sandbox_core::driver::Driver;
+use sandbox_core::host_repo::HostRepo;
 use sandbox_core::host_view;
 use sandbox_core::id::{Name, SandboxId};
-use sandbox_core::launch::{Limits, Mode, NESTED_COST, Network, TreeView};
-use sandbox_core::prepare::{Source, check_name, create};
+use sandbox_core::launch::{Limits, Mode, NESTED_COST, Network, TreeView, User};
+use sandbox_core::prepare::{Source, Taken, check_name, create};
 use sandbox_core::record::{RepoMount, SandboxRecord};
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
@@ -57,8 +59,10 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     let store = context.store()?;
     store.writable()?;
     let names = names(&args)?;
-    for name in names.iter().flatten() {
-        check_name(&store, repo, name)?;
+    if let Some(id) = repo.known_id(&store)? {
+        for name in names.iter().flatten() {
+            check_name(&store, &id, name, None)?;
+        }
     }
     if let Some(layer) = args.allow_weak.iter().find(|layer| !WEAK_LAYERS.contains(&layer.as_str())) {
         return Err(CliError::usage(format!("there is no layer '{}' to go without", escape(layer)))
@@ -73,7 +77,18 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     let wish_view = view::wish(context, args.view)?;
     let view = view::look(context, &store, driver, (user.uid, user.gid), wish_view)?;
     view.choose(None)?;
-    let project = Project::read(&top)?;
+    let mut project = Project::read(&top)?;
+    let places = with::places(context, &store, repo, &top, &args, &project)?;
+    for place in &places {
+        project.and(&place.project);
+        let known = match &place.repo {
+            Some(repo) => repo.known_id(&store)?,
+            None => sandbox_core::directory::known_id(&store, &place.path)?,
+        };
+        for (id, name) in known.iter().flat_map(|id| names.iter().flatten().map(move |name| (id, name))) {
+            check_name(&store, id, name, Some(&place.path))?;
+        }
+    }
 
     // Everything that may be wrong with the request, before the tree is captured.
     let preset = presets::choose(context, args.preset.as_deref(), args.command.first().map(OsString::as_os_str))?;
@@ -90,12 +105,17 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     let (ask, view_of) = (true, Some(&view));
     let wanted =
         prepare::Asked { grant: &args.grant, carry_secrets: args.carry_secrets, quiet: args.quiet, ask, view: view_of };
-    let taken = prepare::take(context, &store, repo, source, &user, &wanted, &project)?;
-    let bytes = view.most().map(|_| taken.bytes(&store)).transpose()?;
+    let theirs = if args.clean { &Source::Head } else { &Source::WorkTree };
+    let all_taken = take(context, &store, (repo, &source), &user, &wanted, &project, (&places, theirs))?;
+    let taken: Vec<&Taken> = all_taken.iter().collect();
+    let bytes = |taken: &&Taken| taken.bytes(&store);
+    let bytes = view.most().map(|_| taken.iter().map(bytes).sum::<Result<u64, _>>()).transpose()?;
     let tree_view = view.choose(bytes)?;
-    carried.ask(&store, &taken.repo, args.dry_run)?;
+    carried.ask(&store, &taken[0].repo, args.dry_run)?;
     let cwd = if context.cwd.starts_with(&top) { context.cwd.clone() } else { top.clone() };
     let path = program_path(context, &args.command);
+    let trees: Vec<PathBuf> = std::iter::once(&top).chain(places.iter().map(|place| &place.path)).cloned().collect();
+    let spelled = places.iter().filter_map(|place| Some((place.spelled.clone()?, place.path.clone())));
     let extra: Vec<PathBuf> = context.settings("sandbox.toolchain").iter().map(PathBuf::from).collect();
     let record = SandboxRecord {
         id: SandboxId::random(),
@@ -103,7 +123,7 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
         name: Name::random(),
         rm: args.rm,
         driver: driver_name,
-        repos: vec![RepoMount { repo: taken.repo.clone(), worktree: top.clone(), snapshot: taken.snapshot.id.clone() }],
+        repos: taken.iter().enumerate().map(|(n, taken)| mount(taken, n.checked_sub(1).map(|n| &places[n]))).collect(),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0),
         argv: args.command.iter().map(|arg| escape_bytes(arg.as_bytes())).collect(),
         cwd: cwd.clone(),
@@ -112,11 +132,11 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
         env: carried.environment(context, asked),
         network,
         limits,
-        toolchains: host_view::toolchains(&context.home, &path, &extra, std::slice::from_ref(&top))
+        toolchains: host_view::toolchains(&context.home, &path, &extra, &trees)
             .into_iter()
             .map(|m| (m.source, m.at))
             .collect(),
-        links: links(context, &top),
+        links: links(context, &top).into_iter().chain(spelled).collect(),
         timeout,
         allow_weak: args.allow_weak.clone(),
         nested: args.nested,
@@ -153,8 +173,17 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     }
     if !args.quiet {
         match made.as_slice() {
-            [(sandbox, _)] => eprintln!("sandbox '{}': {}", sandbox.name(), taken.told),
-            all => eprintln!("{} sandboxes, each: {}", all.len(), taken.told),
+            [(sandbox, _)] => eprintln!("sandbox '{}': {}", sandbox.name(), taken[0].told),
+            all => eprintln!("{} sandboxes, each: {}", all.len(), taken[0].told),
+        }
+        for (place, taken) in places.iter().zip(&taken[1..]) {
+            let how = match (place.read_only, place.repo.is_none()) {
+                (true, true) => " (a directory, read-only)",
+                (true, false) => " (read-only)",
+                (false, true) => " (a directory)",
+                (false, false) => "",
+            };
+            eprintln!("with '{}'{how}: {}", escape_bytes_of(&place.path), taken.told);
         }
         if let Some(line) = view.line().filter(|_| tree_view == TreeView::Copy) {
             eprintln!("note: {line}");
@@ -168,7 +197,7 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
         }
     }
     // The next spawn of this repository need not wait until the command has ended.
-    drop(taken);
+    drop(all_taken);
     let launched = Launch {
         detach: args.detach,
         json: args.json,
@@ -186,6 +215,56 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
             launch_many(context, &store, made, &launched)
         }
     }
+}
+
+/// Captures the working tree and what comes along, in the order of the sandbox's trees. The locks of the
+/// repositories are taken in the order of their ids.
+fn take(
+    context: &Context,
+    store: &Store,
+    (repo, source): (&HostRepo, &Source),
+    user: &User,
+    wanted: &prepare::Asked<'_>,
+    project: &Project,
+    // A revision is one of the main repository.
+    (places, theirs): (&[with::Place], &Source),
+) -> Result<Vec<Taken>, CliError> {
+    let main = prepare::Of { repo: Some(repo), top: repo.top_or_gitdir(), source, along: false };
+    let along = |place: &with::Place| -> Result<Taken, CliError> {
+        let of = prepare::Of { repo: place.repo.as_ref(), top: &place.path, source: theirs, along: true };
+        prepare::take(&place.context, store, of, user, wanted, &place.project)
+            .map_err(|error| error.cause(format!("in '{}', which comes along", escape_bytes_of(&place.path))))
+    };
+    let mut order = vec![(sandbox_core::prepare::id(store, Some(repo), main.top)?, 0)];
+    for (n, place) in places.iter().enumerate() {
+        order.push((sandbox_core::prepare::id(store, place.repo.as_ref(), &place.path)?, n + 1));
+    }
+    order.sort();
+    let mut taken = Vec::new();
+    for (_, n) in order {
+        let one = match n.checked_sub(1) {
+            None => prepare::take(context, store, main, user, wanted, project)?,
+            Some(n) => along(&places[n])?,
+        };
+        taken.push((n, one));
+    }
+    taken.sort_by_key(|(n, _)| *n);
+    Ok(taken.into_iter().map(|(_, taken)| taken).collect())
+}
+
+/// One tree of the record.
+fn mount(taken: &Taken, place: Option<&with::Place>) -> RepoMount {
+    RepoMount {
+        repo: taken.repo.clone(),
+        worktree: taken.snapshot.worktree.clone(),
+        snapshot: taken.snapshot.id.clone(),
+        read_only: place.is_some_and(|place| place.read_only),
+        directory: place.is_some_and(|place| place.repo.is_none()),
+    }
+}
+
+fn escape_bytes_of(path: &Path) -> String {
+    crate::text::escape_bytes(path.as_os_str().as_bytes())
 }
 
 /// The names that are asked for, one for each sandbox; `None`: to be made up.
@@ -300,7 +379,7 @@ fn finish(mut connection: Connection, sandbox: &Sandbox) -> Result<(), CliError>
 /// Checks out a new branch inside, before the command starts.
 fn checkout(connection: &mut Connection, sandbox: &Sandbox, branch: &str) -> Result<(), CliError> {
     let argv = ["git", "checkout", "--quiet", "-b", branch].map(|arg| escape_bytes(arg.as_bytes()));
-    let cwd = escape_bytes(sandbox.mount().worktree.as_os_str().as_bytes());
+    let cwd = escape_bytes(sandbox.at(0).mount().worktree.as_os_str().as_bytes());
     let exec = sandbox_protocol::Exec { argv: argv.into(), cwd, internal: true, ..Default::default() };
     let (status, _, err) = connection.run(exec, b"", 1 << 16)?;
     if status.shell() == 0 {

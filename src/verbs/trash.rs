@@ -158,7 +158,7 @@ pub fn come_back(context: &Context, store: &Store, item: &Trashed, new: Option<&
     let sandbox = Sandbox::load(store, &item.record.id)?;
     let home: Result<(), CliError> = sandbox.as_ref().map_or(Ok(()), |sandbox| {
         fetch::bring(context, store, sandbox)?;
-        for tree in sandbox.trees() {
+        for tree in sandbox.trees().filter(|tree| tree.mount().has_commits()) {
             kept::out_of_trash(context.git()?, store, &tree).map_err(|error| CliError::chain(&error))?;
         }
         Ok(())

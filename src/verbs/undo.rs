@@ -48,6 +48,17 @@ pub fn run(context: &Context, args: &cli::Undo) -> Outcome {
     }
     let repo = context.repo_id(&store)?.expect("it was found in its log");
     Log::of(&store.repo(&repo)).undone(number, &operation)?;
+    // One of several repositories is in the log of each.
+    for deed in &operation.deeds {
+        if let Deed::Tree { repo: other, .. } = deed
+            && *other != repo
+        {
+            let log = Log::of(&store.repo(other));
+            for (number, same) in log.all()?.into_iter().filter(|(_, other)| other.deeds == operation.deeds) {
+                log.undone(number, &same)?;
+            }
+        }
+    }
     eprintln!("undone: {}", operation.told);
     Ok(0)
 }

@@ -57,7 +57,8 @@ fn warm(context: &Context, args: &cli::Warm) -> Outcome {
     let view = driver.map(|driver| view::look(context, &store, driver, (user.uid, user.gid), wish)).transpose()?;
     view.iter().try_for_each(|view| view.choose(None).map(drop))?;
     let asked = Asked { grant: &[], carry_secrets: None, quiet: args.quiet, ask: false, view: view.as_ref() };
-    let taken = prepare::take(context, &store, repo, Source::WorkTree, &user, &asked, &project)?;
+    let of = prepare::Of { repo: Some(repo), top: repo.top_or_gitdir(), source: &Source::WorkTree, along: false };
+    let taken = prepare::take(context, &store, of, &user, &asked, &project)?;
     crate::plumbing::sync::start_for(&context.program, &store, &taken.repo, &taken.snapshot.id);
     if args.json {
         print_json(&Report {

@@ -42,9 +42,9 @@ pub fn launch_spec(store: &Store, sandbox: &Sandbox, mode: Mode, program: &Path)
         trees.push(Tree {
             at: mount.worktree.clone(),
             lowers,
-            upper: sandbox.dir.upper(n),
+            upper: tree.upper(),
             work: sandbox.dir.work(n),
-            read_only: false,
+            read_only: mount.read_only,
             view: record.view,
         });
     }
@@ -77,6 +77,8 @@ pub fn launch_spec(store: &Store, sandbox: &Sandbox, mode: Mode, program: &Path)
     set(&mut env, "GIT_SANDBOX_NET", record.network.as_str());
     let mut files =
         files(record.name.as_str(), &user_config, &repo_config(offline.then_some(&remotes), record.user.root));
+    let trees_text = trees.iter().map(|tree| format!("{}\n", tree.at.display())).collect();
+    files.push(GeneratedFile { path: format!("{INSIDE}/trees").into(), mode: 0o644, contents: trees_text });
     if record.network == Network::Allow {
         for (name, value) in proxy_variables() {
             set(&mut env, name, &value);

@@ -13,7 +13,7 @@
 //!
 //! Git runs inside, where the sandbox's own rules about filters hold; no hook runs and nothing is signed.
 //! A helper that was killed leaves either nothing, or a commit: then there is nothing left to commit.
-//! Repositories inside the repository are left to themselves: those that git does not know as submodules
+//! The same is done in each repository that came along. Repositories inside a repository are left to themselves: those that git does not know as submodules
 //! are not added, and none is committed in.
 
 use crate::commit_back::{CommitBackError, ask};
@@ -48,6 +48,9 @@ pub struct Outcome {
     pub files: usize,
     /// Why there is none although there was something to commit, in words that are safe to print.
     pub why_not: Option<String>,
+    /// What became of it in further repositories, where there was something to do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<(PathBuf, Outcome)>,
 }
 
 /// How long one git command inside may take: filters and locks there are a stranger's.
@@ -69,8 +72,19 @@ impl Outcome {
         Self::not(printable(why.as_bytes()))
     }
 
+    /// Something was committed, in any repository.
+    pub fn committed(&self) -> bool {
+        self.commit.is_some() || self.others.iter().any(|(_, other)| other.committed())
+    }
+
     /// Returns what is told of it; nothing when there was nothing to do.
     pub fn words(&self) -> Option<String> {
+        let other = |(path, other): &(PathBuf, Self)| Some(format!("in '{}': {}", path.display(), other.own_words()?));
+        let all: Vec<String> = self.own_words().into_iter().chain(self.others.iter().filter_map(other)).collect();
+        (!all.is_empty()).then(|| all.join("; "))
+    }
+
+    fn own_words(&self) -> Option<String> {
         match (&self.commit, &self.why_not) {
             (Some(commit), _) => {
                 let files = if self.files == 1 { "1 file".to_owned() } else { format!("{} files", self.files) };
@@ -97,8 +111,25 @@ pub fn done(sandbox: &Sandbox, outcome: &Outcome) -> Result<(), CommitBackError>
     Ok(write_json(&file(&sandbox.dir), outcome, false)?)
 }
 
-/// Commits what is uncommitted. What committed work there is must have been brought home.
+/// Commits what is uncommitted, in each repository. What committed work there is must have been brought home.
 pub fn run(
+    connection: &mut Connection,
+    git: &Git,
+    store: &Store,
+    sandbox: &Sandbox,
+    message: &str,
+) -> Result<Outcome, CommitBackError> {
+    let mut outcome = in_tree(connection, git, store, &sandbox.at(0), message)?;
+    for tree in sandbox.trees().skip(1).filter(|tree| tree.mount().has_commits()) {
+        let other = in_tree(connection, git, store, &tree, message)?;
+        if other != Outcome::default() {
+            outcome.others.push((tree.mount().worktree.clone(), other));
+        }
+    }
+    Ok(outcome)
+}
+
+fn in_tree(
     connection: &mut Connection,
     git: &Git,
     store: &Store,
@@ -205,7 +236,7 @@ impl Inside<'_> {
         let Some(commit) = Oid::parse(head.trim_ascii()) else {
             return Ok(Err("git inside does not tell the commit".into()));
         };
-        Ok(Ok(Outcome { commit: Some(commit.to_string()), files, why_not: None }))
+        Ok(Ok(Outcome { commit: Some(commit.to_string()), files, ..Outcome::default() }))
     }
 }
 

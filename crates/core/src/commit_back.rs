@@ -128,14 +128,37 @@ pub(crate) fn ref_lock(store: &Store, sandbox: &Sandbox) -> Result<FileLock> {
     FileLock::exclusive(&path).map_err(|source| CommitBackError::Lock { path, source })
 }
 
-/// Brings everything home that the sandbox committed.
+/// Brings everything home that the sandbox committed, into each of its repositories.
 pub fn commit_back(connection: &mut Connection, git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Brought> {
-    let snapshot = sandbox.snapshot(store)?;
     let _lock = bring_lock(sandbox)?;
     // One that was killed: what it left is gone before the next begins, and a git of it that still writes is waited for.
     let home = Home::Sandbox(sandbox.record.id.clone());
     recover::run(store, &mut recover::NoHands, recover::Which::Of(&home, &[Verb::Import], Duration::from_secs(10)))?;
     let mut brought = Brought::default();
+    // One that cannot take its commits does not keep the others from theirs.
+    let mut failed = None;
+    for tree in sandbox.trees().filter(|tree| tree.mount().has_commits()) {
+        if let Err(error) = bring_tree(connection, git, store, &tree, &mut brought) {
+            failed.get_or_insert(error);
+        }
+    }
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let refused = refused_lines(&brought);
+    write_json(&refused_file(sandbox), &refused, false)?;
+    Ok(brought)
+}
+
+/// Of one repository and of those inside it.
+fn bring_tree(
+    connection: &mut Connection,
+    git: &Git,
+    store: &Store,
+    sandbox: &Sandbox,
+    brought: &mut Brought,
+) -> Result<()> {
+    let snapshot = sandbox.snapshot(store)?;
     // Inner repositories first: a commit of the outer one that names theirs is never without them.
     let mut views: Vec<(usize, &ViewRecord)> = snapshot.git.views.iter().enumerate().collect();
     views.sort_by_key(|(_, view)| std::cmp::Reverse(view.path.components().count()));
@@ -148,11 +171,9 @@ pub fn commit_back(connection: &mut Connection, git: &Git, store: &Store, sandbo
             nested_host(view, &snapshot, &work::host(store, sandbox)?)?
         };
         let mut job = Job { git, store, sandbox, snapshot: &snapshot, view, host: &host, number: n };
-        job.bring(connection, &state, &mut brought)?;
+        job.bring(connection, &state, brought)?;
     }
-    let refused = refused_lines(&brought);
-    write_json(&refused_file(sandbox), &refused, false)?;
-    Ok(brought)
+    Ok(())
 }
 
 /// Of a submodule or nested repository: its own git directory on the host.
@@ -280,12 +301,16 @@ impl Job<'_> {
         if found == owner { Ok(()) } else { Err(foreign(owner_ref)) }
     }
 
+    /// With the repository in front where it is not the main one.
     fn named(&self, inner: &str) -> String {
-        if self.view.path.as_os_str().is_empty() {
-            inner.to_owned()
-        } else {
-            format!("{}: {inner}", sandbox_git::printable(self.view.path.as_os_str().as_bytes()))
-        }
+        let path = match (self.sandbox.tree, self.view.path.as_os_str().is_empty()) {
+            (0, true) => return inner.to_owned(),
+            (0, false) => self.view.path.clone(),
+            // Without a slash at its end.
+            (_, true) => self.sandbox.mount().worktree.clone(),
+            (_, false) => self.sandbox.mount().worktree.join(&self.view.path),
+        };
+        format!("{}: {inner}", sandbox_git::printable(path.as_os_str().as_bytes()))
     }
 
     fn line(&self, planned: &Planned) -> String {
@@ -390,6 +415,16 @@ pub fn refused(sandbox: &Sandbox) -> Option<Vec<String>> {
 /// for it stays.
 pub fn remove_refs(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<()> {
     let _bring = bring_lock(sandbox)?;
+    let mut failed = None;
+    for tree in sandbox.trees().filter(|tree| tree.mount().has_commits()) {
+        if let Err(error) = remove_refs_of_tree(git, store, &tree) {
+            failed.get_or_insert(error);
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+fn remove_refs_of_tree(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<()> {
     let _lock = ref_lock(store, sandbox)?;
     for (host, _, refs) in owned_refs(git, store, sandbox)? {
         let refs: Vec<(RefName, Oid)> = refs.into_iter().collect();
@@ -401,7 +436,7 @@ pub fn remove_refs(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<()> {
 /// A repository of the host, what it is inside, and the refs in it.
 pub(crate) type Owned = (HostRepo, ViewRecord, BTreeMap<RefName, Oid>);
 
-/// The host's refs that were written for a sandbox, of each of its repositories.
+/// The host's refs that were written for a sandbox, of the repository that it is looked at from and of those inside.
 pub(crate) fn owned_refs(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Vec<Owned>> {
     let snapshot = sandbox.snapshot(store)?;
     let mut all_owned = Vec::new();

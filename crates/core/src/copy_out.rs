@@ -22,7 +22,7 @@ const MAX_DEPTH: usize = 256;
 /// What to copy.
 #[derive(Clone, Copy, Debug)]
 pub struct CopyOut<'a> {
-    /// Relative to the work tree, without `..`.
+    /// Relative to the tree that the sandbox is looked at from, without `..`.
     pub path: &'a Path,
     /// On the host; must not exist, unless it is a directory for a directory or a file for a file.
     pub target: &'a Path,
@@ -90,7 +90,10 @@ impl Merged {
     fn roots(store: &Store, sandbox: &Sandbox) -> Result<Self, CopyOutError> {
         let snapshot = sandbox.snapshot(store)?;
         let repo = store.repo(&sandbox.mount().repo);
-        let mut paths = vec![sandbox.upper()];
+        let mut paths = Vec::new();
+        if sandbox.record.has_upper(sandbox.tree) {
+            paths.push(sandbox.upper());
+        }
         if sandbox.record.view == TreeView::Overlay {
             paths.extend(crate::assemble::stack(&snapshot, |id| repo.layer_tree(id)));
         }

@@ -22,12 +22,13 @@ use crate::launch::TreeView;
 use crate::prepare::PrepareError;
 use crate::record::{Forked, SandboxRecord};
 use crate::sandbox::{Names, Sandbox, SandboxError};
-use crate::store::{SandboxDir, Store, StoreError, make_dir, write_json, write_whole};
+use crate::store::{RepoLocks, SandboxDir, Store, StoreError, make_dir, write_json, write_whole};
 use sandbox_capture::{Twin, TwinError, Twinned};
 use sandbox_protocol::{Message, escape_bytes, unescape_bytes};
 use sandbox_sys::lock::FileLock;
 use sandbox_sys::namespace::{Forked as Side, Namespaces, exit_now, fork_into, write_id_map};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read, Write};
@@ -53,8 +54,8 @@ pub struct Request {
     pub name: Option<Name>,
     /// The child's command, empty for an idle sandbox or a shell.
     pub argv: Vec<String>,
-    /// The parent's commit that the host has.
-    pub tip: Option<String>,
+    /// The parent's commit that the host has, of each of its trees that has one, by their number.
+    pub tips: BTreeMap<usize, String>,
 }
 
 /// How the parent is kept from writing.
@@ -155,9 +156,8 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ForkError 
 
 /// Makes the child and returns it with its lock held.
 pub fn fork(store: &Store, parent: &Sandbox, hold: Hold<'_>, request: Request) -> Result<Made> {
-    let repo = store.repo(&parent.mount().repo);
-    let repo_lock = || FileLock::exclusive(&repo.lock_file()).map_err(io("lock", &repo.lock_file()));
-    let names = Names::of(&repo);
+    let repo_lock = || RepoLocks::take(store, parent.record.repos.iter().map(|mount| &mount.repo));
+    let names: Vec<Names> = parent.record.repos.iter().map(|mount| Names::of(&store.repo(&mount.repo))).collect();
     let id = SandboxId::random();
     let dir = store.sandbox(&id);
     let locked = repo_lock()?;
@@ -167,7 +167,9 @@ pub fn fork(store: &Store, parent: &Sandbox, hold: Hold<'_>, request: Request) -
     // one held, waits for nobody who waits for us.
     let lock = FileLock::exclusive(&dir.lock_file()).map_err(io("lock", &dir.lock_file()))?;
     let half = Half { dir: &dir, names: &names, name: &name, id: &id };
-    names.give(&name, &id)?;
+    for names in &names {
+        names.give(&name, &id)?;
+    }
     drop(locked);
 
     let told = copy(store, parent, &dir, hold)?;
@@ -180,7 +182,9 @@ pub fn fork(store: &Store, parent: &Sandbox, hold: Hold<'_>, request: Request) -
     if !parent.dir.record().exists() {
         return Err(ForkError::Dropped { name: parent.name().to_owned() });
     }
-    let forked = Forked { name: parent.record.name.clone(), id: parent.record.id.clone(), tip: request.tip };
+    let mut tips = request.tips;
+    let tip = tips.remove(&0);
+    let forked = Forked { name: parent.record.name.clone(), id: parent.record.id.clone(), tip, tips };
     let record = SandboxRecord {
         id: id.clone(),
         unnamed: request.name.is_none(),
@@ -198,8 +202,9 @@ pub fn fork(store: &Store, parent: &Sandbox, hold: Hold<'_>, request: Request) -
 }
 
 /// The name that was asked for, if it is free; else the parent's with the first number that is.
-fn free_name(store: &Store, names: &Names, parent: &Sandbox, asked: Option<&Name>) -> Result<Name> {
-    let taken = |name: &Name| names.get(name.as_str()).is_some_and(|id| is_there(&store.sandbox(&id)));
+fn free_name(store: &Store, names: &[Names], parent: &Sandbox, asked: Option<&Name>) -> Result<Name> {
+    let has = |names: &Names, name: &Name| names.get(name.as_str()).is_some_and(|id| is_there(&store.sandbox(&id)));
+    let taken = |name: &Name| names.iter().any(|names| has(names, name));
     if let Some(name) = asked {
         return match taken(name) {
             true => Err(PrepareError::NameTaken { name: name.to_string() }.into()),
@@ -235,14 +240,16 @@ fn numbered(name: &str) -> (&str, u32) {
 /// A sandbox without a record: goes unless it is finished.
 struct Half<'a> {
     dir: &'a SandboxDir,
-    names: &'a Names,
+    names: &'a [Names],
     name: &'a Name,
     id: &'a SandboxId,
 }
 
 impl Drop for Half<'_> {
     fn drop(&mut self) {
-        self.names.take_back(self.name, self.id);
+        for names in self.names {
+            names.take_back(self.name, self.id);
+        }
         let _ = sandbox_capture::remove_tree(self.dir.path());
     }
 }
@@ -250,7 +257,7 @@ impl Drop for Half<'_> {
 /// Makes the child's directories and fills them.
 fn copy(store: &Store, parent: &Sandbox, dir: &SandboxDir, hold: Hold<'_>) -> Result<Told> {
     let mut trees = vec![(parent.dir.home(), dir.home())];
-    for n in 0..parent.record.repos.len() {
+    for n in (0..parent.record.repos.len()).filter(|n| parent.record.has_upper(*n)) {
         trees.push((parent.dir.upper(n), dir.upper(n)));
         owned(&dir.work(n), &parent.dir.work(n))?;
     }
@@ -362,10 +369,16 @@ fn freeze(parent: &Sandbox, connection: &mut Connection, until: Instant) -> Resu
     }
 }
 
-/// A git command in the parent's main repository has not ended.
+/// A git command in one of the parent's repositories has not ended.
 fn git_lock(parent: &Sandbox) -> Option<String> {
-    let git = parent.upper().join(".git");
-    LOCKS.iter().find(|name| git.join(name).symlink_metadata().is_ok()).map(|name| format!(".git/{name}"))
+    parent.trees().find_map(|tree| {
+        let git = tree.upper().join(".git");
+        let lock = LOCKS.iter().find(|name| git.join(name).symlink_metadata().is_ok())?;
+        Some(match tree.tree {
+            0 => format!(".git/{lock}"),
+            _ => tree.mount().worktree.join(".git").join(lock).to_string_lossy().into_owned(),
+        })
+    })
 }
 
 fn thaw(parent: &Sandbox, connection: &mut Connection, frozen: Option<bool>) -> Result<()> {

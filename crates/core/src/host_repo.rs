@@ -334,6 +334,8 @@ impl HostRepo {
             ino,
             carry_secrets: None,
             carry_credentials: Default::default(),
+            with: Default::default(),
+            directory: false,
         };
         store::write_json(&dir.record(), &record, true)?;
         Ok(id)

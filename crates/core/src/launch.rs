@@ -11,6 +11,7 @@ use std::path::PathBuf;
 ///   bin/git-sandbox           this program, read-only (also git-remote-sandbox)
 ///   agent.sock                requests of tools inside (`git push host`), served by PID 1
 ///   objects/<view key>/       a view, read-only: what `.git/objects/info/alternates` names
+///   trees                     where the trees are, one path a line, the main one first
 ///   repo.config               git configuration per sandbox, included by each generated `.git/config`
 ///   bashrc, zsh/.zshrc        the prompt
 /// ```

@@ -10,6 +10,7 @@
 //! Nothing is fsynced: up to the launch nothing can be lost, and a half-made sandbox is a
 //! directory without `sandbox.json`, which the next `gc` sweeps.
 
+use crate::directory;
 use crate::gitdir::{self, Carried, GitDirError, Grant, Remembered, Request as GitRequest};
 use crate::host_repo::{HostRepo, HostRepoError};
 use crate::id::{LayerId, Name, RepoId, SnapshotId};
@@ -51,9 +52,11 @@ pub struct Request<'a> {
     pub git: &'a Git,
     /// The store.
     pub store: &'a Store,
-    /// The host repository.
-    pub host: &'a HostRepo,
-    /// Of what.
+    /// The host repository; `None` takes the directory `top`, which is none.
+    pub host: Option<&'a HostRepo>,
+    /// The top of the work tree, canonical.
+    pub top: &'a Path,
+    /// Of what; of a directory always the working tree.
     pub source: &'a Source,
     /// Who the sandbox runs as.
     pub user: &'a User,
@@ -160,6 +163,14 @@ pub enum PrepareError {
         /// Which name.
         name: String,
     },
+    /// The name is taken in a repository that comes along.
+    #[error("there is a sandbox named '{name}' already in '{path}'", path = path.display())]
+    NameTakenThere {
+        /// Which name.
+        name: String,
+        /// The repository's work tree.
+        path: PathBuf,
+    },
     /// A file or directory of the store.
     #[error("cannot {action} '{path}'", path = path.display())]
     Io {
@@ -198,18 +209,28 @@ pub(crate) fn latest_file(repo: &RepoDir, worktree: &Path) -> PathBuf {
 }
 
 /// Takes the snapshot that a sandbox will stand on. Waits for another spawn of the same
-/// repository: the second one then finds nothing new to copy.
+/// repository: the second one then finds nothing new to copy. Who takes several takes them in the order
+/// of their [`id`]s, and keeps each until the last is taken.
 pub fn take(request: &Request<'_>) -> Result<Taken> {
-    let id = request.host.repo_id(request.store)?;
+    let id = id(request.store, request.host, request.top)?;
     let repo = request.store.repo(&id);
     let lock_file = repo.lock_file();
     let lock = FileLock::exclusive(&lock_file).map_err(failed("lock", &lock_file))?;
-    let (snapshot, told) = match request.source {
-        Source::WorkTree => worktree(request, &repo)?,
-        Source::Head => revision(request, &repo, "HEAD")?,
-        Source::Revision(rev) => revision(request, &repo, rev)?,
+    let (snapshot, told) = match (request.host, request.source) {
+        (None, _) => worktree(request, &repo)?,
+        (Some(_), Source::WorkTree) => worktree(request, &repo)?,
+        (Some(host), Source::Head) => revision(request, host, &repo, "HEAD")?,
+        (Some(host), Source::Revision(rev)) => revision(request, host, &repo, rev)?,
     };
     Ok(Taken { repo: id, snapshot, told, lock })
+}
+
+/// The id of a repository or, without one, of the directory `top`. Makes its place in the store.
+pub fn id(store: &Store, host: Option<&HostRepo>, top: &Path) -> Result<RepoId> {
+    Ok(match host {
+        Some(host) => host.repo_id(store)?,
+        None => directory::id(store, top)?,
+    })
 }
 
 /// Who the directories of a sandbox belong to, where that is not who makes them: run by root, nothing inside is
@@ -219,7 +240,7 @@ pub fn owner(user: &User) -> Option<(u32, u32)> {
 }
 
 fn worktree(request: &Request<'_>, repo: &RepoDir) -> Result<(Snapshot, Told)> {
-    let top = request.host.worktree()?.to_owned();
+    let top = request.top.to_owned();
     let latest: Option<Latest> = read_json(&latest_file(repo, &top))?;
     let before: Option<Snapshot> = match latest.filter(|latest| latest.worktree == top) {
         Some(latest) => read_json(&repo.snapshot(&latest.snapshot))?,
@@ -231,7 +252,10 @@ fn worktree(request: &Request<'_>, repo: &RepoDir) -> Result<(Snapshot, Told)> {
     let layers: Vec<LayerId> = captured.layers.iter().filter_map(|id| LayerId::parse(id)).collect();
     let nested: Vec<PathBuf> =
         captured.git_boundaries.iter().filter(|path| !path.as_os_str().is_empty()).cloned().collect();
-    let (git_layer, git) = git_layer(request, repo, &top, &captured, &nested)?;
+    let (git_layer, git) = match request.host {
+        Some(host) => git_layer(request, host, repo, &top, &captured, &nested)?,
+        None => no_git(request, repo, before.as_ref(), &captured, &nested)?,
+    };
     let told = told(&captured, &git);
     let (root_mode, root_mtime) = (captured.root_mode, (captured.root_mtime.sec, captured.root_mtime.nsec));
     if let Some(before) = before
@@ -296,8 +320,8 @@ fn capture(request: &Request<'_>, repo: &RepoDir, top: &Path, before: Option<&Sn
         exclude: &exclude,
         secrets: request.secrets,
         tracked: &|path| tracked.has(path),
-        ignored: &|path, _| ignored(request, top, path),
-        git_state: git_state(request.host, top),
+        ignored: &|path, _| request.host.is_some() && ignored(request, top, path),
+        git_state: request.host.map_or(1, |host| git_state(host, top)),
         limit: request.capture_limit.map(|limit| Limit {
             ignored_over: limit,
             // Virtual environments of uv and others have this file too, and belong to what the
@@ -349,7 +373,7 @@ impl<'a> Tracked<'a> {
     /// Whether a file is tracked; with a `/` at the end, whether anything below is.
     fn has(&self, path: &[u8]) -> bool {
         let paths = self.paths.get_or_init(|| {
-            let host = self.request.host;
+            let Some(host) = self.request.host else { return Vec::new() };
             let out = host.read(self.request.git).args(["ls-files", "-z", "--cached"]).output();
             let mut paths: Vec<Vec<u8>> = out
                 .map(|out| out.stdout.split(|b| *b == 0).filter(|p| !p.is_empty()).map(<[u8]>::to_vec).collect())
@@ -373,8 +397,49 @@ fn ignored(request: &Request<'_>, top: &Path, path: &[u8]) -> bool {
     command.args(["check-ignore", "--quiet"]).arg(path).try_output().is_ok_and(|(status, _)| status.success())
 }
 
+/// The uppermost layer of a directory without a repository: empty, and looking like the directory.
+fn no_git(
+    request: &Request<'_>,
+    repo: &RepoDir,
+    before: Option<&Snapshot>,
+    captured: &Captured,
+    nested: &[PathBuf],
+) -> Result<(LayerId, GitFacts)> {
+    let note =
+        |path: &PathBuf| format!("'{}' is a repository: its files are carried, its '.git' is not", path.display());
+    let facts = GitFacts { notes: nested.iter().map(note).collect(), ..GitFacts::default() };
+    let (mode, mtime) = (captured.root_mode, (captured.root_mtime.sec, captured.root_mtime.nsec));
+    if let Some(before) = before.filter(|before| (before.root_mode, before.root_mtime) == (mode, mtime))
+        && repo.layer_tree(&before.git_layer).is_dir()
+    {
+        return Ok((before.git_layer.clone(), facts));
+    }
+    let id = LayerId::random();
+    let temp = request.store.tmp().join(format!("git-{id}"));
+    let guard = TempTree(temp.clone());
+    let tree = temp.join("tree");
+    make_dir(&tree)?;
+    if let Some((uid, gid)) = owner(request.user) {
+        std::os::unix::fs::lchown(&tree, Some(uid), Some(gid)).map_err(failed("change the owner of", &tree))?;
+    }
+    look_like(&tree, mode, mtime)?;
+    publish(repo, &temp, &id)?;
+    std::mem::forget(guard);
+    Ok((id, facts))
+}
+
+/// Gives a directory the mode and the time of a captured top directory.
+fn look_like(dir: &Path, mode: u32, mtime: (i64, u32)) -> Result<()> {
+    fs::set_permissions(dir, fs::Permissions::from_mode(mode & 0o777 | 0o700))
+        .map_err(failed("change the mode of", dir))?;
+    let time = Timespec { tv_sec: mtime.0, tv_nsec: i64::from(mtime.1) };
+    utimensat(rustix::fs::CWD, dir, &Timestamps { last_access: time, last_modification: time }, AtFlags::empty())
+        .map_err(|error| failed("change the time of", dir)(error.into()))
+}
+
 fn git_layer(
     request: &Request<'_>,
+    host: &HostRepo,
     repo: &RepoDir,
     top: &Path,
     captured: &Captured,
@@ -390,7 +455,7 @@ fn git_layer(
     let moved = captured.rebased == Some(Rebased::Folded { kept: true });
     let remembered = if moved { None } else { Remembered::load(repo, top)? };
     if let Some(remembered) = &remembered
-        && remembered.is_for(&gitdir::fingerprint(request.git, request.host, nested, &remembered.hints), &salt)
+        && remembered.is_for(&gitdir::fingerprint(request.git, host, nested, &remembered.hints), &salt)
     {
         return Ok((remembered.layer.clone(), remembered.facts.clone()));
     }
@@ -401,7 +466,7 @@ fn git_layer(
     let git_request = GitRequest {
         git: request.git,
         repo,
-        host: request.host,
+        host,
         nested,
         captured: &|path: &[u8]| manifest.lookup(path).and_then(|entry| carried(&entry, host_owner, uid, gid)),
         owner: owner(request.user),
@@ -451,8 +516,8 @@ fn carried(entry: &Entry<'_>, host_owner: (u32, u32), uid: u32, gid: u32) -> Opt
     Some(Carried { host, layer })
 }
 
-fn revision(request: &Request<'_>, repo: &RepoDir, rev: &str) -> Result<(Snapshot, Told)> {
-    let top = request.host.top_or_gitdir().to_owned();
+fn revision(request: &Request<'_>, host: &HostRepo, repo: &RepoDir, rev: &str) -> Result<(Snapshot, Told)> {
+    let top = request.top.to_owned();
     let (files_id, git_id) = (LayerId::random(), LayerId::random());
     let tmp = request.store.tmp();
     let (files_tmp, git_tmp) = (tmp.join(format!("rev-{files_id}")), tmp.join(format!("git-{git_id}")));
@@ -463,7 +528,7 @@ fn revision(request: &Request<'_>, repo: &RepoDir, rev: &str) -> Result<(Snapsho
     let git_request = GitRequest {
         git: request.git,
         repo,
-        host: request.host,
+        host,
         nested: &[],
         captured: &|_: &[u8]| None,
         owner: owner(request.user),
@@ -545,28 +610,39 @@ fn notes(told: &Told) -> Vec<String> {
 }
 
 /// Refuses a name that is taken, before anything is captured for it. [`create`] decides for good.
-pub fn check_name(store: &Store, host: &HostRepo, name: &Name) -> Result<()> {
-    let Some(repo) = host.known_id(store)? else { return Ok(()) };
-    match Names::of(&store.repo(&repo)).get(name.as_str()) {
-        Some(id) if store.sandbox(&id).record().exists() => Err(PrepareError::NameTaken { name: name.to_string() }),
+/// `there`: the repository is one that comes along.
+pub fn check_name(store: &Store, repo: &RepoId, name: &Name, there: Option<&Path>) -> Result<()> {
+    match Names::of(&store.repo(repo)).get(name.as_str()) {
+        Some(id) if store.sandbox(&id).record().exists() => Err(taken_by(name, there)),
         _ => Ok(()),
     }
 }
 
-/// Makes a sandbox of what was taken: gives its name, makes its directories, writes its record.
-/// Returns it with its lock held.
+fn taken_by(name: &Name, there: Option<&Path>) -> PrepareError {
+    let name = name.to_string();
+    match there {
+        None => PrepareError::NameTaken { name },
+        Some(path) => PrepareError::NameTakenThere { name, path: path.to_owned() },
+    }
+}
+
+/// Makes a sandbox of what was taken, one for each of the record's trees in their order: gives its name
+/// in all of them, makes its directories, writes its record. Returns it with its lock held.
 ///
-/// With [`TreeView::Copy`] its tree is filled here, by `threads` threads, which can take as long as a first capture.
+/// With [`TreeView::Copy`] its trees are filled here, by `threads` threads, which can take as long as a first capture.
 pub fn create(
     store: &Store,
     mut record: SandboxRecord,
-    taken: &Taken,
+    taken: &[&Taken],
     threads: usize,
     progress: &dyn Progress,
 ) -> Result<(Sandbox, FileLock)> {
-    let _ = &taken.lock;
-    let names = Names::of(&store.repo(&taken.repo));
-    let is_taken = |name: &Name| names.get(name.as_str()).is_some_and(|id| store.sandbox(&id).path().exists());
+    // Held by who calls us: names are given under the locks of all.
+    let _ = taken.iter().map(|taken| &taken.lock);
+    let names: Vec<Names> = taken.iter().map(|taken| Names::of(&store.repo(&taken.repo))).collect();
+    let has =
+        |names: &Names, name: &Name| names.get(name.as_str()).is_some_and(|id| store.sandbox(&id).path().exists());
+    let is_taken = |name: &Name| names.iter().any(|names| has(names, name));
     if record.unnamed {
         for n in 0u32.. {
             if !is_taken(&record.name) {
@@ -577,8 +653,8 @@ pub fn create(
                 record.name = Name::parse(&format!("{}-{n}", record.name)).unwrap_or_else(|_| Name::random());
             }
         }
-    } else if is_taken(&record.name) {
-        return Err(PrepareError::NameTaken { name: record.name.to_string() });
+    } else if let Some(n) = names.iter().position(|names| has(names, &record.name)) {
+        return Err(taken_by(&record.name, (n > 0).then(|| record.repos[n].worktree.as_path())));
     }
     let dir = store.sandbox(&record.id);
     make_dir(dir.path())?;
@@ -586,26 +662,28 @@ pub fn create(
     stop("spawn.dir", dir.path())?;
     let lock_file = dir.lock_file();
     let lock = FileLock::exclusive(&lock_file).map_err(failed("lock", &lock_file))?;
-    let (upper, work) = (dir.upper(0), dir.work(0));
-    for path in [&upper, &work, &dir.home(), &dir.tmp()] {
-        make_dir(path)?;
+    let own = |path: PathBuf| -> Result<PathBuf> {
+        make_dir(&path)?;
         if let Some((uid, gid)) = owner(&record.user) {
-            std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(failed("change the owner of", path))?;
+            std::os::unix::fs::lchown(&path, Some(uid), Some(gid)).map_err(failed("change the owner of", &path))?;
         }
+        Ok(path)
+    };
+    own(dir.home())?;
+    own(dir.tmp())?;
+    for (n, taken) in taken.iter().enumerate().filter(|(n, _)| record.has_upper(*n)) {
+        own(dir.work(n))?;
+        let upper = own(dir.upper(n))?;
+        if record.view == TreeView::Copy {
+            crate::whole::fill(&store.repo(&taken.repo), &taken.snapshot, &dir, n, threads, progress)?;
+        }
+        // The top directory of the merged tree is the upper one: it looks like the host's.
+        look_like(&upper, taken.snapshot.root_mode, taken.snapshot.root_mtime)?;
     }
-    if record.view == TreeView::Copy {
-        let repo = store.repo(&taken.repo);
-        crate::whole::fill(&repo, &taken.snapshot, &dir, 0, threads, progress)?;
-    }
-    // The top directory of the merged tree is the upper one: it looks like the host's.
-    fs::set_permissions(&upper, fs::Permissions::from_mode(taken.snapshot.root_mode & 0o777 | 0o700))
-        .map_err(failed("change the mode of", &upper))?;
-    let (secs, nanos) = taken.snapshot.root_mtime;
-    let time = Timespec { tv_sec: secs, tv_nsec: i64::from(nanos) };
-    utimensat(rustix::fs::CWD, &upper, &Timestamps { last_access: time, last_modification: time }, AtFlags::empty())
-        .map_err(|error| failed("change the time of", &upper)(error.into()))?;
     stop("spawn.name", dir.path())?;
-    names.give(&record.name, &record.id)?;
+    for names in &names {
+        names.give(&record.name, &record.id)?;
+    }
     stop("spawn.record", dir.path())?;
     write_json(&dir.record(), &record, false)?;
     stop("spawn.made", dir.path())?;

@@ -25,6 +25,12 @@ pub struct RepoRecord {
     /// The user's answers to "shall sandboxes have the login of this agent?", by the preset's name.
     #[serde(default)]
     pub carry_credentials: BTreeMap<String, bool>,
+    /// The user's answers to "shall sandboxes have what `.sandbox.toml` asks for?", by `PATH` or `PATH:ro`.
+    #[serde(default)]
+    pub with: BTreeMap<String, bool>,
+    /// It is no repository: `common_dir` is a directory of the user.
+    #[serde(default)]
+    pub directory: bool,
 }
 
 /// `repos/<id>/snapshots/<id>.json`: one immutable capture.
@@ -172,6 +178,13 @@ fn rescue_every() -> u64 {
     RESCUE_EVERY
 }
 
+impl SandboxRecord {
+    /// Tree number `n` has a directory of its own in the sandbox: with an overlay, one that can be written to.
+    pub fn has_upper(&self, n: usize) -> bool {
+        self.view == TreeView::Copy || !self.repos[n].read_only
+    }
+}
+
 /// Where a forked sandbox comes from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Forked {
@@ -182,9 +195,12 @@ pub struct Forked {
     /// The commit of it that the host had then: what is committed up to there is no news of the fork.
     #[serde(default)]
     pub tip: Option<String>,
+    /// The same of its further repositories, by their number.
+    #[serde(default)]
+    pub tips: BTreeMap<usize, String>,
 }
 
-/// One repository of a sandbox.
+/// One repository (or plain directory) of a sandbox.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RepoMount {
     /// The host repository.
@@ -193,6 +209,19 @@ pub struct RepoMount {
     pub worktree: PathBuf,
     /// The stack that it stands on, for life.
     pub snapshot: SnapshotId,
+    /// Nothing in it can be changed inside (`--with PATH:ro`): it has no upper directory.
+    #[serde(default)]
+    pub read_only: bool,
+    /// A directory that is no repository: it has no commits.
+    #[serde(default)]
+    pub directory: bool,
+}
+
+impl RepoMount {
+    /// Commits of it come home.
+    pub fn has_commits(&self) -> bool {
+        !self.read_only && !self.directory
+    }
 }
 
 /// `sandboxes/<id>/status.json`: what was last true; the running supervisor knows better.

@@ -124,6 +124,7 @@ pub fn run_all(
     let until = Instant::now() + effort.time;
     let each: Vec<Result<Outcome>> = sandbox
         .trees()
+        .filter(|tree| tree.mount().has_commits())
         .map(|tree| {
             let time = until.saturating_duration_since(Instant::now());
             run(connection, git, store, &tree, Effort { time, ..effort })

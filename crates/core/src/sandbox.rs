@@ -156,27 +156,33 @@ impl Sandbox {
         Ok(read_json(&dir.record())?.map(|record| Self::new(dir, record)))
     }
 
-    /// Reads all of one repository (or of all), oldest first. One that cannot be read is an error.
+    /// Reads all of one repository (or of all), oldest first, looked at from there. One that cannot be read is an
+    /// error.
     pub fn all(store: &Store, repo: Option<&RepoId>) -> Result<Vec<Self>, SandboxError> {
         let mut all = Vec::new();
         for id in store.sandbox_ids()? {
-            if let Some(sandbox) = Self::load(store, &id)?
-                && repo.is_none_or(|repo| sandbox.record.repos.iter().any(|mount| mount.repo == *repo))
-            {
-                all.push(sandbox);
+            let Some(sandbox) = Self::load(store, &id)? else { continue };
+            match repo {
+                None => all.push(sandbox),
+                Some(repo) => all.extend(sandbox.seen_from(repo)),
             }
         }
         all.sort_by(|a, b| (a.record.created, &a.record.name).cmp(&(b.record.created, &b.record.name)));
         Ok(all)
     }
 
-    /// Finds one by its name in a repository, or anywhere when there is no repository.
+    /// Returns it, looked at from a repository; `None` if that is not one of its.
+    fn seen_from(&self, repo: &RepoId) -> Option<Self> {
+        self.record.repos.iter().position(|mount| mount.repo == *repo).map(|n| self.at(n))
+    }
+
+    /// Finds one by its name in a repository, and looks at it from there; or anywhere when there is no repository.
     pub fn find(store: &Store, repo: Option<&RepoId>, name: &str) -> Result<Self, SandboxError> {
         if let Some(repo) = repo
             && let Some(id) = Names::of(&store.repo(repo)).get(name)
             && let Some(sandbox) = Self::load(store, &id)?
         {
-            return Ok(sandbox);
+            return Ok(sandbox.seen_from(repo).unwrap_or(sandbox));
         }
         let all = Self::all(store, repo)?;
         let mut found: Vec<Self> = all

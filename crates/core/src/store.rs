@@ -6,8 +6,10 @@
 //! sandbox: dying releases them. A file appears whole: written beside, renamed.
 
 use crate::id::{LayerId, RepoId, SandboxId, SnapshotId};
+use sandbox_sys::lock::FileLock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -305,6 +307,23 @@ impl SandboxDir {
     /// What tree number `n` was at first, with [`crate::launch::TreeView::Copy`].
     pub fn manifest(&self, n: usize) -> PathBuf {
         self.0.join("trees").join(n.to_string()).join("manifest")
+    }
+}
+
+/// Locks of repositories, each taken once and in the order of their ids, so that two who want the same
+/// ones never wait for each other.
+#[derive(Debug)]
+pub struct RepoLocks(#[expect(dead_code, reason = "held until it is dropped")] Vec<FileLock>);
+
+impl RepoLocks {
+    /// Waits for all of them.
+    pub fn take<'a>(store: &Store, ids: impl IntoIterator<Item = &'a RepoId>) -> Result<Self> {
+        let ids: BTreeSet<&RepoId> = ids.into_iter().collect();
+        let lock = |id: &RepoId| {
+            let path = store.repo(id).lock_file();
+            FileLock::exclusive(&path).map_err(StoreError::io("lock", path))
+        };
+        Ok(Self(ids.into_iter().map(lock).collect::<Result<_>>()?))
     }
 }
 

@@ -6,7 +6,7 @@ use crate::journal::{End, Ids, Journal, Plan, Verb};
 use crate::kept;
 use crate::record::SandboxRecord;
 use crate::sandbox::{Names, Sandbox, SandboxError};
-use crate::store::{SandboxDir, Store, StoreError, read_json, write_json};
+use crate::store::{RepoLocks, SandboxDir, Store, StoreError, read_json, write_json};
 use crate::work::Unsaved;
 use sandbox_git::printable;
 use sandbox_sys::fault;
@@ -162,11 +162,7 @@ pub(crate) fn settle(store: &Store, sandbox: &Sandbox, contents: Option<Contents
 pub fn restore(store: &Store, item: &Trashed, wanted: Option<&Name>) -> Result<Name, SandboxError> {
     let mut record = item.record.clone();
     // Names are given under the lock of the repository, and only one of two that restore goes on.
-    let mut locks = Vec::new();
-    for mount in &record.repos {
-        let path = store.repo(&mount.repo).lock_file();
-        locks.push(FileLock::exclusive(&path).map_err(StoreError::io("lock", path))?);
-    }
+    let _locks = RepoLocks::take(store, item.record.repos.iter().map(|mount| &mount.repo))?;
     let taken = |name: &Name| {
         record.repos.iter().any(|mount| {
             Names::of(&store.repo(&mount.repo))

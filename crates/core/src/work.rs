@@ -85,6 +85,11 @@ impl ChangedFile {
         }
     }
 
+    /// The same by its absolute path, in the tree `top`.
+    pub fn below(self, top: &Path) -> Self {
+        Self { path: top.join(self.as_path()).into_os_string().into_vec(), ..self }
+    }
+
     /// Its path as the file system knows it.
     pub fn as_path(&self) -> &Path {
         Path::new(std::ffi::OsStr::from_bytes(&self.path))
@@ -109,8 +114,10 @@ pub struct Unsaved {
     pub commits: usize,
     /// Repositories inside whose work the host has not got, one line each.
     pub elsewhere: Vec<String>,
-    /// Files that are not committed.
+    /// Files that are not committed; those of another tree than the main one by their absolute path.
     pub files: Vec<ChangedFile>,
+    /// Directories without a repository in which some of them are: nothing commits or applies those.
+    pub directories: Vec<PathBuf>,
     /// Changed ignored files: told, and no reason to keep it.
     pub ignored: Vec<ChangedFile>,
     /// Their bytes.
@@ -135,7 +142,7 @@ impl Unsaved {
     }
 }
 
-/// The host repository of a sandbox, found again when it was moved within reach.
+/// The host repository of a sandbox's tree, found again when it was moved within reach.
 pub fn host(store: &Store, sandbox: &Sandbox) -> Result<HostRepo> {
     let worktree = &sandbox.mount().worktree;
     if worktree.join(".git").exists()
@@ -156,6 +163,9 @@ pub fn host(store: &Store, sandbox: &Sandbox) -> Result<HostRepo> {
 
 /// `refs/sandbox/<name>` of the host.
 pub fn tip(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Option<Oid>> {
+    if !sandbox.mount().has_commits() {
+        return Ok(None);
+    }
     let host = host(store, sandbox)?;
     read_ref(git, &host, &format!("refs/sandbox/{}", sandbox.name()))
 }
@@ -222,6 +232,9 @@ fn may_have_refs(host: &HostRepo, name: &str) -> bool {
 
 /// What the host has of a sandbox's commits.
 pub fn commits_on_host(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Commits> {
+    if !sandbox.mount().has_commits() {
+        return Ok(Commits::default());
+    }
     let host = host(store, sandbox)?;
     let Some(tip) = read_ref(git, &host, &format!("refs/sandbox/{}", sandbox.name()))? else {
         return Ok(Commits::default());
@@ -243,6 +256,9 @@ pub fn commits_on_host(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Co
 
 /// Everything that differs from the captured state, committed or not, ignored or not.
 pub fn changes(store: &Store, sandbox: &Sandbox) -> Result<Vec<ChangedFile>> {
+    if sandbox.mount().read_only {
+        return Ok(Vec::new());
+    }
     let snapshot = sandbox.snapshot(store)?;
     let repo = store.repo(&sandbox.mount().repo);
     let upper = sandbox.upper();
@@ -283,8 +299,12 @@ fn sorted(git: &Git, store: &Store, sandbox: &Sandbox, without_committed: bool) 
     if all.is_empty() {
         return Ok(Uncommitted::default());
     }
-    let host = host(store, sandbox)?;
     let snapshot = sandbox.snapshot(store)?;
+    if sandbox.mount().directory {
+        // Nothing commits and nothing ignores.
+        return Ok(Uncommitted { files: all, ..Uncommitted::default() });
+    }
+    let host = host(store, sandbox)?;
     let name = format!("refs/sandbox/{}", sandbox.name());
     let mut left = Uncommitted::default();
     // Each file belongs to the innermost repository that it is in: a submodule's commit is no
@@ -343,7 +363,9 @@ fn sorted(git: &Git, store: &Store, sandbox: &Sandbox, without_committed: bool) 
 
 /// What a fork that has brought nothing home yet inherited: its parent's commit, if the host still has it.
 fn inherited(git: &Git, host: &HostRepo, sandbox: &Sandbox, view: Option<&ViewRecord>) -> Option<Oid> {
-    let tip = sandbox.record.forked.as_ref().filter(|_| view.is_none())?.tip.as_deref().and_then(Oid::parse)?;
+    let forked = sandbox.record.forked.as_ref().filter(|_| view.is_none())?;
+    let tip = if sandbox.tree == 0 { forked.tip.as_ref() } else { forked.tips.get(&sandbox.tree) };
+    let tip = tip.and_then(Oid::parse)?;
     let (status, _) = host.read(git).args(["cat-file", "-e", &format!("{tip}^{{commit}}")]).try_output().ok()?;
     status.success().then_some(tip)
 }
@@ -482,7 +504,36 @@ fn ignored(git: &Git, host: &HostRepo, changes: &[ChangedFile], skip: usize) -> 
 
 /// What would be lost with this sandbox. Its commits must have been brought home before.
 pub fn unsaved(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Unsaved> {
+    let mut unsaved = unsaved_of_tree(git, store, &sandbox.at(0))?;
+    for tree in sandbox.trees().skip(1).filter(|tree| !tree.mount().read_only) {
+        let top = &tree.mount().worktree;
+        let absolute = |change: ChangedFile| change.below(top);
+        let other = unsaved_of_tree(git, store, &tree)?;
+        if other.commits > 0 {
+            let commits = if other.commits == 1 { "1 commit".to_owned() } else { format!("{} commits", other.commits) };
+            let (name, shown) = (sandbox.name(), top.display());
+            unsaved.elsewhere.push(format!("{commits} of '{shown}' only at refs/sandbox/{name} there"));
+        }
+        if tree.mount().directory && !other.files.is_empty() {
+            unsaved.directories.push(top.clone());
+        }
+        unsaved.elsewhere.extend(other.elsewhere.into_iter().map(|line| format!("in '{}': {line}", top.display())));
+        unsaved.files.extend(other.files.into_iter().map(absolute));
+        unsaved.ignored.extend(other.ignored.into_iter().map(absolute));
+        unsaved.ignored_bytes += other.ignored_bytes;
+    }
+    if let Some(refused) = crate::commit_back::refused(sandbox) {
+        unsaved.elsewhere.extend(refused);
+    }
+    Ok(unsaved)
+}
+
+fn unsaved_of_tree(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Unsaved> {
     let mut left = uncommitted_now(git, store, sandbox)?;
+    if sandbox.mount().directory {
+        left.files.retain(|change| !has(&sandbox.mount().worktree, sandbox, change));
+        return Ok(Unsaved { files: left.files, ..Unsaved::default() });
+    }
     let host = host(store, sandbox)?;
     left.files.retain(|change| !host_has(&host, sandbox, change));
     let mut unsaved = Unsaved {
@@ -517,9 +568,6 @@ pub fn unsaved(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Unsaved> {
     for path in crate::made_inside::worktrees_at_home(sandbox) {
         unsaved.elsewhere.push(format!("'{path}' is a worktree in the sandbox's home: its files are only there"));
     }
-    if let Some(refused) = crate::commit_back::refused(sandbox) {
-        unsaved.elsewhere.extend(refused);
-    }
     Ok(unsaved)
 }
 
@@ -534,8 +582,11 @@ pub fn staged_only(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Vec<St
 
 /// The host's working tree has the same at this path (it was applied, or made there too).
 fn host_has(host: &HostRepo, sandbox: &Sandbox, change: &ChangedFile) -> bool {
+    host.top().is_some_and(|top| has(top, sandbox, change))
+}
+
+fn has(top: &Path, sandbox: &Sandbox, change: &ChangedFile) -> bool {
     use std::os::unix::fs::PermissionsExt;
-    let Some(top) = host.top() else { return false };
     let path = top.join(change.as_path());
     let there = fs::symlink_metadata(&path);
     // Sizes before contents.
@@ -601,8 +652,17 @@ pub fn nothing_left(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<bool>
     Ok(unsaved(git, store, sandbox)?.is_empty())
 }
 
-/// Something in a git directory inside was written that may be a commit or a ref.
+/// Something in a git directory inside was written that may be a commit or a ref, in any of its repositories.
 pub fn git_changed(store: &Store, sandbox: &Sandbox) -> Result<bool> {
+    for tree in sandbox.trees().filter(|tree| tree.mount().has_commits()) {
+        if git_changed_in_tree(store, &tree)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn git_changed_in_tree(store: &Store, sandbox: &Sandbox) -> Result<bool> {
     let upper = sandbox.upper();
     let snapshot = sandbox.snapshot(store)?;
     let layer = store.repo(&sandbox.mount().repo).layer_tree(&snapshot.git_layer);

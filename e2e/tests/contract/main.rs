@@ -20,6 +20,7 @@
 //! undo     what verbs did to the host is taken back exactly, or refused
 //! supervision  who dies, hangs up, is suspended or stands still, and what goes on
 //! host_life    what happens to the host's repository, state and clock meanwhile
+//! with     further repositories and directories that come along
 //! errors   one text per bad input
 //! ```
 //!
@@ -85,6 +86,7 @@ mod together;
 mod undo;
 mod views;
 mod wall;
+mod with;
 
 /// A driver under test, in an environment of its own.
 pub struct Subject {

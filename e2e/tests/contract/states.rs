@@ -14,7 +14,7 @@ enum Row {
 }
 
 /// Looks at everything that git and a program can see, changing nothing.
-const LOOK: &str = r#"
+pub(crate) const LOOK: &str = r#"
 export GIT_OPTIONAL_LOCKS=0
 echo "== status";     git status --porcelain=v2 --branch --ignored
 echo "== stage";      git ls-files --stage
@@ -69,7 +69,7 @@ fn row(subject: &Subject, state: State, row: Row) {
 
 /// Compares two texts and shows only the lines that differ.
 #[track_caller]
-fn similar(inside: &str, host: &str) {
+pub(crate) fn similar(inside: &str, host: &str) {
     if inside == host {
         return;
     }

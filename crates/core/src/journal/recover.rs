@@ -45,6 +45,8 @@ pub struct Facts {
     pub place: Place,
     /// Whether the state before a change of the host is there.
     pub undo: bool,
+    /// Whether a change of several repositories was carried out in all of them.
+    pub all: bool,
     /// Files of ours in the host's object store.
     pub temps: Vec<PathBuf>,
     /// Locks on refs of ours that a git of ours left.
@@ -62,6 +64,8 @@ pub struct Change {
     pub git_dir: PathBuf,
     /// The state before.
     pub undo: PathBuf,
+    /// Of a change of several repositories: the mark that all of it was carried out. Until it is there, none is.
+    pub all: Option<PathBuf>,
 }
 
 /// One thing to do.
@@ -152,7 +156,7 @@ pub fn decide(operation: &Operation, home: &Home, facts: &Facts) -> Recovery {
         }
         // What changes a working tree says where.
         _ => match (operation.step("change"), change(operation)) {
-            (Some(step), _) if step.done => end = End::Finished,
+            (Some(step), _) if step.done || facts.all => end = End::Finished,
             (Some(_), Some(change)) if facts.undo => {
                 deeds.push(Deed::PutBack(change));
                 // Taking back is what it was for.
@@ -169,7 +173,7 @@ pub fn decide(operation: &Operation, home: &Home, facts: &Facts) -> Recovery {
 /// Which working tree an operation changes, if it is one that does.
 pub fn change(operation: &Operation) -> Option<Change> {
     let path = |key| operation.id(key).map(path_of);
-    Some(Change { worktree: path("worktree")?, git_dir: path("git-dir")?, undo: path("undo")? })
+    Some(Change { worktree: path("worktree")?, git_dir: path("git-dir")?, undo: path("undo")?, all: path("all") })
 }
 
 /// Looks at what [`decide`] needs to know.
@@ -188,6 +192,7 @@ fn look(store: &Store, operation: &Operation, home: &Home) -> Facts {
     Facts {
         place,
         undo: change(operation).is_some_and(|change| change.undo.is_dir()),
+        all: change(operation).and_then(|change| change.all).is_some_and(|all| all.exists()),
         temps: common.as_deref().map_or_else(Vec::new, |common| temps(common, operation)),
         locks: common.as_deref().map_or_else(Vec::new, |common| locks(common, operation)),
         dropped: dropped.unwrap_or_default(),
