@@ -99,6 +99,8 @@ pub enum Verb {
     Warm(Warm),
     /// Remove from the store what no sandbox needs
     Gc(Gc),
+    /// Let a process watch the working tree, so that a spawn looks only at what changed
+    Watch(Watch),
     /// List what agents need to work inside, or show one of them
     Presets(Presets),
     /// Look at what this machine can do, and what to change
@@ -833,6 +835,34 @@ pub struct Gc {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Watch the working tree.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "With a watcher, a spawn looks only at what changed since the last one, however large the tree. In any \
+doubt the whole tree is looked at. `git config sandbox.watch always` lets each spawn start one, which ends an hour \
+after the last spawn and the last sandbox; `never` uses none.\n\nExamples:\n  git sandbox watch                start a watcher in \
+the background\n  git sandbox watch --status       tell whether one runs, and what it watches\n  git sandbox watch --fsmonitor    \
+let `git status` ask it too (core.fsmonitor of this repository)\n  git sandbox watch --stop         end it, and take \
+core.fsmonitor away again"
+)]
+pub struct Watch {
+    /// End the watcher
+    #[arg(long, conflicts_with_all = ["status", "foreground", "fsmonitor"])]
+    pub stop: bool,
+    /// Tell about it
+    #[arg(long, conflicts_with_all = ["foreground", "fsmonitor"])]
+    pub status: bool,
+    /// With --status: as JSON
+    #[arg(long, requires = "status")]
+    pub json: bool,
+    /// Watch in this process, until it is interrupted
+    #[arg(long)]
+    pub foreground: bool,
+    /// Also set `core.fsmonitor` of this repository, so that git asks it
+    #[arg(long)]
+    pub fsmonitor: bool,
 }
 
 /// Look at the machine.

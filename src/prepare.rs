@@ -111,6 +111,7 @@ pub fn take(
         all_objects,
         threads: threads(),
         progress: &bar,
+        watch: crate::verbs::watch::wish(context)? != crate::verbs::watch::Wish::Never,
     };
     let listening = Interrupt::listen(&bar.asked);
     let taken = sandbox_core::prepare::take(&request);

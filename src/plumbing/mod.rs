@@ -10,6 +10,7 @@ pub mod serve;
 mod state;
 mod supervise;
 pub mod sync;
+pub mod watch;
 
 use crate::error::CliError;
 use std::ffi::OsString;
@@ -24,6 +25,8 @@ pub fn run(role: &str, args: &[OsString]) -> ExitCode {
         "__rescue" => rescue::run(args),
         "__serve-host" => serve::run(args),
         "__proxy" => proxy::run(args),
+        "__watch" => watch::run(args),
+        watch::HOOK => watch::hook(args),
         "__probe" => crate::probe::role(args),
         sandbox_protocol::REPO_STATE_VERB => state::run(),
         sandbox_protocol::RESCUE_VERB => rescue_inside::run(),

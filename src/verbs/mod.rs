@@ -31,6 +31,7 @@ pub mod trees;
 mod undo;
 mod wait;
 mod warm;
+pub mod watch;
 
 use crate::cli::Verb;
 use crate::context::Context;
@@ -83,6 +84,7 @@ pub fn run(context: &Context, verb: Verb) -> Outcome {
         Verb::Ops(args) => undo::list(context, &args),
         Verb::Warm(args) => warm::run(context, &args),
         Verb::Gc(args) => gc::run(context, &args),
+        Verb::Watch(args) => watch::run(context, &args),
         Verb::Presets(args) => presets::run(context, &args),
         Verb::Doctor(args) => doctor::run(context, &args),
         Verb::Setup(args) => setup::run(context, &args),
@@ -127,6 +129,7 @@ impl Verb {
             Verb::Ops(_) => "ops",
             Verb::Warm(_) => "warm",
             Verb::Gc(_) => "gc",
+            Verb::Watch(_) => "watch",
             Verb::Presets(_) => "presets",
             Verb::Doctor(_) => "doctor",
             Verb::Setup(_) => "setup",

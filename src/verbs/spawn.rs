@@ -307,6 +307,7 @@ pub fn launch(context: &Context, store: &Store, sandbox: &Sandbox, lock: FileLoc
         }
     };
     crate::plumbing::sync::start(&context.program, store, sandbox);
+    super::watch::start_always(context, store, sandbox);
     if args.detach {
         return detached(context, store, sandbox, &mut connection, args);
     }
@@ -411,6 +412,7 @@ fn launch_many(context: &Context, store: &Store, made: Vec<(Sandbox, FileLock)>,
     let mut begun = Vec::new();
     for (sandbox, mut connection) in running {
         crate::plumbing::sync::start(&context.program, store, &sandbox);
+        super::watch::start_always(context, store, &sandbox);
         match begin(store, &sandbox, &mut connection, args) {
             Ok(stream) => begun.push((sandbox, connection, stream)),
             Err(error) => failed.push((sandbox.name().to_owned(), error)),

@@ -23,7 +23,8 @@ use crate::reflink::Reflinks;
 use crate::request::{
     ANNOUNCED, CaptureError, CaptureRequest, Captured, Decision, LeftOut, MAX_STACK, Rebased, Secrets,
 };
-use crate::scan::{Frozen, Scan, scan};
+use crate::scan::{Frozen, Scan};
+use crate::watched::Looks;
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use sandbox_sys::copy::Copier;
@@ -46,24 +47,23 @@ pub fn capture(request: &CaptureRequest<'_>) -> Result<Captured, CaptureError> {
     let reflinks = || reflinks.work(root, request.tmp_dir);
     let limited = || request.limit.is_some_and(|limit| limit.with_reflinks || !reflinks());
     let mut frozen = Frozen::new();
-    let mut scans = 0;
-    let mut look = |known: Option<&Manifest>, frozen: &Frozen| {
-        scans += 1;
-        scan(request, root, known, frozen, &limited, settings).map(|found| (found, scans))
-    };
+    let mut looks = Looks::new(request, root);
 
     let stack = open_stack(request);
     let unusable = stack.is_none() && !request.previous.is_empty();
     let mut rebased = unusable.then_some(Rebased::Unusable);
     let (trees, mut below) = stack.unwrap_or_default();
-    let (mut found, mut scans) = look(below.as_ref(), &frozen)?;
+    let mut found = looks.look(below.as_ref(), &frozen, &limited)?;
     if let Some(mut manifest) = below.take_if(|below| found.is_clean() && below.settings() == settings) {
-        if found.asked && manifest.git_state() != request.git_state {
-            // The answers were the same; the next capture need not ask.
+        looks.note(&found);
+        if found.asked && manifest.git_state() != request.git_state && !looks.partly() {
+            // The answers were the same; the next capture need not ask. After a watcher's answer whoever asked
+            // remembers that: nothing is written in proportion to the tree.
             manifest = manifest.with_git_state(request.git_state)?;
             refresh(request, Some(&manifest))?;
         }
-        let mut captured = answer(found, manifest, rebased);
+        let scans = looks.scans();
+        let mut captured = answer(looks, found.left_out, manifest, rebased);
         captured.stats.scans = scans;
         return Ok(captured);
     }
@@ -76,6 +76,7 @@ pub fn capture(request: &CaptureRequest<'_>) -> Result<Captured, CaptureError> {
         }
     };
     limit(below.as_ref(), &mut found, &mut frozen);
+    looks.note(&found);
     announce(request, below.as_ref(), &found, &reflinks)?;
 
     // Layers of which nothing is left, and a stack that is full, are not built upon.
@@ -119,23 +120,26 @@ pub fn capture(request: &CaptureRequest<'_>) -> Result<Captured, CaptureError> {
         if round.settled {
             break;
         }
-        if scans >= MAX_SCANS {
+        if looks.scans() >= MAX_SCANS {
             unsettled = round.touched;
             break;
         }
-        (found, scans) = look(current.as_ref(), &frozen)?;
+        found = looks.look(current.as_ref(), &frozen, &limited)?;
         if found.is_clean() {
+            looks.note(&found);
             unreadable.clear();
             break;
         }
         limit(current.as_ref(), &mut found, &mut frozen);
+        looks.note(&found);
     }
     let Some(manifest) = current else { return Err(CaptureError::Aborted) };
     let new_layer = build.started().then(|| request.new_layer_id.to_owned());
     let built = build.publish(&manifest)?;
     found.left_out.extend(stale);
     found.left_out.extend(unreadable);
-    let mut captured = answer(found, manifest, rebased);
+    let scans = looks.scans();
+    let mut captured = answer(looks, found.left_out, manifest, rebased);
     captured.stats = crate::request::Stats {
         files: captured.stats.files,
         dirs: captured.stats.dirs,
@@ -182,7 +186,7 @@ fn open_prefix(request: &CaptureRequest<'_>, above: usize) -> Option<Manifest> {
 }
 
 /// Returns a number that is another one when entries must be decided about anew.
-fn settings(request: &CaptureRequest<'_>) -> u64 {
+pub(crate) fn settings(request: &CaptureRequest<'_>) -> u64 {
     let mut hasher = DefaultHasher::new();
     (request.secrets == Secrets::Carry).hash(&mut hasher);
     request.exclude.hash(&mut hasher);
@@ -233,10 +237,8 @@ fn refresh(request: &CaptureRequest<'_>, manifest: Option<&Manifest>) -> Result<
     })
 }
 
-fn answer(found: Scan, manifest: Manifest, rebased: Option<Rebased>) -> Captured {
-    let mut left_out: Vec<LeftOut> = found.left_out;
-    left_out.sort();
-    left_out.dedup();
+fn answer(looks: Looks<'_>, left_out: Vec<LeftOut>, manifest: Manifest, rebased: Option<Rebased>) -> Captured {
+    let seen = looks.seen(&manifest, left_out);
     let top = manifest.top();
     Captured {
         layers: manifest.layers(),
@@ -247,9 +249,10 @@ fn answer(found: Scan, manifest: Manifest, rebased: Option<Rebased>) -> Captured
             unchanged: manifest.files(),
             ..Default::default()
         },
-        left_out,
-        carried_secrets: found.carried_secrets,
-        git_boundaries: found.git,
+        left_out: seen.left_out,
+        carried_secrets: seen.carried_secrets,
+        tracked_secrets: seen.tracked_secrets,
+        git_boundaries: seen.git_boundaries,
         root_mode: top.mode(),
         root_mtime: top.stat.mtime,
         unsettled: Vec::new(),

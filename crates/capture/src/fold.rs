@@ -148,6 +148,7 @@ pub fn fold(request: &FoldRequest<'_>) -> Result<Vec<String>, CaptureError> {
         limit: None,
         threads: 1,
         progress: &(),
+        watch: None,
     };
     let copier = Copier::new();
     let mut build = Build::new(&build, root.as_fd(), &trees, below.as_ref(), full.settings(), &copier);

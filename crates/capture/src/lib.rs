@@ -17,6 +17,7 @@
 //! |---|---|
 //! | `request` | what is asked and answered |
 //! | `scan` | the parallel comparison with the manifest |
+//! | `watched` | scanning only what a watcher names |
 //! | `rules`, `secrets`, `limit` | what is left out |
 //! | `layer` | copies, whiteouts, hard links; rounds; what a layer is put upon |
 //! | `fold` | shortening a stack without a capture |
@@ -45,6 +46,7 @@ mod scan;
 mod secrets;
 mod stat;
 mod twin;
+mod watched;
 mod whole;
 
 pub use capture::{capture, sync};
@@ -59,4 +61,5 @@ pub use request::{
 };
 pub use stat::{Kind, Stat, Time};
 pub use twin::{Twin, TwinError, Twinned};
+pub use watched::{Seen, Watch};
 pub use whole::{Whole, WholeError, WholeRequest, restated, whole};

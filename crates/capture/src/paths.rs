@@ -1,17 +1,13 @@
-//! Opening by relative path without ever following a symlink, at any depth.
+//! Paths relative to a root, and how what they name is opened.
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 use std::ffi::{CStr, CString, OsStr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// The kernel takes paths of at most 4096 bytes; longer ones are walked in pieces.
-const PIECE: usize = 3500;
-
-/// Flags for a directory whose entries are only looked up, not listed.
-pub(crate) const LOOK: OFlags = OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+pub(crate) use sandbox_sys::beneath::{LOOK, open_beneath};
 
 /// Flags for a directory that is listed.
 pub(crate) const LIST: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -23,35 +19,6 @@ pub(crate) const READ: OFlags =
 /// Opens a directory given by an absolute path.
 pub(crate) fn open_root(path: &Path) -> Result<OwnedFd, Errno> {
     rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-}
-
-/// Opens what `path` names below `root`; no component may be a symlink. The empty path is `root`.
-pub(crate) fn open_beneath(root: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-    let mut rest = path;
-    let mut at: Option<OwnedFd> = None;
-    while rest.len() > PIECE {
-        let cut = rest[..PIECE].iter().rposition(|b| *b == b'/').ok_or(Errno::NAMETOOLONG)?;
-        let next = open_piece(at.as_ref().map_or(root, AsFd::as_fd), &rest[..cut], LOOK)?;
-        at = Some(next);
-        rest = &rest[cut + 1..];
-    }
-    open_piece(at.as_ref().map_or(root, AsFd::as_fd), rest, flags)
-}
-
-fn open_piece(at: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
-    let path: &[u8] = if path.is_empty() { b"." } else { path };
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let mut tries = 0;
-    loop {
-        match openat2(at, path, flags, Mode::empty(), resolve) {
-            // A rename somewhere made the kernel unsure whether it is still beneath.
-            Err(Errno::AGAIN) if tries < 100 => tries += 1,
-            Err(Errno::INTR) => {}
-            // A symlink in the way: for callers the same as "no such directory any more".
-            Err(Errno::LOOP) => return Err(Errno::NOTDIR),
-            result => return result,
-        }
-    }
 }
 
 /// Returns `dir/name`, or `name` when `dir` is the top.
@@ -112,6 +79,7 @@ pub(crate) fn list(dir: BorrowedFd<'_>, mut entry: impl FnMut(&CStr)) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
 
     #[test]
     fn symlinks_are_not_followed_at_any_component() {

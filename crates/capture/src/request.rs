@@ -2,6 +2,7 @@
 
 use crate::manifest::{Manifest, ManifestError, Reason};
 use crate::stat::Time;
+use crate::watched::Watch;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -48,6 +49,8 @@ pub struct CaptureRequest<'a> {
     pub threads: usize,
     /// Hears how it goes.
     pub progress: &'a dyn Progress,
+    /// Tells what may have changed; without it, and where it says nothing, the whole tree is looked at.
+    pub watch: Option<&'a dyn Watch>,
 }
 
 /// What happens to untracked files that look like secrets.
@@ -135,6 +138,8 @@ pub struct Captured {
     pub left_out: Vec<LeftOut>,
     /// Untracked files that look like secrets and were carried, sorted.
     pub carried_secrets: Vec<PathBuf>,
+    /// Tracked files that look like secrets, sorted.
+    pub tracked_secrets: Vec<PathBuf>,
     /// Directories that hold an entry named `.git` (directory or file), relative, sorted; the top
     /// directory is the empty path.
     pub git_boundaries: Vec<PathBuf>,

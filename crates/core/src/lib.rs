@@ -36,5 +36,6 @@ pub mod trash;
 pub mod tree_view;
 pub mod units;
 pub mod view;
+pub mod watch;
 pub mod whole;
 pub mod work;

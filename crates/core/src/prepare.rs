@@ -18,7 +18,9 @@ use crate::launch::{TreeView, User};
 use crate::record::{GitFacts, SandboxRecord, Snapshot};
 use crate::sandbox::{Names, Sandbox};
 use crate::store::{RepoDir, Store, StoreError, make_dir, read_json, write_json};
+use crate::watch::Watched;
 use rustix::fs::{AtFlags, Timespec, Timestamps, utimensat};
+use sandbox_capture::Watch;
 use sandbox_capture::{CaptureError, CaptureRequest, Captured, Limit, Progress, Rebased, Secrets};
 use sandbox_capture::{Entry, Manifest, Reason};
 use sandbox_git::Git;
@@ -74,6 +76,8 @@ pub struct Request<'a> {
     pub threads: usize,
     /// Hears how the capture goes.
     pub progress: &'a dyn Progress,
+    /// A watcher of the work tree is asked, if there is one.
+    pub watch: bool,
 }
 
 /// What was taken; the repository's lock is held as long as it lives.
@@ -310,6 +314,8 @@ fn capture(request: &Request<'_>, repo: &RepoDir, top: &Path, before: Option<&Sn
     let tracked = Tracked::new(request);
     let exclude = [request.store.root().to_owned()];
     let new_layer = LayerId::random();
+    let git_state = request.host.map_or(1, |host| git_state(host, top));
+    let watched = request.watch.then(|| Watched::new(repo, top, previous.first().map(String::as_str)));
     let asked = CaptureRequest {
         root: top,
         previous: &previous,
@@ -321,7 +327,7 @@ fn capture(request: &Request<'_>, repo: &RepoDir, top: &Path, before: Option<&Sn
         secrets: request.secrets,
         tracked: &|path| tracked.has(path),
         ignored: &|path, _| request.host.is_some() && ignored(request, top, path),
-        git_state: request.host.map_or(1, |host| git_state(host, top)),
+        git_state,
         limit: request.capture_limit.map(|limit| Limit {
             ignored_over: limit,
             // Virtual environments of uv and others have this file too, and belong to what the
@@ -332,14 +338,19 @@ fn capture(request: &Request<'_>, repo: &RepoDir, top: &Path, before: Option<&Sn
         }),
         threads: request.threads,
         progress: request.progress,
+        watch: watched.as_ref().map(|watched| watched as &dyn Watch),
     };
-    match sandbox_capture::capture(&asked) {
+    let captured = match sandbox_capture::capture(&asked) {
         // A whole new base has nothing to take away.
         Err(CaptureError::Whiteout { .. }) if !previous.is_empty() => {
-            Ok(sandbox_capture::capture(&CaptureRequest { previous: &[], ..asked })?)
+            sandbox_capture::capture(&CaptureRequest { previous: &[], ..asked })?
         }
-        captured => Ok(captured?),
+        captured => captured?,
+    };
+    if let Some(watched) = &watched {
+        watched.remember(&captured, git_state)?;
     }
+    Ok(captured)
 }
 
 /// A digest of what git's answers depend on: the index and the ignore files that matter most. While

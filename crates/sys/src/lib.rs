@@ -1,6 +1,7 @@
 //! The one room with `unsafe`: what the kernel offers and `rustix` does not, made safe.
 //! Knows nothing of sandboxes, git or the protocol.
 
+pub mod beneath;
 pub mod caps;
 pub mod child;
 pub mod copy;
@@ -9,6 +10,7 @@ pub mod fork;
 pub mod landlock;
 pub mod lock;
 pub mod map;
+pub mod mappings;
 pub mod mount;
 pub mod namespace;
 pub mod notify;

@@ -434,6 +434,10 @@ impl<'a> Raw<'a> {
         u64_at(self.bytes, entry::SIZE)
     }
 
+    pub(crate) fn ino(&self) -> u64 {
+        u64_at(self.bytes, entry::INO)
+    }
+
     /// Returns whether the host entry is the one that was captured, as far as stat can tell.
     ///
     /// The device is not compared: its number changes over a reboot or a mount.

@@ -60,13 +60,12 @@ impl Scanner<'_> {
         self.request.secrets == Secrets::Carry || self.tracked(&self.path_of(place, name), false)
     }
 
-    /// Returns what a known file looks like now; notes a carried secret that git does not track.
+    /// Returns what a known file looks like now; notes a carried secret.
     pub(super) fn look_again(&self, place: &Place, name: &[u8], look: Look, found: &mut Found) -> Look {
         let Look::Secret { tracked } = look else { return look };
         let tracked = if self.git_same { tracked } else { self.tracked(&self.path_of(place, name), false) };
-        if !tracked {
-            found.carried_secrets.push(to_path(&self.path_of(place, name)));
-        }
+        let list = if tracked { &mut found.tracked_secrets } else { &mut found.carried_secrets };
+        list.push(to_path(&self.path_of(place, name)));
         Look::Secret { tracked }
     }
 

@@ -1,6 +1,6 @@
 //! The hot path: a directory whose names are those of the manifest.
 
-use super::{At, Context, Found, Item, Place, Scanner, Update, Work, stat_at};
+use super::{At, Context, Found, Held, Item, Marked, Place, Scanner, Update, Work, stat_at};
 use crate::manifest::{DIR_GIT, DIR_UNREADABLE, Look, Reason};
 use crate::paths::{self, to_path};
 use crate::request::{CaptureError, LeftOut};
@@ -56,52 +56,101 @@ impl<'s> Scanner<'s> {
         }
         let kept = (found.updates.len(), more.len());
         for index in from..to.min(from + PART) {
-            let raw = known.raw(index);
-            let name = raw.name_c();
-            let stat = match stat_at(&held.fd, name) {
-                Ok(stat) => stat,
-                // Gone, or no longer searchable: then the directory itself tells.
-                Err(Errno::NOENT | Errno::ACCESS | Errno::NOTDIR) => {
-                    found.updates.truncate(kept.0);
-                    more.truncate(kept.1);
-                    return self.list_after_all(item, found, more);
-                }
-                Err(error) => return Err(self.error(&item.place, raw.name(), error)),
-            };
-            let same = raw.same(&stat);
-            let kind = stat.kind();
-            let flags = raw.flags();
-            if !same || !flags.plain() {
-                let look_again = raw.kind() != kind
-                    || self.needs_decision(&item, raw.name(), flags, same, kind)
-                    || !same && raw.name() == rules::FILE;
-                if look_again {
-                    found.updates.truncate(kept.0);
-                    more.truncate(kept.1);
-                    return self.list_after_all(item, found, more);
-                }
-                if let Some(reason) = flags.reason() {
-                    let path = to_path(&self.path_of(&item.place, raw.name()));
-                    found.left_out.push(LeftOut { path, reason });
-                }
-                let look = self.look_again(&item.place, raw.name(), flags.look(), found);
-                if !same || flags.racy() || look != flags.look() {
-                    found.updates.push(Update { index, dir, stat, look });
-                }
-            }
-            if kind == Kind::Dir
-                && flags.reason().is_none()
-                && let Some(child) = raw.child()
-                && !self.is_frozen(&stat)
-            {
-                let context = Context {
-                    dependency: item.context.dependency || is_dependency_dir(raw.name()),
-                    ..item.context.clone()
-                };
-                more.push(self.below(&held, child, !same || flags.racy(), context));
+            if !self.known_entry(&item, &held, index, found, more)? {
+                found.updates.truncate(kept.0);
+                more.truncate(kept.1);
+                return self.list_after_all(item, found, more);
             }
         }
         Ok(())
+    }
+
+    /// Stats the entries of a directory that a watcher names.
+    pub(super) fn marked_names(
+        &'s self,
+        mut item: Item<'s>,
+        node: &'s Marked,
+        found: &mut Found,
+        more: &mut Vec<Item<'s>>,
+    ) -> Result<(), CaptureError> {
+        let (Some(known), Some(dir)) = (self.known, item.known) else { return self.listing(item, found, more) };
+        if node.names {
+            return self.listing(item, found, more);
+        }
+        if node.below.is_empty() {
+            return Ok(());
+        }
+        if known.find_in(dir, rules::FILE).is_some() {
+            let rules = Rules::new(item.context.rules.take(), known.dir_path(dir));
+            item.context.rules = Some(Arc::new(rules));
+        }
+        let held = match self.open(&item, paths::LOOK) {
+            Ok(held) => held,
+            Err(_) => return self.list_after_all(item, found, more),
+        };
+        let kept = (found.updates.len(), more.len());
+        for name in node.below.keys() {
+            let same = match known.find_in(dir, name) {
+                Some(index) => self.known_entry(&item, &held, index, found, more)?,
+                None => false,
+            };
+            if !same {
+                found.updates.truncate(kept.0);
+                more.truncate(kept.1);
+                return self.list_after_all(item, found, more);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stats one entry of the manifest; false when its directory must be listed.
+    fn known_entry(
+        &'s self,
+        item: &Item<'s>,
+        held: &Arc<Held<'s>>,
+        index: u32,
+        found: &mut Found,
+        more: &mut Vec<Item<'s>>,
+    ) -> Result<bool, CaptureError> {
+        let (Some(known), Some(dir)) = (self.known, item.known) else { return Ok(false) };
+        let raw = known.raw(index);
+        let stat = match stat_at(&held.fd, raw.name_c()) {
+            Ok(stat) => stat,
+            // Gone, or no longer searchable: then the directory itself tells.
+            Err(Errno::NOENT | Errno::ACCESS | Errno::NOTDIR) => return Ok(false),
+            Err(error) => return Err(self.error(&item.place, raw.name(), error)),
+        };
+        let same = raw.same(&stat);
+        let kind = stat.kind();
+        let flags = raw.flags();
+        if !same || !flags.plain() {
+            let look_again = raw.kind() != kind
+                || self.needs_decision(item, raw.name(), flags, same, kind)
+                || !same && raw.name() == rules::FILE;
+            if look_again {
+                return Ok(false);
+            }
+            if let Some(reason) = flags.reason() {
+                let path = to_path(&self.path_of(&item.place, raw.name()));
+                found.left_out.push(LeftOut { path, reason });
+            }
+            let look = self.look_again(&item.place, raw.name(), flags.look(), found);
+            if !same || flags.racy() || look != flags.look() {
+                found.updates.push(Update { index, dir, stat, look });
+            }
+        }
+        if kind == Kind::Dir
+            && flags.reason().is_none()
+            && let Some(child) = raw.child()
+            && !self.is_frozen(&stat)
+        {
+            let context = Context {
+                dependency: item.context.dependency || is_dependency_dir(raw.name()),
+                ..item.context.clone()
+            };
+            more.extend(self.below(item, held, raw.name(), child, same, flags.racy(), context));
+        }
+        Ok(true)
     }
 
     /// Returns whether an entry that has flags or another stat needs the full decision of a listing.

@@ -145,8 +145,14 @@ impl<'s> Scanner<'s> {
                 }
             }
             Verdict::Carry(look) => {
-                if look == (Look::Secret { tracked: false }) {
-                    found.carried_secrets.push(to_path(&self.path_of(&item.place, bytes)));
+                match look {
+                    Look::Plain => {}
+                    Look::Secret { tracked: false } => {
+                        found.carried_secrets.push(to_path(&self.path_of(&item.place, bytes)));
+                    }
+                    Look::Secret { tracked: true } => {
+                        found.tracked_secrets.push(to_path(&self.path_of(&item.place, bytes)));
+                    }
                 }
                 let context =
                     Context { dependency: item.context.dependency || is_dependency_dir(bytes), ..item.context.clone() };
@@ -164,7 +170,15 @@ impl<'s> Scanner<'s> {
                         if let Some(child) = raw.child()
                             && !self.is_frozen(&stat)
                         {
-                            more.push(self.below(held, child, moved, context));
+                            more.extend(self.below(
+                                item,
+                                held,
+                                bytes,
+                                child,
+                                raw.same(&stat),
+                                raw.flags().racy(),
+                                context,
+                            ));
                         }
                         (What::Keep(index), true)
                     }
@@ -177,6 +191,7 @@ impl<'s> Scanner<'s> {
                             known: None,
                             work: Work::Listing,
                             context,
+                            marks: None,
                         });
                         (What::Dir(id), false)
                     }

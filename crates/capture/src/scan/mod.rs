@@ -7,6 +7,9 @@
 //!                         └─ new, or its stat differs ───────► listing: getdents, stat, compare
 //! ```
 //!
+//! With the marks of a watcher, only what is marked is looked at, and the way to it; all else is as in the
+//! manifest.
+//!
 //! A directory whose mtime and ctime did not move holds the same names, so it is not even listed.
 //! Directories are worked on in any order by all threads; each holds the descriptor that its
 //! subdirectories are opened from, and no path is built unless something is to be reported.
@@ -14,7 +17,10 @@
 mod decide;
 mod known;
 mod listing;
+mod marks;
 mod queue;
+
+pub(crate) use marks::Marked;
 
 use crate::manifest::{Look, Manifest};
 use crate::paths::{self, to_path};
@@ -49,6 +55,7 @@ pub(crate) struct Scan {
     pub(crate) new: Vec<Option<Listing>>,
     pub(crate) left_out: Vec<LeftOut>,
     pub(crate) carried_secrets: Vec<PathBuf>,
+    pub(crate) tracked_secrets: Vec<PathBuf>,
     pub(crate) git: Vec<PathBuf>,
     /// Something moved while it was looked at: the scan is no picture of one instant.
     pub(crate) disturbed: Vec<PathBuf>,
@@ -207,6 +214,8 @@ struct Item<'s> {
     known: Option<u32>,
     work: Work,
     context: Context,
+    /// What is to be looked at in it; `None`: everything.
+    marks: Option<&'s Marked>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -216,6 +225,9 @@ enum Work {
     /// The names must be read.
     Listing,
 }
+
+/// A directory in which nothing is marked.
+static NOTHING: Marked = Marked { names: false, all: false, below: std::collections::BTreeMap::new() };
 
 /// Directories that are taken as they are in the manifest, by device and inode.
 pub(crate) type Frozen = HashSet<(u64, u64)>;
@@ -244,13 +256,15 @@ struct Found {
     new: Vec<(u32, Listing)>,
     left_out: Vec<LeftOut>,
     carried_secrets: Vec<PathBuf>,
+    tracked_secrets: Vec<PathBuf>,
     git: Vec<PathBuf>,
     disturbed: Vec<PathBuf>,
 }
 
-/// Scans the whole tree.
+/// Scans the whole tree, or of a known one only what is marked.
 ///
 /// `settings` differing from the manifest's means that decisions are made anew.
+#[allow(clippy::too_many_arguments, reason = "each is another thing to look at, and there is one caller")]
 pub(crate) fn scan(
     request: &CaptureRequest<'_>,
     root: BorrowedFd<'_>,
@@ -258,6 +272,8 @@ pub(crate) fn scan(
     frozen: &Frozen,
     limited: &(dyn Fn() -> bool + Sync),
     settings: u64,
+    marks: Option<&Marked>,
+    git_state: Option<u64>,
 ) -> Result<Scan, CaptureError> {
     let start = Time::now();
     let io = |error: Errno| CaptureError::io("read", request.root)(error.into());
@@ -268,7 +284,8 @@ pub(crate) fn scan(
         known,
         frozen,
         limited,
-        git_same: known.is_some_and(|known| request.git_state != 0 && known.git_state() == request.git_state),
+        git_same: known
+            .is_some_and(|known| request.git_state != 0 && git_state.unwrap_or(known.git_state()) == request.git_state),
         asked: AtomicBool::new(false),
         held: AtomicUsize::new(0),
         ids: AtomicU32::new(0),
@@ -280,13 +297,14 @@ pub(crate) fn scan(
         known: Some(0),
         work: Work::Listing,
         context: Context::default(),
+        marks: marks.filter(|node| !node.all && known.is_some_and(|known| known.settings() == settings)),
     };
     let mut update = None;
     match known {
         Some(known) => {
             item.context.again = known.settings() != settings;
             let raw = known.raw(0);
-            if !raw.same(&top) || raw.flags().racy() {
+            if !raw.same(&top) || raw.flags().racy() && item.marks.is_none() {
                 update = Some(Update { index: 0, dir: 0, stat: top, look: Look::Plain });
             } else if !item.context.again {
                 let dir = known.dir(0);
@@ -304,7 +322,7 @@ pub(crate) fn scan(
     }
     // A second thread costs more than it brings for a few hundred files.
     let small = known.is_some_and(|known| known.len() < 1500);
-    let threads = if small { 1 } else { request.threads.max(1) };
+    let threads = if small || item.marks.is_some() { 1 } else { request.threads.max(1) };
     let found = queue::run(threads, item, |item, found, more| scanner.work(item, found, more))?;
     let mut scan = Scan {
         start,
@@ -314,6 +332,7 @@ pub(crate) fn scan(
         new: Vec::new(),
         left_out: Vec::new(),
         carried_secrets: Vec::new(),
+        tracked_secrets: Vec::new(),
         git: Vec::new(),
         disturbed: Vec::new(),
         asked: scanner.asked.load(Ordering::Relaxed),
@@ -327,6 +346,7 @@ pub(crate) fn scan(
         }
         scan.left_out.append(&mut part.left_out);
         scan.carried_secrets.append(&mut part.carried_secrets);
+        scan.tracked_secrets.append(&mut part.tracked_secrets);
         scan.git.append(&mut part.git);
         scan.disturbed.append(&mut part.disturbed);
     }
@@ -337,7 +357,7 @@ pub(crate) fn scan(
     scan.changed.dedup_by_key(|(dir, _)| *dir);
     scan.left_out.sort();
     scan.left_out.dedup();
-    for list in [&mut scan.carried_secrets, &mut scan.git, &mut scan.disturbed] {
+    for list in [&mut scan.carried_secrets, &mut scan.tracked_secrets, &mut scan.git, &mut scan.disturbed] {
         list.sort();
         list.dedup();
     }
@@ -354,7 +374,10 @@ impl Scan {
 impl<'s> Scanner<'s> {
     fn work(&'s self, item: Item<'s>, found: &mut Found, more: &mut Vec<Item<'s>>) -> Result<(), CaptureError> {
         match item.work {
-            Work::Known(from, to) => self.known_names(item, from, to, found, more),
+            Work::Known(from, to) => match item.marks {
+                Some(node) => self.marked_names(item, node, found, more),
+                None => self.known_names(item, from, to, found, more),
+            },
             Work::Listing => self.listing(item, found, more),
         }
     }
@@ -382,13 +405,37 @@ impl<'s> Scanner<'s> {
         if self.held.load(Ordering::Relaxed) < MAX_HELD { At::Parent(held.clone()) } else { At::Path }
     }
 
-    /// Returns an item for a subdirectory that the manifest has.
-    fn below(&self, held: &Arc<Held<'s>>, dir: u32, listing: bool, context: Context) -> Item<'s> {
+    /// Returns the item for a subdirectory that the manifest has; `None` when a watcher says that there is
+    /// nothing to be looked at.
+    #[allow(clippy::too_many_arguments, reason = "one entry, as its two callers know it")]
+    fn below(
+        &self,
+        item: &Item<'s>,
+        held: &Arc<Held<'s>>,
+        name: &[u8],
+        dir: u32,
+        same: bool,
+        racy: bool,
+        context: Context,
+    ) -> Option<Item<'s>> {
+        let marks = match item.marks {
+            // Other rules hold: all decisions are made anew.
+            Some(_) if context.again => None,
+            Some(node) => match node.below.get(name) {
+                Some(node) if node.all => None,
+                Some(node) => Some(node),
+                None if same => return None,
+                // It changed after the watcher was asked: the next scan looks at what.
+                None => Some(&NOTHING),
+            },
+            None => None,
+        };
+        let listing = !same || racy && marks.is_none();
         let work = match self.known.map(|known| known.dir(dir)) {
             Some(raw) if !listing && !context.again => Work::Known(raw.first, raw.first + raw.count),
             _ => Work::Listing,
         };
-        Item { at: self.from(held), place: Place::Known(dir), known: Some(dir), work, context }
+        Some(Item { at: self.from(held), place: Place::Known(dir), known: Some(dir), work, context, marks })
     }
 
     fn error(&self, place: &Place, name: &[u8], error: Errno) -> CaptureError {

@@ -92,6 +92,7 @@ impl Fixture {
                 limit: None,
                 threads: 2,
                 progress: &(),
+                watch: None,
             };
             change(&mut request);
             capture(&request)
