@@ -9,7 +9,7 @@
 //! judge     all of them are found; the host is whole; nothing is left over
 //! ```
 //!
-//! `SOAK_SECONDS` (default 30) says how long, `SOAK_SEED` repeats the decisions of a run (not their timing).
+//! `SOAK_SECONDS` (default 60) says how long, `SOAK_SEED` repeats the decisions of a run (not their timing).
 
 use sandbox_testkit::{Child, Output, Repo, State, TestEnv};
 use std::collections::{BTreeMap, BTreeSet};
@@ -173,7 +173,7 @@ fn kill(pid: u32) {
 
 #[test]
 fn what_was_reported_as_done_is_there_whatever_happens() {
-    let seconds = std::env::var("SOAK_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(30);
+    let seconds = std::env::var("SOAK_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(60);
     let seed = std::env::var("SOAK_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| {
         let mut bytes = [0; 8];
         rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).unwrap();
