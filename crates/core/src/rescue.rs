@@ -152,14 +152,14 @@ pub fn run(
     let mut job =
         Job { connection, git, store, sandbox, scratch, until: Instant::now() + effort.time, bytes: effort.bytes };
     let result = job.rescue(&mut kept);
+    if let Err(error) = &result {
+        kept.failed = Some((now(), words(error)));
+        // Written or not: the error is told. Before the rest: at the sandbox's end there is little time.
+        let _ = kept.save(&repo);
+    }
     job.clean_up();
     match &result {
-        Err(error) => {
-            kept.failed = Some((now(), words(error)));
-            // Written or not: the error is told.
-            let _ = kept.save(&repo);
-            result
-        }
+        Err(_) => result,
         // It was committed, and is on its way home.
         Ok(Outcome::Clean) => clean(kept, &repo),
         Ok(_) => result,

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 const TIME: Duration = Duration::from_secs(60);
 
 /// The same at the sandbox's end.
-const AT_THE_END: Duration = Duration::from_secs(6);
+const AT_THE_END: Duration = Duration::from_secs(5);
 
 /// The helper's own time to end after its time is over.
 const EXTRA: Duration = Duration::from_secs(10);
