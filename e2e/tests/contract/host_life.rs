@@ -245,7 +245,7 @@ fn a_newer_state_is_read_and_never_written(subject: &Subject) {
     fs::write(state.join("format"), "git-sandbox 1\n").unwrap();
 }
 
-/// Every file below a directory with size and modification time.
+/// Every file below a directory with size and modification time; a lock says who has it, and that is no state.
 fn stamps(dir: &Path) -> Vec<(PathBuf, u64, i64, i64)> {
     let mut all = Vec::new();
     let mut open = vec![dir.to_owned()];
@@ -254,7 +254,7 @@ fn stamps(dir: &Path) -> Vec<(PathBuf, u64, i64, i64)> {
             let Ok(meta) = entry.path().symlink_metadata() else { continue };
             if meta.is_dir() {
                 open.push(entry.path());
-            } else if entry.file_name() != "format" {
+            } else if entry.file_name() != "format" && !entry.file_name().to_string_lossy().ends_with("lock") {
                 all.push((entry.path(), meta.len(), meta.mtime(), meta.mtime_nsec()));
             }
         }
