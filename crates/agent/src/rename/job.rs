@@ -1,6 +1,6 @@
 //! The helper that does one rename, and the loop's side of it: which one runs, what if it is killed.
 
-use super::{Notifier, Place, work};
+use super::{Notifier, Place, exchange, work};
 use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 use rustix::process::Pid;
@@ -52,7 +52,11 @@ impl Job {
             new_parent: &self.to.parent,
             new_name: trimmed(self.to.name.to_bytes()),
         };
-        let answer = match work::rename_directory(&places, noreplace) {
+        let done = match self.flags.contains(RenameFlags::EXCHANGE) {
+            true => exchange::exchange(&places),
+            false => work::rename_directory(&places, noreplace),
+        };
+        let answer = match done {
             Ok(()) => Answer::Return(0),
             Err(error) => Answer::Error(error.raw_os_error()),
         };

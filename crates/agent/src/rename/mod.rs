@@ -11,8 +11,7 @@
 //!
 //! Helpers run one at a time: the work is not atomic, and two that overlap would undo each other.
 //! A helper is a fork of PID 1 without capabilities; it has the same ids as the sessions. A caller
-//! with other ids (a subuid range) gets the kernel's own answer, EXDEV. So does `RENAME_EXCHANGE`
-//! of directories with a lower part.
+//! with other ids (a subuid range) gets the kernel's own answer, EXDEV.
 //!
 //! Before Linux 5.19 any signal interrupts a waiting caller, who then asks again for what may have
 //! been done meanwhile: what nobody heard of is remembered for a moment and answered then.
@@ -22,6 +21,7 @@
 //! answer: the same path is another file there, and what the inner sandbox shut must stay shut. Magic
 //! links of `/proc` would lead PID 1 elsewhere than the caller and are left to the kernel.
 
+mod exchange;
 mod job;
 pub mod work;
 
@@ -206,7 +206,9 @@ fn consider(call: &Notification, listener: &Arc<Listener>, notifier: &Notifier) 
     {
         return Some(Answer::Return(0));
     }
-    if !is_directory(call.pid, rename.old_dir, old) {
+    let exchanges = RenameFlags::from_bits_retain(rename.flags).contains(RenameFlags::EXCHANGE);
+    let moved_back = exchanges && is_directory(call.pid, rename.new_dir, new);
+    if !moved_back && !is_directory(call.pid, rename.old_dir, old) {
         if refs::may_be_ref(old.to_bytes(), new.to_bytes())
             && let Some(gitdir) = refs::gitdir_of(&absolute(call.pid, rename.new_dir, new))
         {
@@ -328,7 +330,7 @@ fn directory(
     let flags = RenameFlags::from_bits_retain(rename.flags);
     match rustix::fs::renameat_with(&from.parent, &from.name, &to.parent, &to.name, flags) {
         Ok(()) => Ok(Some(Answer::Return(0))),
-        Err(Errno::XDEV) if !flags.contains(RenameFlags::EXCHANGE) => {
+        Err(Errno::XDEV) => {
             notifier.add_job(Job::new(call, listener.clone(), tree.at.clone(), from, to, flags));
             Ok(None)
         }

@@ -24,6 +24,7 @@
 //! their text is written with the inode, so that no power cut can separate the two. A rename that
 //! was cut is undone when `new` is still there (which needs no space on the disk), else finished.
 
+use super::exchange;
 use rustix::fs::{
     AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Stat, Timespec, Timestamps, XattrFlags,
 };
@@ -34,13 +35,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-type Result<T> = std::result::Result<T, Errno>;
+pub(super) type Result<T> = std::result::Result<T, Errno>;
 
 /// The reserved name at a tree's top.
 pub const RESERVED: &CStr = c".gs-rename";
 
 /// How often stragglers, made in the source while it was moved, are moved after it.
-const STRAGGLER_ROUNDS: usize = 8;
+pub(super) const STRAGGLER_ROUNDS: usize = 8;
 
 /// How many files are copied up at once: they wait for the disk, not for a processor.
 const COPY_UP_THREADS: usize = 16;
@@ -138,8 +139,16 @@ pub fn recover(top: &Path) -> Result<bool> {
         Err(error) => return Err(error),
     };
     // Only what we make is touched.
-    if entries(&reserved)?.iter().any(|name| !matches!(name.to_bytes(), b"source" | b"target" | b"new")) {
+    let ours = |name: &CString| matches!(name.to_bytes(), b"source" | b"target" | b"new" | b"exchange" | b"other");
+    let names = entries(&reserved)?;
+    if !names.iter().all(ours) {
         return Ok(false);
+    }
+    if names.iter().any(|name| **name == *exchange::MARK) {
+        exchange::recover(&top, &reserved)?;
+        drop(reserved);
+        clean(&top)?;
+        return Ok(true);
     }
     let source = rustix::fs::readlinkat(&reserved, c"source", Vec::new());
     if let Ok(source) = source {
@@ -163,25 +172,28 @@ pub fn recover(top: &Path) -> Result<bool> {
     Ok(true)
 }
 
-fn clean(top: &OwnedFd) -> Result<()> {
+pub(super) fn clean(top: &OwnedFd) -> Result<()> {
     let reserved = open_directory(top, RESERVED)?;
     // The plan stays as long as there is something to put back.
-    match rustix::fs::unlinkat(&reserved, c"new", AtFlags::REMOVEDIR) {
-        Ok(()) | Err(Errno::NOENT) => {}
-        Err(error) => return Err(error),
+    for slot in [c"new", exchange::OTHER] {
+        match rustix::fs::unlinkat(&reserved, slot, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
     }
-    for name in [c"target", c"source"] {
+    // The mark last: without it, what is left is a plan of the other kind, and one with nothing in it.
+    for name in [c"target", c"source", exchange::MARK] {
         let _ = rustix::fs::unlinkat(&reserved, name, AtFlags::empty());
     }
     rustix::fs::unlinkat(top, RESERVED, AtFlags::REMOVEDIR)
 }
 
-fn open_directory(parent: impl AsFd, name: impl rustix::path::Arg) -> Result<OwnedFd> {
+pub(super) fn open_directory(parent: impl AsFd, name: impl rustix::path::Arg) -> Result<OwnedFd> {
     rustix::fs::openat(parent, name, DIRECTORY, Mode::empty())
 }
 
 /// Returns the path of a name in an open directory, relative to the tree's top.
-fn path_below(top: &Path, parent: &OwnedFd, name: &[u8]) -> Result<Vec<u8>> {
+pub(super) fn path_below(top: &Path, parent: &OwnedFd, name: &[u8]) -> Result<Vec<u8>> {
     let link = format!("/proc/self/fd/{}", parent.as_raw_fd());
     let parent = rustix::fs::readlink(link, Vec::new())?.into_bytes();
     let below = Path::new(OsStr::from_bytes(&parent)).strip_prefix(top).map_err(|_| Errno::XDEV)?;
@@ -189,7 +201,7 @@ fn path_below(top: &Path, parent: &OwnedFd, name: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// Opens the parent of a path that a link in the tree told us: never through links, never out of the tree.
-fn parent_below(top: &OwnedFd, path: &CStr) -> Result<(OwnedFd, CString)> {
+pub(super) fn parent_below(top: &OwnedFd, path: &CStr) -> Result<(OwnedFd, CString)> {
     let path = Path::new(OsStr::from_bytes(path.to_bytes()));
     let name = path.file_name().ok_or(Errno::INVAL)?;
     let parent = match path.parent().map(Path::as_os_str) {
@@ -226,7 +238,7 @@ fn entries(directory: &OwnedFd) -> Result<Vec<CString>> {
 
 /// Moves all that is in `from` into the new directory `to` and makes `to` like `from` was.
 /// On an error everything is back in `from`.
-fn fill(from: &OwnedFd, to: &OwnedFd, before: &Stat, depth: usize) -> Result<()> {
+pub(super) fn fill(from: &OwnedFd, to: &OwnedFd, before: &Stat, depth: usize) -> Result<()> {
     // rename(2) of a directory asks nothing of the right to write in it.
     let mode = Mode::from_raw_mode(before.st_mode);
     if !mode.contains(Mode::RWXU) {
@@ -237,7 +249,7 @@ fn fill(from: &OwnedFd, to: &OwnedFd, before: &Stat, depth: usize) -> Result<()>
     })
 }
 
-fn move_all(from: &OwnedFd, to: &OwnedFd, depth: usize) -> Result<()> {
+pub(super) fn move_all(from: &OwnedFd, to: &OwnedFd, depth: usize) -> Result<()> {
     // Again until a listing is empty: somebody may add entries meanwhile.
     for _ in 0..STRAGGLER_ROUNDS {
         let names = entries(from)?;
@@ -257,7 +269,7 @@ fn move_all(from: &OwnedFd, to: &OwnedFd, depth: usize) -> Result<()> {
 
 /// Has the overlay copy up every file below a directory, many at once. What fails here fails again,
 /// and is told, when the file is renamed.
-fn copy_up(source: &OwnedFd) {
+pub(super) fn copy_up(source: &OwnedFd) {
     let mut files = Vec::new();
     let mut directories = vec![b".".to_vec()];
     while let Some(directory) = directories.pop() {
@@ -296,7 +308,12 @@ fn copy_up(source: &OwnedFd) {
 /// Renames one entry. A directory that its owner may not write cannot change its parent by
 /// itself, though it could as a part of the whole: it is made writable for that moment.
 fn move_entry(from: &OwnedFd, to: &OwnedFd, name: &CStr, flags: RenameFlags) -> Result<()> {
-    match rustix::fs::renameat_with(from, name, to, name, flags) {
+    move_as(from, name, to, name, flags)
+}
+
+/// The same, under another name.
+pub(super) fn move_as(from: &OwnedFd, name: &CStr, to: &OwnedFd, new_name: &CStr, flags: RenameFlags) -> Result<()> {
+    match rustix::fs::renameat_with(from, name, to, new_name, flags) {
         Err(Errno::ACCESS) => {}
         other => return other,
     }
@@ -306,7 +323,7 @@ fn move_entry(from: &OwnedFd, to: &OwnedFd, name: &CStr, flags: RenameFlags) -> 
         return Err(Errno::ACCESS);
     }
     rustix::fs::fchmod(&directory, mode | Mode::WUSR)?;
-    let moved = rustix::fs::renameat_with(from, name, to, name, flags);
+    let moved = rustix::fs::renameat_with(from, name, to, new_name, flags);
     rustix::fs::fchmod(&directory, mode)?;
     moved
 }
@@ -342,7 +359,7 @@ fn move_directory(from: &OwnedFd, to: &OwnedFd, name: &CStr, depth: usize) -> Re
 }
 
 /// Moves all that is in `from` back to where it was, and gives `to` its attributes again.
-fn put_back(from: &OwnedFd, to: &OwnedFd, before: &Stat, depth: usize) -> Result<()> {
+pub(super) fn put_back(from: &OwnedFd, to: &OwnedFd, before: &Stat, depth: usize) -> Result<()> {
     if depth > MAX_DEPTH {
         return Err(Errno::XDEV);
     }
@@ -409,18 +426,18 @@ fn copy_xattrs(from: BorrowedFd<'_>, to: BorrowedFd<'_>) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use std::fs;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
     use std::path::PathBuf;
     use tempfile::TempDir;
 
-    struct Tree(TempDir);
+    pub(in super::super) struct Tree(TempDir);
 
     impl Tree {
         /// Makes directories (a slash at the end) and files that hold their own path.
-        fn of(paths: &[&str]) -> Self {
+        pub(in super::super) fn of(paths: &[&str]) -> Self {
             let tree = Self(tempfile::tempdir().unwrap());
             for path in paths {
                 let at = tree.at(path);
@@ -432,11 +449,23 @@ mod tests {
             tree
         }
 
-        fn at(&self, path: &str) -> PathBuf {
+        pub(in super::super) fn at(&self, path: &str) -> PathBuf {
             self.0.path().join(path)
         }
 
+        pub(in super::super) fn top(&self) -> &Path {
+            self.0.path()
+        }
+
         fn rename(&self, old: &str, new: &str, noreplace: bool) -> Result<()> {
+            self.with_places(old, new, |places| rename_directory(places, noreplace))
+        }
+
+        pub(in super::super) fn exchange(&self, one: &str, two: &str) -> Result<()> {
+            self.with_places(one, two, exchange::exchange)
+        }
+
+        fn with_places(&self, old: &str, new: &str, act: impl FnOnce(&Places<'_>) -> Result<()>) -> Result<()> {
             let place = |path: &str| {
                 let path = self.at(path);
                 let parent = open_directory(rustix::fs::CWD, path.parent().unwrap()).unwrap();
@@ -450,11 +479,11 @@ mod tests {
                 new_parent: &new_parent,
                 new_name: &new_name,
             };
-            rename_directory(&places, noreplace)
+            act(&places)
         }
 
         /// All files with what is in them, and empty directories.
-        fn list(&self) -> String {
+        pub(in super::super) fn list(&self) -> String {
             fn walk(top: &Path, at: &Path, out: &mut Vec<String>) {
                 let mut inner: Vec<_> = fs::read_dir(at).unwrap().map(|entry| entry.unwrap().path()).collect();
                 inner.sort();

@@ -45,16 +45,6 @@ const LINKS_LEFT: &str = "**A captured file that was only read says one link aft
 /// Every difference; a row that is not here must be equal.
 const DIFFERENCES: &[Difference] = &[
     Difference { row: "captured links_are_one_file_for_writing", inside: "this is h1", limit: HARD_LINKS },
-    Difference {
-        row: "captured exchange_directories",
-        inside: "failed: Invalid cross-device link (os error 18)",
-        limit: RENAME,
-    },
-    Difference {
-        row: "captured exchange_file_and_directory",
-        inside: "failed: Invalid cross-device link (os error 18)",
-        limit: RENAME,
-    },
     Difference { row: "captured hard_link_of_a_file", inside: "false 2 through the first name", limit: INODES },
     Difference { row: "captured a_mapping_sees_a_later_write", inside: "b'this'", limit: MAPPING },
     Difference { row: "captured rename_directory_keeps_its_inode", inside: "false", limit: RENAME },
