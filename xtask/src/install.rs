@@ -24,6 +24,7 @@ pub const TESTS: &[Need] = &[
     Need { program: "bwrap", package: "bubblewrap", without: "a sandbox inside a sandbox" },
     Need { program: "ip", package: "iproute2", without: "names that lead elsewhere than they should" },
     Need { program: "getfattr", package: "attr", without: "comparing extended attributes" },
+    Need { program: "setfacl", package: "acl", without: "access control lists of others" },
     Need { program: "mkfs.btrfs", package: "btrfs-progs", without: "reflinks on Btrfs" },
     Need { program: "fuse2fs", package: "fuse2fs", without: "a state directory on FUSE" },
     Need { program: "mkfs.xfs", package: "xfsprogs", without: "reflinks on XFS" },

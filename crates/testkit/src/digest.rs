@@ -5,11 +5,18 @@ use std::process::Command;
 
 /// Prints the digest of the current directory. One text for host and sandbox, so that both
 /// sides are asked the same: type, mode, size of files, modification time, path, link target;
-/// then a checksum of each file's contents. What is in directories named `.git` is left out.
+/// then a checksum of each file's contents (of one over 1 GiB the ends and the middle). What is in
+/// directories named `.git` is left out.
 pub const DIGEST_SCRIPT: &str = r#"
 {
 find . -name .git -prune -o -type f -printf '%P\t%y %m %s %T@\n' -o -type l -printf '%P\t%y %T@ -> %l\n' -o -printf '%P\t%y %m %T@\n'
-find . -name .git -prune -o -type f -print0 | xargs -0 -r sha256sum 2>&1
+find . -name .git -prune -o -type f -size -1048577k -print0 | xargs -0 -r sha256sum 2>&1
+find . -name .git -prune -o -type f -size +1048576k -print | while read -r huge
+do
+    half=$(($(stat -c %s "$huge") / 2))
+    { head -c 65536 "$huge"; tail -c +$((half - 65535)) "$huge" | head -c 131072; tail -c 65536 "$huge"; } | sha256sum
+    echo "of the ends and the middle of $huge"
+done
 } | LC_ALL=C sort
 "#;
 

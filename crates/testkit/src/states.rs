@@ -81,8 +81,18 @@ pub enum State {
     Settings,
     /// A file changed to the same size in the same tick as the index was written.
     RacyChange,
-    /// Twenty thousand tags and branches, packed.
+    /// A hundred thousand tags and branches, packed.
     ManyRefs,
+    /// A FIFO, a socket and, made by root, a device.
+    SpecialFiles,
+    /// A file and a directory with mode 000.
+    Unreadable,
+    /// A file of 5 GiB with data at both ends and in the middle.
+    Huge,
+    /// Attributes and access control lists, of files and of a directory.
+    Attributes,
+    /// A commit with other parents than it says, by `info/grafts`.
+    Grafts,
 }
 
 impl State {
@@ -125,6 +135,11 @@ impl State {
         Self::Settings,
         Self::RacyChange,
         Self::ManyRefs,
+        Self::SpecialFiles,
+        Self::Unreadable,
+        Self::Huge,
+        Self::Attributes,
+        Self::Grafts,
     ];
 
     /// Why this git cannot make the state, if so.
@@ -325,7 +340,8 @@ impl State {
                     let path = repo.dir().join(std::ffi::OsStr::from_bytes(name));
                     fs::write(&path, name).expect("any name is a name");
                 }
-                repo.git(&["add", "--", "Case", "cASE", "quo\"te"]).ok();
+                repo.git(&["add", "--", "Case", "cASE", "quo\"te", "two\nlines"]).ok();
+                repo.sh("git add -- \"$(printf 'latin-\\351')\"").ok();
                 fs::create_dir(repo.dir().join(std::ffi::OsStr::from_bytes(b"dir-\xff"))).expect("new");
                 let inner = std::ffi::OsStr::from_bytes(b"dir-\xff/in");
                 fs::write(repo.dir().join(inner), "inside").expect("new");
@@ -369,14 +385,35 @@ impl State {
                 file.set_modified(index.expect("git has written it")).expect("our own file");
             }
             Self::ManyRefs => {
-                let head = repo.git(&["rev-parse", "HEAD"]).ok();
-                let head = head.trim();
-                let lines: String = (0..10_000)
-                    .map(|n| format!("create refs/tags/t/{n} {head}\ncreate refs/heads/b/{n} {head}\n"))
-                    .collect();
-                let list = repo.env().root().join("many-refs");
-                fs::write(&list, lines).expect("a directory of the test");
-                repo.sh(&format!("git update-ref --stdin <'{}' && git pack-refs --all", list.display())).ok();
+                let head = repo.id("HEAD");
+                let mut names: Vec<String> =
+                    (0..50_000).flat_map(|n| [format!("refs/tags/t/{n}"), format!("refs/heads/b/{n}")]).collect();
+                names.sort();
+                // The file itself: git would make a hundred thousand files of them first.
+                let lines: String = names.iter().map(|name| format!("{head} {name}\n")).collect();
+                repo.write(".git/packed-refs", format!("# pack-refs with: peeled fully-peeled sorted \n{lines}"));
+                repo.write("src/a.c", "changed\n");
+            }
+            Self::SpecialFiles => special(repo),
+            Self::Unreadable => {
+                repo.write("closed.txt", "nobody reads this\n");
+                repo.chmod("closed.txt", 0o000);
+                repo.write("shut/file.txt", "nor this\n");
+                repo.chmod("shut", 0o000);
+                repo.write("src/a.c", "changed\n");
+            }
+            Self::Huge => {
+                let file = fs::File::create(repo.dir().join("disk.img")).expect("new");
+                file.set_len(5 << 30).expect("holes cost nothing");
+                for at in [0, 5 << 29, (5 << 30) - 5] {
+                    std::os::unix::fs::FileExt::write_all_at(&file, b"data\n", at).expect("there is room");
+                }
+                repo.write("src/a.c", "changed\n");
+            }
+            Self::Attributes => attributes(repo),
+            Self::Grafts => {
+                let (tip, before) = (repo.id("HEAD"), repo.id("HEAD~2"));
+                repo.write(".git/info/grafts", format!("{tip} {before}\n"));
                 repo.write("src/a.c", "changed\n");
             }
             // The others are made from nothing, not from a plain repository.
@@ -462,6 +499,44 @@ fn submodule(repo: &Repo) {
     inner.write("src/a.c", "changed in the submodule\n");
 }
 
+/// What a layer cannot hold, beside what it can.
+fn special(repo: &Repo) {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    let at = |name: &str| repo.dir().join(name);
+    mknodat(CWD, at("src/pipe"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("new");
+    // Below /proc: an address may not be longer than 107 bytes.
+    let dir = fs::File::open(at("")).expect("a directory");
+    let address = format!("/proc/self/fd/{}/socket", std::os::fd::AsRawFd::as_raw_fd(&dir));
+    drop(std::os::unix::net::UnixListener::bind(address).expect("new"));
+    if crate::is_root() {
+        let null = rustix::fs::makedev(1, 3);
+        mknodat(CWD, at("device"), FileType::CharacterDevice, Mode::RUSR | Mode::WUSR, null).expect("root may");
+    }
+    repo.write("src/a.c", "changed\n");
+}
+
+/// Attributes that mean something to the one user who exists inside: when root runs it, a number that nobody has.
+fn attributes(repo: &Repo) {
+    use rustix::fs::{XattrFlags, setxattr};
+    let set = |path: &str, name: &str, value: &[u8]| {
+        setxattr(repo.dir().join(path), name, value, XattrFlags::empty()).expect("a file system with attributes");
+    };
+    set("src/a.c", "user.note", b"of a file");
+    set("src/a.c", "user.binary", b"\0\xff");
+    set("docs", "user.note", b"of a directory");
+    let me = if crate::is_root() { 1_879_048_192 } else { rustix::process::geteuid().as_raw() };
+    let mut list = 2u32.to_le_bytes().to_vec();
+    for (tag, rights, id) in
+        [(1u16, 7u16, u32::MAX), (2, 6, me), (4, 5, u32::MAX), (16, 7, u32::MAX), (32, 0, u32::MAX)]
+    {
+        list.extend(tag.to_le_bytes().into_iter().chain(rights.to_le_bytes()).chain(id.to_le_bytes()));
+    }
+    set("src/b.c", "system.posix_acl_access", &list);
+    set("docs", "system.posix_acl_access", &list);
+    set("docs", "system.posix_acl_default", &list);
+    repo.write("docs/heir.md", "with the rights of its directory\n");
+}
+
 /// Pointers as Git LFS writes them, with the filter in the attributes and not in the config.
 fn lfs(repo: &Repo) {
     let oid = "4665a5ea423c2713d436b5ee50593a9640e0018c1550b5a0002f74190d6caea8";
@@ -470,6 +545,7 @@ fn lfs(repo: &Repo) {
     repo.git(&["add", "-A"]).ok();
     repo.git(&["commit", "-q", "-m", "Track large files"]).ok();
     repo.write("other.bin", format!("version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 13\n"));
+    repo.write(&format!(".git/lfs/objects/{}/{}/{oid}", &oid[..2], &oid[2..4]), "large enough\n");
 }
 
 #[cfg(test)]
@@ -529,7 +605,12 @@ mod tests {
             }
             State::Settings => "test -z \"$(git diff --name-only)\" && ! git status --porcelain | grep -q private",
             State::RacyChange => "git status --porcelain | grep -q '^AM racy.txt'",
-            State::ManyRefs => "test $(git for-each-ref | wc -l) -gt 20000",
+            State::ManyRefs => "test $(git for-each-ref | wc -l) -gt 100000 && git rev-parse -q --verify b/49999",
+            State::SpecialFiles => "test -p src/pipe && test -S socket",
+            State::Unreadable => "test $(stat -c %a closed.txt) = 0 && test $(stat -c %a shut) = 0",
+            State::Huge => "test $(stat -c %s disk.img) -gt 5000000000 && test $(stat -c %b disk.img) -lt 100",
+            State::Attributes => "ls -l src/b.c docs/heir.md | grep -c '^.\\{10\\}+' | grep -q 2",
+            State::Grafts => "test $(git log --oneline HEAD 2>/dev/null | wc -l) -eq 3",
         }
     }
 

@@ -2,22 +2,30 @@
 //! host does not change. Each row works, or is refused by name.
 
 use crate::Subject;
-use sandbox_testkit::{DIGEST_SCRIPT, State, skip, which};
+use sandbox_testkit::{DIGEST_SCRIPT, Output, Repo, State, is_root, skip, which};
 
 /// What becomes of a row.
 enum Row {
     /// Inside is what was outside.
     Works,
+    /// The same, without these paths and what is below them: a layer cannot hold them, or we may not
+    /// read them. `spawn` names each that is there with this reason; without one (root reads everything)
+    /// they are there inside, and closed to the user inside.
+    Without(Option<&'static str>, &'static [&'static str]),
     /// `spawn` refuses and says this.
     #[allow(dead_code, reason = "no row is refused today")]
     Refused(&'static str),
 }
 
 /// Looks at everything that git and a program can see, changing nothing.
+///
+/// Of the index's entries all but what is another in every copy: inode, device, owner, change time. The one
+/// flag says in memory that the entry came from the first of two files, which are one file inside.
 pub(crate) const LOOK: &str = r#"
 export GIT_OPTIONAL_LOCKS=0
 echo "== status";     git status --porcelain=v2 --branch --ignored
 echo "== stage";      git ls-files --stage
+echo "== entries";    git ls-files --stage --debug | grep -vE '^  (ctime|dev|uid): ' | sed 's/flags: 8000000$/flags: 0/'
 echo "== skipped";    git ls-files -t | grep -v '^H'
 echo "== stash";      git stash list --format='%gd %H %gs'
 echo "== changes";    git diff --raw --no-abbrev; git diff --cached --raw --no-abbrev
@@ -33,6 +41,9 @@ do
     done
 done
 git for-each-ref refs/bisect refs/rewritten
+echo "== history";    git log --format='%H %P %T %N' HEAD 2>/dev/null
+echo "== attributes"; getfattr -Rhd -m '^(user|system\.posix_acl)' -e hex . 2>/dev/null
+echo "== links";      find . -name .git -prune -o -type f -links +1 -printf '%n %P\n' | LC_ALL=C sort
 echo "== submodules"; git submodule status --recursive
 git submodule foreach --quiet --recursive 'git status --porcelain=v2 --branch --ignored; git ls-files --stage'
 for inner in vendor/inner; do
@@ -41,29 +52,86 @@ done
 echo "== tree"
 "#;
 
+/// Everything of the host's repository that is not ours: objects, references, reflogs, indexes, whole.
+const REPOSITORY: &str = r#"
+GIT_OPTIONAL_LOCKS=0 git ls-files --stage --debug
+common=$(git rev-parse --git-common-dir) own=$(git rev-parse --git-dir)
+{
+find "$common" "$own" -path '*/refs/sandbox*' -prune -o ! -name sandbox-id -printf '%y %m %p\n'
+find "$common" "$own" -path '*/refs/sandbox*' -prune -o -type f ! -name sandbox-id ! -path '*/reftable/*' -print0 | xargs -0 sha256sum
+} | grep -v 'reftable/0x' | LC_ALL=C sort
+"#;
+
 #[track_caller]
 fn row(subject: &Subject, state: State, row: Row) {
     if let Some(reason) = state.unavailable(&subject.env) {
         skip!("{reason}");
     }
+    if which("getfattr").is_none() {
+        skip!("no getfattr to compare extended attributes with");
+    }
     let repo = subject.repo(state);
     let look = format!("{LOOK}{DIGEST_SCRIPT}");
     let before = repo.sh(&look).stdout;
+    let whole = repo.sh(REPOSITORY).ok();
     let inside = subject.spawn(&repo, &["row"], &look);
+    similar(&repo.sh(REPOSITORY).ok(), &whole);
     let after = repo.sh(&look).stdout;
     assert_eq!(after, before, "the host changed");
     match row {
-        Row::Works => {
+        Row::Works | Row::Without(..) => {
             assert_eq!(inside.status, 0, "{}", inside.stderr);
-            similar(&inside.stdout, &before);
-            let fsck = subject.exec(&repo, "row", "git fsck --full --strict 2>&1");
-            assert_eq!(fsck.status, 0, "git fsck inside: {fsck}");
+            let left: &[&str] = if let Row::Without(reason, paths) = row {
+                left_out(&repo, &inside, reason, paths);
+                paths
+            } else {
+                &[]
+            };
+            let rest = |text: &str| -> String {
+                text.lines()
+                    .filter(|line| !left.iter().any(|path| line.contains(path)))
+                    .map(|line| format!("{line}\n"))
+                    .collect()
+            };
+            similar(&rest(&inside.stdout), &rest(&before));
+            references(subject, &repo);
         }
         Row::Refused(text) => {
             assert!(inside.stderr.contains(text), "{inside}");
             assert_eq!(inside.status, 125, "{inside}");
             assert_eq!(repo.sandbox(&["list", "--json"]).ok().matches("\"name\"").count(), 0, "half made");
         }
+    }
+}
+
+/// What is not inside is told, each by its name; what is inside and closed is there.
+#[track_caller]
+fn left_out(repo: &Repo, inside: &Output, reason: Option<&str>, paths: &[&str]) {
+    let line = reason.map(|reason| format!("left out ({reason}): "));
+    let told = line.and_then(|line| inside.stderr.lines().find(|told| told.starts_with(&line)));
+    for path in paths.iter().filter(|path| repo.has(path)) {
+        match reason {
+            Some(_) => assert!(told.is_some_and(|told| told.contains(path)), "'{path}' is not told: {inside}"),
+            None => assert!(inside.stdout.contains(&format!("{path}\t")), "'{path}' is not inside"),
+        }
+    }
+}
+
+/// What was granted is named inside as it is named on the host, and whole.
+#[track_caller]
+fn references(subject: &Subject, repo: &Repo) {
+    // Notes are made anew, with those of granted objects only.
+    let list = "git for-each-ref --format='%(refname) %(objectname) %(symref)' | sed '/^refs\\/notes\\//d'";
+    let host = repo.sh(list).ok();
+    let inside = subject.exec(repo, "row", &format!("git fsck --full --strict >&2 && {list}"));
+    assert_eq!(inside.status, 0, "git fsck inside: {inside}");
+    let inside = inside.stdout;
+    let host: std::collections::HashSet<&str> = host.lines().collect();
+    let strange: Vec<&str> = inside.lines().filter(|line| !host.contains(line)).collect();
+    assert!(strange.is_empty(), "references that the host has not: {strange:?}");
+    if let Some(branch) = host.iter().find(|line| line.starts_with("refs/heads/main ")) {
+        let checked_out = repo.sh("git symbolic-ref -q HEAD").stdout == "refs/heads/main\n";
+        assert!(!checked_out || inside.contains(branch), "{inside}");
     }
 }
 
@@ -83,7 +151,8 @@ pub(crate) fn similar(inside: &str, host: &str) {
 macro_rules! rows {
     ($($name:ident: $state:ident $row:expr;)*) => {
         $(fn $name(subject: &Subject) { row(subject, State::$state, $row) })*
-        over_views! { $($name),*, first_status_opens_what_it_opens_on_the_host, every_state_has_a_row,
+        over_views! { $($name),*, first_status_opens_what_it_opens_on_the_host, every_state_has_a_row, from_any_directory,
+            rights_of_others_are_counted,
             a_continued_operation_ends_as_in_a_copy }
         const ROWS: &[State] = &[$(State::$state),*];
     };
@@ -127,6 +196,11 @@ rows! {
     settings: Settings Row::Works;
     racy_change: RacyChange Row::Works;
     many_refs: ManyRefs Row::Works;
+    special_files: SpecialFiles Row::Without(Some("a FIFO, socket or device"), &["src/pipe", "socket", "device"]);
+    unreadable: Unreadable Row::Without((!is_root()).then_some("not readable"), &["closed.txt", "shut"]);
+    huge: Huge Row::Works;
+    attributes: Attributes Row::Works;
+    grafts: Grafts Row::Works;
 }
 
 /// What is under way, and how it goes on.
@@ -143,6 +217,16 @@ const CONTINUED: &[(State, &str)] = &[
     (State::Sparse, "git sparse-checkout add docs && git sparse-checkout disable"),
     (State::SplitIndex, "git commit -q -m split && git add -A && git commit -q -m all"),
     (State::SparseIndex, "git sparse-checkout disable && git commit -q -a -m all"),
+    (State::Conflict, "git status >/dev/null; git merge --abort"),
+    (State::RebaseMerge, "git status >/dev/null; git rebase --skip"),
+    (State::RebaseApply, "git status >/dev/null; git rebase --abort"),
+    (State::CherryPick, "git status >/dev/null; git cherry-pick --skip || git status"),
+    (State::Revert, "git status >/dev/null; git revert --abort"),
+    (State::Am, "git status >/dev/null; git am --skip"),
+    (State::Bisect, "git bisect bad && git bisect reset"),
+    (State::SkippedEntries, "git update-index --really-refresh -q; git commit -q -a -m all"),
+    (State::Sha256, "git commit -q -a -m all && git stash list && git gc -q"),
+    (State::Grafts, "git commit -q -a -m all && git log --format=%H%P"),
     (State::Notes, "git notes append -m more HEAD && git log --notes --format=%N%T"),
 ];
 
@@ -163,6 +247,37 @@ fn a_continued_operation_ends_as_in_a_copy(subject: &Subject) {
         let inside = subject.spawn(&repo, &[&format!("on-{n}")], &script).stdout;
         assert_eq!(inside, in_copy, "{state:?}: {goes_on}");
     }
+}
+
+/// It starts where the caller is, and that is the whole tree as the caller sees it from there.
+fn from_any_directory(subject: &Subject) {
+    for (n, (state, below)) in
+        [(State::Dirty, "src/deep"), (State::LinkedWorktree, "docs"), (State::Nested, "newdir"), (State::Staged, "bin")]
+            .into_iter()
+            .enumerate()
+    {
+        let repo = state.build(&subject.env, &format!("r{n}"));
+        let look = format!("pwd; git rev-parse --show-toplevel --show-prefix --show-cdup\n{LOOK}{DIGEST_SCRIPT}");
+        let there = format!("cd {below}\n{look}");
+        let before = repo.sh(&there).ok();
+        let inside = subject.spawn_in(&repo.dir().join(below), &[&format!("below-{n}")], &look);
+        similar(&inside.ok(), &before);
+        assert_eq!(repo.sh(&there).ok(), before, "the host changed");
+    }
+}
+
+/// What only somebody else has a right to is told, with the file in it.
+fn rights_of_others_are_counted(subject: &Subject) {
+    if which("setfacl").is_none() {
+        skip!("no setfacl");
+    }
+    let repo = subject.repo(State::Plain);
+    repo.sh("setfacl -m u:4242:rw src/a.c && setfacl -d -m g:4343:rwx docs").ok();
+    let script = "stat -c %a src/a.c; getfacl -cn src/a.c docs 2>/dev/null | grep -c '42\\|43'; cat src/a.c >/dev/null";
+    let inside = subject.spawn(&repo, &["others"], script);
+    assert_eq!(inside.stdout, "664\n0\n", "{inside}");
+    let told = "note: 2 files or directories without rights of others, or capabilities, that they have here\n";
+    assert!(inside.stderr.contains(told), "{inside}");
 }
 
 fn every_state_has_a_row(_: &Subject) {

@@ -9,7 +9,7 @@ use crate::launch::INSIDE;
 use crate::view::View;
 use sandbox_git::ObjectFormat;
 use sandbox_git::config::Writer;
-use sandbox_git::index::Index;
+use sandbox_git::index::{Index, Stat};
 use sandbox_git::refs::{Head, write_packed};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -203,7 +203,9 @@ impl Out {
             if let Some(carried) = captured.file(&path)
                 && entry.stat.matches(&carried.host)
             {
-                new.set_stat(i, carried.layer);
+                // The recorded fraction of a second stays: a git that compares it sees what it saw.
+                let stat = Stat { mtime: entry.stat.mtime, ..carried.layer };
+                new.set_stat(i, stat);
             }
         }
         self.file("index", &new.finish())
