@@ -149,7 +149,12 @@ impl Stack<'_> {
             let mut below: Vec<Dir> = Vec::new();
             for layer in from {
                 let mut job = Job { dir: path.clone(), layer, names: Vec::new() };
-                let fd = open_beneath(self.layers[layer].as_fd(), &path, LIST).map_err(self.in_layer(layer, &path))?;
+                let fd = match open_beneath(self.layers[layer].as_fd(), &path, LIST) {
+                    Ok(fd) => fd,
+                    // Nobody could look into it on the host either: it holds no more than what hides older states.
+                    Err(Errno::ACCESS) => break,
+                    Err(errno) => return Err(self.in_layer(layer, &path)(errno)),
+                };
                 let mut here: Vec<CString> = Vec::new();
                 paths::list(fd.as_fd(), |name| here.push(name.to_owned())).map_err(self.in_layer(layer, &path))?;
                 for name in here {
@@ -306,8 +311,11 @@ impl Stack<'_> {
         let done = open_beneath(self.target.as_fd(), &dir.path, LIST).and_then(|fd| {
             own_file(fd.as_fd(), &dir.stat)?;
             rustix::fs::fchmod(&fd, Mode::from_raw_mode(dir.stat.st_mode & 0o7777))?;
-            let from = open_beneath(self.layers[dir.layer].as_fd(), &dir.path, LIST)?;
-            same_xattrs(from.as_fd(), fd.as_fd())?;
+            match open_beneath(self.layers[dir.layer].as_fd(), &dir.path, LIST) {
+                Ok(from) => same_xattrs(from.as_fd(), fd.as_fd())?,
+                Err(Errno::ACCESS) => {}
+                Err(errno) => return Err(errno),
+            }
             rustix::fs::futimens(&fd, &times(&dir.stat))
         });
         done.map_err(self.in_copy(&dir.path))
