@@ -250,7 +250,7 @@ fn a_project_file_that_is_not_valid() {
     assert_snapshot!(spawn(&repo, &["x"], "true"), @r#"
         ---- stderr
         error: '.sandbox.toml' is not valid
-        caused by: unknown field `hook`, expected one of `net`, `memory`, `pids`, `timeout`, `carry-secrets`, `deny`
+        caused by: unknown field `hook`, expected one of `net`, `memory`, `pids`, `timeout`, `carry-secrets`, `deny`, `with`
         hint: it may have net, memory, pids, timeout, carry-secrets and deny, each only to tighten your settings, and with, which you are asked about
         ---- status 125
         "#);
