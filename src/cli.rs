@@ -97,6 +97,8 @@ pub enum Verb {
     Ops(Ops),
     /// Capture this working tree ahead of time, so that the next spawn is quick
     Warm(Warm),
+    /// Finish or take back what crashes and dead commands left
+    Repair(Repair),
     /// Remove from the store what no sandbox needs
     Gc(Gc),
     /// Let a process watch the working tree, so that a spawn looks only at what changed
@@ -817,6 +819,22 @@ pub struct Warm {
     /// Print nothing, and never fail: for hooks
     #[arg(short, long)]
     pub quiet: bool,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Mend what was left.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Every command finishes or takes back what a dead one left. This looks at all there is: half-made\n\
+sandboxes, names and refs of sandboxes that are gone, unfinished packs, missing layers. What could\n\
+be the last copy of something is told of and stays.\n\nExample:\n  git sandbox repair --dry-run"
+)]
+pub struct Repair {
+    /// Show what would be mended
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
     /// As JSON
     #[arg(long)]
     pub json: bool,

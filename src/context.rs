@@ -8,7 +8,7 @@ use sandbox_core::launch::User;
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_git::{Git, HostEnv};
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
@@ -35,6 +35,8 @@ pub struct Context {
     git: OnceCell<Git>,
     repo: OnceCell<Option<HostRepo>>,
     settings: OnceCell<BTreeMap<String, Vec<String>>>,
+    /// Names of sandboxes whose drop an earlier command began and this one finished.
+    pub dropped: RefCell<Vec<String>>,
 }
 
 impl Context {
@@ -66,8 +68,8 @@ impl Context {
             .map(PathBuf::from)
             .filter(|pwd| directory.is_none() && pwd.is_absolute() && *pwd != cwd && same(pwd));
         let program = std::fs::read_link("/proc/self/exe").map_err(CliError::io("find this program"))?;
-        let (git, repo, settings) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
-        Ok(Self { cwd, spelled, vars, home, program, git, repo, settings })
+        let (git, repo, settings, dropped) = Default::default();
+        Ok(Self { cwd, spelled, vars, home, program, git, repo, settings, dropped })
     }
 
     /// The same caller in another directory, in which `repo` (or none) is the repository.

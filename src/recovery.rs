@@ -6,7 +6,7 @@ use crate::error::CliError;
 use crate::text::escape;
 use sandbox_core::commit_back::{self, CommitBackError};
 use sandbox_core::journal::recover::{self, Change, Found, Hands, Which};
-use sandbox_core::journal::{Verb, markers};
+use sandbox_core::journal::{End, Verb, markers};
 use sandbox_core::sandbox::{Sandbox, SandboxError};
 use sandbox_core::store::Store;
 use sandbox_integrate::{MergeError, Repo};
@@ -28,7 +28,12 @@ pub fn first(context: &Context) {
         return;
     }
     match mend(context, &store, Which::All, false) {
-        Ok(found) => found.iter().for_each(tell),
+        Ok(found) => {
+            found.iter().for_each(tell);
+            let drops = found.into_iter().filter(|found| found.outcome.is_ok() && found.recovery.verb == Verb::Drop);
+            let finished = drops.filter(|found| found.recovery.end == End::Finished);
+            context.dropped.borrow_mut().extend(finished.flat_map(|found| found.recovery.of));
+        }
         Err(error) => eprintln!("warning: {}", error.message),
     }
 }

@@ -33,7 +33,13 @@ pub fn run(context: &Context, args: &cli::Drop) -> Outcome {
     store.writable()?;
     let force = if args.force { Force::Trash } else { Force::No };
     let mut refused = 0;
-    for sandbox in stop::chosen(context, &store, &args.names, args.all || args.merged)? {
+    // What an earlier drop was about to do is done now: there is nothing left to do.
+    let finished = context.dropped.borrow().clone();
+    let names: Vec<String> = args.names.iter().filter(|name| !finished.contains(name)).cloned().collect();
+    if names.is_empty() && !args.names.is_empty() {
+        return Ok(0);
+    }
+    for sandbox in stop::chosen(context, &store, &names, args.all || args.merged)? {
         if args.merged && !args.names.iter().any(|name| name == sandbox.name()) && !merged(context, &store, &sandbox)? {
             continue;
         }

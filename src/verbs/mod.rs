@@ -21,6 +21,7 @@ mod logs;
 pub mod merge;
 mod pick;
 mod presets;
+mod repair;
 pub mod rescue;
 mod setup;
 mod show;
@@ -48,7 +49,7 @@ pub fn run(context: &Context, verb: Verb) -> Outcome {
         _ => {}
     }
     inside::refuse(verb.word())?;
-    if !matches!(verb, Verb::Presets(_) | Verb::Doctor(_) | Verb::Setup(_)) {
+    if !matches!(verb, Verb::Presets(_) | Verb::Doctor(_) | Verb::Setup(_) | Verb::Repair(_)) {
         crate::recovery::first(context);
     }
     match verb {
@@ -83,6 +84,7 @@ pub fn run(context: &Context, verb: Verb) -> Outcome {
         Verb::Undo(args) => undo::run(context, &args),
         Verb::Ops(args) => undo::list(context, &args),
         Verb::Warm(args) => warm::run(context, &args),
+        Verb::Repair(args) => repair::run(context, &args),
         Verb::Gc(args) => gc::run(context, &args),
         Verb::Watch(args) => watch::run(context, &args),
         Verb::Presets(args) => presets::run(context, &args),
@@ -128,6 +130,7 @@ impl Verb {
             Verb::Undo(_) => "undo",
             Verb::Ops(_) => "ops",
             Verb::Warm(_) => "warm",
+            Verb::Repair(_) => "repair",
             Verb::Gc(_) => "gc",
             Verb::Watch(_) => "watch",
             Verb::Presets(_) => "presets",

@@ -28,6 +28,7 @@ pub mod prepare;
 pub mod prune;
 pub mod record;
 pub mod removal;
+pub mod repair;
 pub mod rescue;
 pub mod sandbox;
 pub mod served;

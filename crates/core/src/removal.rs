@@ -98,9 +98,10 @@ pub fn sweep(store: &Store, patience: Duration) -> Result<usize, StoreError> {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         let abandoned = !capturing && is_of_capture(&name) || !folding && is_of_fold(&name);
-        // The one that drops it still works on it.
-        let held = is_dropped(&name) && FileLock::is_held(&entry.path().join("lock"));
-        if abandoned || old(&entry.path()) || is_dropped(&name) && !held {
+        // Locked as long as somebody works on it; what is deleted has lost its lock file before its end.
+        let lock = entry.path().join("lock");
+        let free = !FileLock::is_held(&lock) && (is_dropped(&name) || is_of_merge(&name) && lock.exists());
+        if abandoned || old(&entry.path()) || free {
             sandbox_capture::remove_tree(&entry.path()).map_err(StoreError::io("delete", entry.path()))?;
             swept += 1;
         }
@@ -120,7 +121,7 @@ fn lock_until(path: &Path, until: Instant) -> Option<FileLock> {
 
 /// Whether [`sweep`] would take a temporary thing of this name, if nobody works on it.
 pub fn is_swept(name: &str) -> bool {
-    is_of_capture(name) || is_of_fold(name) || is_dropped(name)
+    is_of_capture(name) || is_of_fold(name) || is_dropped(name) || is_of_merge(name)
 }
 
 fn is_of_fold(name: &str) -> bool {
@@ -129,6 +130,11 @@ fn is_of_fold(name: &str) -> bool {
 
 fn is_of_capture(name: &str) -> bool {
     name.starts_with("git-") || name.starts_with("rev-") || is_id(name)
+}
+
+/// Where a merge is tried out: locked as long as that lasts.
+fn is_of_merge(name: &str) -> bool {
+    name.starts_with("integrate.")
 }
 
 fn is_dropped(name: &str) -> bool {

@@ -3,6 +3,7 @@
 use crate::error::MergeError;
 use crate::run::{self, Answer, unexpected};
 use sandbox_git::{Git, GitCommand, ObjectFormat, Oid};
+use sandbox_sys::lock::FileLock;
 use std::fs;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -70,6 +71,7 @@ pub struct Repo {
     index: PathBuf,
     format: ObjectFormat,
     scratch: TempDir,
+    _lock: FileLock,
 }
 
 impl Repo {
@@ -100,6 +102,9 @@ impl Repo {
 
         let dir = tempfile::Builder::new().prefix("integrate.").tempdir_in(scratch);
         let dir = dir.map_err(MergeError::io("create", scratch))?;
+        // Held as long as it is used: a sweep can tell what a dead command left.
+        let lock = dir.path().join("lock");
+        let lock = FileLock::exclusive(&lock).map_err(MergeError::io("lock", lock))?;
         make_bare(&dir.path().join("git"), format, &common, &objects).map_err(MergeError::io("create", dir.path()))?;
         Ok(Self {
             git: git.clone(),
@@ -111,6 +116,7 @@ impl Repo {
             index,
             format,
             scratch: dir,
+            _lock: lock,
         })
     }
 

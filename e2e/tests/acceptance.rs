@@ -1,0 +1,346 @@
+//! Nothing is lost: each command that makes, publishes or destroys is killed at each of its steps, or meets a full
+//! disk there, and is run again, alone or twice at once. Then everything is as if it had run once: the host's tree
+//! and refs, what came home, and nothing is left over.
+//!
+//! The steps are the fault points in the source (`sandbox_sys::fault`): each must be reached here, and none may be
+//! reached that is not in the source. Only a build with debug assertions has them.
+
+use sandbox_testkit::{Child, Repo, State, TestEnv, is_root, skip, tree_digest, which};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// A command and what has to be there before it.
+struct Scenario {
+    /// What its points begin with.
+    prefix: &'static str,
+    prepare: fn(&Repo<'_>),
+    command: &'static [&'static str],
+}
+
+const SCENARIOS: &[Scenario] = &[
+    Scenario { prefix: "spawn", prepare: |_| {}, command: &["spawn", "-q", "x", "--", "true"] },
+    Scenario { prefix: "import", prepare: not_home, command: &["fetch", "x"] },
+    Scenario { prefix: "merge", prepare: committed, command: &["merge", "x"] },
+    Scenario { prefix: "drop", prepare: merged, command: &["drop", "x"] },
+    Scenario { prefix: "trash", prepare: committed, command: &["drop", "--force", "x"] },
+    Scenario { prefix: "empty", prepare: trashed, command: &["trash", "empty", "--yes"] },
+    Scenario { prefix: "gc", prepare: outdated, command: &["gc"] },
+];
+
+/// A commit of more objects than are given loose, uncommitted edits on both sides.
+const WORK: &str = "mkdir many && for n in $(seq 120); do echo $n >many/$n; done && git add many && git mv a moved && \
+                    git commit -qm made && echo left >left";
+
+fn committed(repo: &Repo<'_>) {
+    repo.sandbox(&["spawn", "-q", "x", "--", "sh", "-ec", WORK]).ok();
+}
+
+/// Its commit is in the sandbox, and not here: as if the host had been away.
+fn not_home(repo: &Repo<'_>) {
+    committed(repo);
+    let refs = repo.git(&["for-each-ref", "--format=%(refname)", "refs/sandbox", "refs/sandbox-meta"]).stdout;
+    for name in refs.lines() {
+        repo.git(&["update-ref", "-d", name]).ok();
+    }
+    repo.git(&["reflog", "expire", "--all", "--expire=now"]).ok();
+    repo.git(&["gc", "-q", "--prune=now"]).ok();
+}
+
+fn merged(repo: &Repo<'_>) {
+    repo.sandbox(&["spawn", "-q", "x", "--", "sh", "-ec", "echo b >>a && git commit -qam made"]).ok();
+    repo.sandbox(&["merge", "x"]).ok();
+}
+
+fn trashed(repo: &Repo<'_>) {
+    committed(repo);
+    repo.sandbox(&["drop", "--force", "x"]).ok();
+}
+
+fn outdated(repo: &Repo<'_>) {
+    repo.sandbox(&["spawn", "-q", "--rm", "x", "--", "true"]).ok();
+    repo.write("more", "x\n");
+    repo.sandbox(&["spawn", "-q", "--rm", "y", "--", "true"]).ok();
+}
+
+/// A repository with a history, an uncommitted edit and an untracked file.
+fn world(env: &TestEnv) -> Repo<'_> {
+    let repo = State::Plain.build(env, "repo");
+    repo.commit("a", "1\n2\n3\n");
+    repo.commit("b", "1\n");
+    repo.write("b", "1\nmine\n");
+    repo.write("untracked", "u\n");
+    repo
+}
+
+/// All that is to be the same: as text, so that a difference can be read.
+fn state(env: &TestEnv, repo: &Repo<'_>) -> String {
+    let mut out = String::new();
+    let mut say = |what: &str, text: String| out.push_str(&format!("{what}:\n{text}\n"));
+    // Names, kinds, modes and contents; what a merge writes is as old as the merge.
+    let times = regex::Regex::new(r"\b\d{10}\.\d+").expect("it is a pattern");
+    say("tree", times.replace_all(&tree_digest(repo.dir()), "").into_owned());
+    say("status", repo.git(&["status", "--porcelain=v1", "--branch"]).stdout);
+    // Ids have the time in them; what they name has not.
+    say("refs", repo.git(&["for-each-ref", "--format=%(refname) %(objecttype) %(tree) %(subject)"]).stdout);
+    say("fsck", repo.git(&["fsck", "--full", "--no-dangling"]).to_string());
+    let listed = repo.sandbox(&["list", "--json"]).stdout;
+    let json: serde_json::Value = serde_json::from_str(&listed).unwrap_or_default();
+    let names = json["sandboxes"].as_array().map_or(0, Vec::len);
+    say("sandboxes", names.to_string());
+    say("trash", entries(&env.state().join("trash")).len().to_string());
+    say("left", leftovers(env, repo).join("\n"));
+    out
+}
+
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+/// Whatever a command must not leave behind, on the host and in the state directory.
+fn leftovers(env: &TestEnv, repo: &Repo<'_>) -> Vec<String> {
+    let mut left = Vec::new();
+    let mut dirs = vec![repo.dir().join(".git")];
+    while let Some(dir) = dirs.pop() {
+        for path in entries(&dir) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let ours = name.starts_with("tmp_") || name.starts_with(".sandbox");
+            if ours || name.ends_with(".lock") || name.ends_with(".keep") {
+                left.push(path.display().to_string());
+            }
+            if path.is_dir() && !path.is_symlink() {
+                dirs.push(path);
+            }
+        }
+    }
+    left.extend(
+        ["open", "tmp"].iter().flat_map(|part| entries(&env.state().join(part))).map(|p| p.display().to_string()),
+    );
+    for dir in entries(&env.state().join("sandboxes")) {
+        if !dir.join("sandbox.json").exists() {
+            left.push(format!("half made: {}", dir.display()));
+        }
+    }
+    for names in entries(&env.state().join("repos")).iter().flat_map(|repo| entries(&repo.join("names"))) {
+        let id = fs::read_to_string(&names).unwrap_or_default();
+        if !env.state().join("sandboxes").join(id.trim()).exists() {
+            left.push(format!("a name of nobody: {}", names.display()));
+        }
+    }
+    left.extend(env.live_processes().into_iter().map(|(role, pid)| format!("{role} {pid}")));
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let root = env.root().display().to_string();
+    left.extend(mounts.lines().filter(|line| line.contains(&root) && line.contains("overlay")).map(str::to_owned));
+    left
+}
+
+fn with_fault(env: &TestEnv, repo: &Repo<'_>, args: &[&str], fault: &str) -> i32 {
+    let mut command = env.sandbox_command(repo.dir(), args);
+    command.env("GIT_SANDBOX_FAULT", fault).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    Child::spawn(&mut command).wait(Duration::from_secs(60))
+}
+
+/// The points of a scenario, with how often each is reached.
+fn reached(scenario: &Scenario) -> BTreeMap<String, u32> {
+    let env = TestEnv::new();
+    let repo = world(&env);
+    (scenario.prepare)(&repo);
+    let log = env.root().join("reached");
+    with_fault(&env, &repo, scenario.command, &format!("log:{}", log.display()));
+    let mut points = BTreeMap::new();
+    for line in fs::read_to_string(&log).unwrap_or_default().lines() {
+        *points.entry(line.to_owned()).or_default() += 1;
+    }
+    points
+}
+
+/// The names in the source: what is called `point` or `stop` with a text of two words.
+fn in_source() -> BTreeSet<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("e2e is below the workspace");
+    let pattern = regex::Regex::new(r#"\b(?:point|stop)\(\s*"([a-z]+\.[a-z]+)""#).expect("it is a pattern");
+    let mut found = BTreeSet::new();
+    let mut dirs = vec![root.join("src"), root.join("crates")];
+    while let Some(dir) = dirs.pop() {
+        for path in entries(&dir) {
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.extension().is_some_and(|ext| ext == "rs") && !path.ends_with("sys/src/fault.rs") {
+                let text = fs::read_to_string(&path).unwrap_or_default();
+                found.extend(pattern.captures_iter(&text).map(|found| found[1].to_owned()));
+            }
+        }
+    }
+    found
+}
+
+/// What the command does when nobody disturbs it.
+fn undisturbed(scenario: &Scenario) -> String {
+    let env = TestEnv::new();
+    let repo = world(&env);
+    (scenario.prepare)(&repo);
+    repo.sandbox(scenario.command).ok();
+    state(&env, &repo).replace(&env.root().display().to_string(), "")
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Again {
+    /// The command once more.
+    Alone,
+    /// Twice at once.
+    Twice,
+    /// Another command first, which has to mend.
+    AfterList,
+}
+
+/// Disturbs at one point, runs again, and compares.
+fn disturb(scenario: &Scenario, fault: &str, again: Again, expected: &str) {
+    let env = TestEnv::new();
+    let repo = world(&env);
+    (scenario.prepare)(&repo);
+    let killed = with_fault(&env, &repo, scenario.command, fault);
+    assert!(killed != 0 || fault.ends_with("enospc") || fault.ends_with("eio"), "{fault}: nothing happened");
+    if again == Again::AfterList {
+        let listed = repo.sandbox(&["list"]);
+        assert!(listed.status == 0 && !listed.stderr.contains("warning"), "{fault}: {listed}");
+    }
+    let run = || {
+        let mut command = env.sandbox_command(repo.dir(), scenario.command);
+        Child::spawn(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))
+    };
+    let mut children = vec![run()];
+    if again == Again::Twice {
+        children.push(run());
+    }
+    let ends: Vec<i32> = children.iter_mut().map(|child| child.wait(Duration::from_secs(60))).collect();
+    // What a run left for the next command to sweep is swept by the next command.
+    repo.sandbox(&["gc"]).ok();
+    let after = state(&env, &repo).replace(&env.root().display().to_string(), "");
+    assert_eq!(after, expected, "{} with {fault}, then {again:?} {ends:?}", scenario.prefix);
+}
+
+/// Each point once, or each time that it is reached and `repeats` times over.
+fn run(scenario: &Scenario, repeats: u32) -> u32 {
+    let expected = undisturbed(scenario);
+    let mut disturbed = 0;
+    for (point, times) in reached(scenario).iter().filter(|(point, _)| point.starts_with(scenario.prefix)) {
+        let at = if repeats == 1 { 1..=1 } else { 1..=*times };
+        for nth in at {
+            for round in 0..repeats {
+                let again = [Again::AfterList, Again::Alone, Again::Twice];
+                let again = if repeats == 1 { &again[disturbed as usize % 3..][..1] } else { &again[..] };
+                for again in again {
+                    disturb(scenario, &format!("{point}:{nth}:kill"), *again, &expected);
+                    disturbed += 1;
+                }
+                if round == 0 {
+                    disturb(scenario, &format!("{point}:{nth}:enospc"), Again::Alone, &expected);
+                    disturbed += 1;
+                }
+            }
+        }
+    }
+    disturbed
+}
+
+macro_rules! scenarios {
+    ($($name:ident $number:literal)*) => {$(
+        #[test]
+        fn $name() {
+            let n = run(&SCENARIOS[$number], 1);
+            assert!(n >= 4, "only {n} disturbances");
+            println!("{}: {n} disturbances survived", stringify!($name));
+        }
+    )*};
+}
+
+scenarios! { create 0 import 1 merge 2 drop_saved 3 drop_into_the_trash 4 trash_empty 5 gc 6 }
+
+/// Hours: by name, or with `--all`.
+#[test]
+#[ignore = "takes hours: each point each time that it is reached, 20 times over"]
+fn everything_twenty_times() {
+    let repeats = std::env::var("ACCEPTANCE_REPEATS").ok().and_then(|n| n.parse().ok()).unwrap_or(20);
+    for scenario in SCENARIOS {
+        println!("{}: {} disturbances survived", scenario.prefix, run(scenario, repeats));
+    }
+}
+
+#[test]
+fn every_point_of_the_source_is_reached() {
+    let known: BTreeSet<String> = SCENARIOS.iter().flat_map(|scenario| reached(scenario).into_keys()).collect();
+    assert_eq!(known, in_source());
+}
+
+/// A full disk is a real one: the state directory is a file system of its own with no block left.
+#[test]
+fn a_disk_without_room() {
+    if !is_root() {
+        skip!("only root can mount a small file system");
+    }
+    if which("mount").is_none() {
+        skip!("no mount");
+    }
+    for scenario in SCENARIOS {
+        let expected = undisturbed(scenario);
+        let env = TestEnv::new();
+        let repo = world(&env);
+        fs::create_dir_all(env.state()).expect("the directory is new");
+        let disk = Mounted::tmpfs(&env.state());
+        (scenario.prepare)(&repo);
+        let ballast = env.state().join("tmp/git-ballast");
+        fill(&ballast);
+        let full = repo.sandbox(scenario.command);
+        if full.status != 0 {
+            let said = &full.stderr;
+            assert!(said.contains("No space left") || said.contains("room"), "{}: {full}", scenario.prefix);
+        }
+        let _ = fs::remove_file(&ballast);
+        repo.sandbox(scenario.command);
+        repo.sandbox(&["gc"]).ok();
+        let after = state(&env, &repo).replace(&env.root().display().to_string(), "");
+        assert_eq!(after, expected, "{} on a full disk: {full}", scenario.prefix);
+        repo.sandbox(&["drop", "--all", "--force"]);
+        drop(disk);
+    }
+}
+
+fn fill(path: &Path) {
+    use std::io::Write;
+    let mut file = fs::File::create(path).expect("there is room for a name");
+    for size in [1 << 20, 4096, 1] {
+        while file.write_all(&vec![0; size]).is_ok() {}
+    }
+}
+
+/// A small file system, unmounted at the end.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn tmpfs(at: &Path) -> Self {
+        let mode = Command::new("mount").args(["-t", "tmpfs", "-o", "size=24m,mode=700", "none"]).arg(at).status();
+        assert!(mode.is_ok_and(|status| status.success()), "cannot mount a tmpfs at '{}'", at.display());
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+/// Points are for tests: the program that is given away has none, and reads no wish for one.
+#[test]
+fn a_release_build_has_no_points() {
+    let here = std::env::current_exe().expect("/proc is mounted");
+    let target = here.ancestors().nth(3).unwrap_or(Path::new("/"));
+    let release = target.join("release/git-sandbox");
+    let Ok(bytes) = fs::read(&release) else { skip!("no release build at '{}'", release.display()) };
+    let has = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+    assert!(has("merge.lock"), "this looks for texts the wrong way");
+    for point in in_source().iter().filter(|point| *point != "merge.lock") {
+        assert!(!has(point), "'{point}' is in '{}'", release.display());
+    }
+}

@@ -1,0 +1,89 @@
+//! `repair`: finds what dead commands, crashes and other hands left, mends it and says what it was.
+
+use super::list::print_json;
+use crate::cli;
+use crate::context::Context;
+use crate::error::{CliError, Outcome};
+use crate::recovery;
+use crate::text::escape;
+use sandbox_core::journal::recover::{self, Which};
+use sandbox_core::repair::{self, Fix};
+use serde::Serialize;
+use std::path::Path;
+
+/// Schema version 1.
+#[derive(Serialize)]
+struct Report {
+    version: u32,
+    dry_run: bool,
+    findings: Vec<Found>,
+}
+
+#[derive(Serialize)]
+struct Found {
+    kind: &'static str,
+    what: String,
+    repaired: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+}
+
+pub fn run(context: &Context, args: &cli::Repair) -> Outcome {
+    let store = context.store()?;
+    store.writable()?;
+    let git = context.git()?;
+    let mut findings = Vec::new();
+    if args.dry_run {
+        for recovery in recover::plan(&store)? {
+            let deeds: Vec<String> = recovery.deeds.iter().map(ToString::to_string).collect();
+            let what = format!("a '{}' of '{}' was cut off", recovery.verb, recovery.of.join("', '"));
+            let hint = (!deeds.is_empty()).then(|| deeds.join("; "));
+            findings.push(Found { kind: "operation", what, repaired: false, error: None, hint });
+        }
+    } else {
+        for found in recovery::mend(context, &store, Which::All, true)? {
+            let error = found.outcome.as_ref().err().map(|error| CliError::chain(error.as_ref()).message);
+            let (what, repaired) = (found.recovery.to_string(), error.is_none());
+            findings.push(Found { kind: "operation", what, repaired, error, hint: None });
+        }
+    }
+    for finding in repair::find(git, &store, Path::new("/sys/fs/cgroup"))? {
+        let hint = match &finding.fix {
+            Fix::Told(hint) => Some(hint.clone()),
+            _ => None,
+        };
+        let result = if args.dry_run { Ok(false) } else { repair::mend(git, &store, &finding) };
+        let error = result.as_ref().err().map(|error| CliError::chain(error.as_ref()).message);
+        findings.push(Found { kind: finding.kind, what: finding.what, repaired: result.unwrap_or(false), error, hint });
+    }
+    let left = findings.iter().filter(|found| !found.repaired).count();
+    let report = Report { version: 1, dry_run: args.dry_run, findings };
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print(&report);
+    }
+    Ok(if args.dry_run || left == 0 { 0 } else { 1 })
+}
+
+fn print(report: &Report) {
+    for found in &report.findings {
+        let mark = match (report.dry_run, found.repaired) {
+            (true, _) => "found   ",
+            (false, true) => "repaired",
+            (false, false) => "LEFT    ",
+        };
+        println!("{mark} {}", escape(&found.what));
+        if let Some(error) = &found.error {
+            println!("         it cannot be mended now: {}", escape(error));
+        }
+        if let Some(hint) = &found.hint {
+            println!("         {}", escape(hint));
+        }
+    }
+    if report.findings.is_empty() {
+        eprintln!("everything is as it should be");
+    }
+}
