@@ -156,10 +156,11 @@ fn reached(scenario: &Scenario) -> BTreeMap<String, u32> {
     points
 }
 
-/// The names in the source: what is called `point` or `stop` with a text of two words.
+/// The names in the source: texts of two words for what is called `point` or `stop`.
 fn in_source() -> BTreeSet<String> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("e2e is below the workspace");
-    let pattern = regex::Regex::new(r#"\b(?:point|stop)\(\s*"([a-z]+\.[a-z]+)""#).expect("it is a pattern");
+    let call = regex::Regex::new(r"\b(?:point|stop)\(([^)]*)\)").expect("it is a pattern");
+    let name = regex::Regex::new(r#""([a-z]+\.[a-z]+)""#).expect("it is a pattern");
     let mut found = BTreeSet::new();
     let mut dirs = vec![root.join("src"), root.join("crates")];
     while let Some(dir) = dirs.pop() {
@@ -168,7 +169,9 @@ fn in_source() -> BTreeSet<String> {
                 dirs.push(path);
             } else if path.extension().is_some_and(|ext| ext == "rs") && !path.ends_with("sys/src/fault.rs") {
                 let text = fs::read_to_string(&path).unwrap_or_default();
-                found.extend(pattern.captures_iter(&text).map(|found| found[1].to_owned()));
+                for call in call.captures_iter(&text) {
+                    found.extend(name.captures_iter(&call[1]).map(|name| name[1].to_owned()));
+                }
             }
         }
     }
@@ -289,7 +292,7 @@ fn a_disk_without_room() {
         fs::create_dir_all(env.state()).expect("the directory is new");
         let disk = Mounted::tmpfs(&env.state());
         (scenario.prepare)(&repo);
-        let ballast = env.state().join("tmp/git-ballast");
+        let ballast = env.state().join("tmp/ballast");
         fill(&ballast);
         let full = repo.sandbox(scenario.command);
         if full.status != 0 {
@@ -308,6 +311,7 @@ fn a_disk_without_room() {
 
 fn fill(path: &Path) {
     use std::io::Write;
+    fs::create_dir_all(path.parent().expect("it is a path with a name")).expect("there is room for a name");
     let mut file = fs::File::create(path).expect("there is room for a name");
     for size in [1 << 20, 4096, 1] {
         while file.write_all(&vec![0; size]).is_ok() {}

@@ -651,8 +651,13 @@ pub fn create(
     // Held by who calls us: names are given under the locks of all.
     let _ = taken.iter().map(|taken| &taken.lock);
     let names: Vec<Names> = taken.iter().map(|taken| Names::of(&store.repo(&taken.repo))).collect();
-    let has =
-        |names: &Names, name: &Name| names.get(name.as_str()).is_some_and(|id| store.sandbox(&id).path().exists());
+    // One that was never made to the end has no right to its name.
+    let has = |names: &Names, name: &Name| {
+        names.get(name.as_str()).is_some_and(|id| {
+            let dir = store.sandbox(&id);
+            dir.record().exists() || FileLock::is_held(&dir.lock_file())
+        })
+    };
     let is_taken = |name: &Name| names.iter().any(|names| has(names, name));
     if record.unnamed {
         for n in 0u32.. {

@@ -89,7 +89,10 @@ pub fn sweep(store: &Store, patience: Duration) -> Result<usize, StoreError> {
     let until = Instant::now() + patience;
     let mut capturing = false;
     for id in store.repo_ids()? {
-        capturing |= lock_until(&store.repo(&id).lock_file(), until).is_none();
+        match lock_until(&store.repo(&id).lock_file(), until) {
+            Some(_lock) => Names::of(&store.repo(&id)).free_unused(store),
+            None => capturing = true,
+        }
     }
     // A fold holds its own lock as long, and nobody waits for it.
     let ids = store.repo_ids()?;

@@ -349,6 +349,16 @@ impl Names {
         write_whole(&self.0.join(name.as_str()), format!("{id}\n").as_bytes(), false)
     }
 
+    /// Gives names free whose sandbox is nowhere; the repository's lock must be held.
+    pub(crate) fn free_unused(&self, store: &Store) {
+        for entry in fs::read_dir(&self.0).into_iter().flatten().flatten() {
+            let id = entry.file_name().to_str().and_then(|name| self.get(name));
+            if id.is_some_and(|id| !store.sandbox(&id).path().exists()) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
     /// Takes a name back, if this sandbox has it.
     pub fn take_back(&self, name: &Name, id: &SandboxId) {
         if self.get(name.as_str()).as_ref() == Some(id) {
