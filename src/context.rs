@@ -76,7 +76,17 @@ impl Context {
     pub fn at(&self, dir: &Path, repo: Option<HostRepo>) -> Result<Self, CliError> {
         let (git, settings) = (OnceCell::from(self.git()?.clone()), OnceCell::new());
         let (vars, home, program) = (self.vars.clone(), self.home.clone(), self.program.clone());
-        Ok(Self { cwd: dir.to_owned(), spelled: None, vars, home, program, git, repo: OnceCell::from(repo), settings })
+        Ok(Self {
+            cwd: dir.to_owned(),
+            spelled: None,
+            vars,
+            home,
+            program,
+            git,
+            repo: OnceCell::from(repo),
+            settings,
+            dropped: RefCell::default(),
+        })
     }
 
     /// The caller's git.

@@ -56,7 +56,8 @@ pub fn find(git: &Git, store: &Store, cgroups: &Path) -> Result<Vec<Finding>, St
     half_made(store, &mut found)?;
     for id in store.repo_ids()? {
         names(store, &id, &mut found);
-        if let Some(record) = read_json::<RepoRecord>(&store.repo(&id).record())? {
+        let record = read_json::<RepoRecord>(&store.repo(&id).record())?;
+        if let Some(record) = record.filter(|record| !record.directory) {
             repository(git, store, &record, &mut found);
         }
     }
