@@ -168,6 +168,7 @@ fn own_checks(context: &Context, git: Option<&Version>) -> Vec<Check> {
         }
         Err(error) => add("state-directory", Verdict::Missing, error.message, error.hints.first().cloned()),
     }
+    add("watcher", Verdict::Ok, super::watch::tell(context), None);
     if let Some(repo) = context.maybe_repo() {
         let there = repo.common_dir();
         if view::reflinks(there) && !view::shares(there, &state) {

@@ -30,6 +30,11 @@ pub fn run(context: &Context, args: &cli::Setup) -> Outcome {
                 Err(error) => return Err(CliError::io(format!("remove '{}'", path.display()))(error)),
             }
         }
+        if let Some(top) = context.maybe_repo().and_then(|repo| repo.top())
+            && super::watch::unset_fsmonitor(context, top)?
+        {
+            eprintln!("core.fsmonitor is unset again");
+        }
         if Path::new(PROFILE).exists() {
             eprintln!("hint: `sudo apparmor_parser -R {PROFILE} && sudo rm {PROFILE}` takes the AppArmor profile away");
         }

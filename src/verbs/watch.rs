@@ -180,6 +180,21 @@ pub fn start_always(context: &Context, store: &Store, sandbox: &Sandbox) {
     }
 }
 
+/// One line for `doctor`: whether one runs here, and the kernel's limits.
+pub fn tell(context: &Context) -> String {
+    let (instances, watches, _) = limits();
+    let limits = format!("{instances} of them and {watches} directories in all are allowed to each user");
+    let place = || {
+        let repo = context.maybe_repo()?;
+        let store = context.store().ok()?;
+        Some(Place::new(&store.repo(&repo.known_id(&store).ok()??), repo.top()?))
+    };
+    match place().and_then(|place| place.status(PATIENCE)) {
+        Some(status) => format!("{} watched here; {limits}", watched(&status)),
+        None => format!("none runs here; {limits}"),
+    }
+}
+
 fn none(context: &Context, top: &Path, args: &cli::Watch) -> Outcome {
     if args.json {
         print_json(&report(context, top, None)?)?;

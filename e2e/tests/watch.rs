@@ -1,0 +1,218 @@
+//! `watch`: a spawn with a watcher carries what one without it does, and asks for less.
+
+use insta::assert_snapshot;
+use sandbox_testkit::{Repo, State, TestEnv, skip, wait_until, which};
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+/// A process by its number, for the signals that tests send.
+fn signal(pid: u64, name: &str) {
+    assert!(Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
+}
+
+fn status(repo: &Repo) -> serde_json::Value {
+    serde_json::from_str(&repo.sandbox(&["watch", "--status", "--json"]).stdout).unwrap()
+}
+
+/// What `sh` prints inside a fresh sandbox.
+fn inside(repo: &Repo, script: &str) -> String {
+    repo.sandbox(&["spawn", "--rm", "-q", "--", "sh", "-c", script]).ok()
+}
+
+/// Spawns until a question is answered: a file that was just written is racy, and is looked at twice.
+fn settled(repo: &Repo) {
+    inside(repo, "true");
+    inside(repo, "true");
+}
+
+struct Watching<'r, 'e>(&'r Repo<'e>);
+
+impl<'r, 'e> Watching<'r, 'e> {
+    fn start(repo: &'r Repo<'e>) -> Self {
+        repo.sandbox(&["watch"]).ok();
+        Self(repo)
+    }
+}
+
+impl Drop for Watching<'_, '_> {
+    fn drop(&mut self) {
+        self.0.sandbox(&["watch", "--stop"]);
+    }
+}
+
+#[test]
+fn what_changes_is_carried_and_nothing_else_is_looked_at() {
+    let env = TestEnv::new();
+    let repo = State::Plain.build(&env, "repo");
+    for n in 0..300 {
+        repo.write(&format!("many/d{}/f{n}", n % 10), "x");
+    }
+    settled(&repo);
+    let _watching = Watching::start(&repo);
+    settled(&repo);
+    let doubts = status(&repo)["doubts"].as_u64().unwrap();
+    assert_eq!(inside(&repo, "cat many/d3/f13"), "x");
+    repo.write("many/d3/f13", "new");
+    repo.write("new/deep/er/file", "also");
+    fs::rename(repo.dir().join("many/d4"), repo.dir().join("moved")).unwrap();
+    fs::remove_dir_all(repo.dir().join("many/d5")).unwrap();
+    assert_eq!(inside(&repo, "cat many/d3/f13 new/deep/er/file moved/f14; ls many | wc -l"), "newalsox8\n");
+    let now = status(&repo);
+    assert_eq!(now["doubts"].as_u64().unwrap(), doubts, "it knew all of it: {now}");
+    if which("strace").is_none() {
+        skip!("no strace: what is looked at is not counted");
+    }
+    let trace = env.root().join("tmp/trace");
+    inside(&repo, "true");
+    let plain = env.sandbox_command(repo.dir(), &["spawn", "--rm", "-q", "--", "true"]);
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-e", "trace=%stat,%lstat,%fstat,openat", "-o"]).arg(&trace);
+    command.arg(plain.get_program()).args(plain.get_args()).current_dir(repo.dir()).env_clear();
+    command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    env.run(&mut command).ok();
+    let text = fs::read_to_string(&trace).unwrap();
+    let looked: Vec<&str> = text.lines().filter(|line| line.contains("\"f1") || line.contains("many")).collect();
+    assert!(looked.is_empty(), "{looked:#?}");
+}
+
+#[test]
+fn a_watcher_that_is_dead_or_stands_still_costs_a_scan() {
+    let env = TestEnv::new();
+    let repo = State::Plain.build(&env, "repo");
+    let watching = Watching::start(&repo);
+    settled(&repo);
+    let pid = status(&repo)["pid"].as_u64().unwrap();
+    signal(pid, "-STOP");
+    repo.write("while-it-stood", "1");
+    assert_eq!(inside(&repo, "cat while-it-stood"), "1");
+    signal(pid, "-CONT");
+    settled(&repo);
+    repo.write("after", "2");
+    assert_eq!(inside(&repo, "cat while-it-stood after"), "12");
+    signal(pid, "-KILL");
+    repo.write("dead", "3");
+    assert_eq!(inside(&repo, "cat while-it-stood after dead"), "123");
+    // Another one does not answer for what the first one's token meant.
+    drop(watching);
+    let _watching = Watching::start(&repo);
+    repo.write("again", "4");
+    assert_eq!(inside(&repo, "cat dead again"), "34");
+    let _ = fs::remove_file(repo.dir().join("dead"));
+    assert_eq!(inside(&repo, "cat dead again || true"), "4");
+}
+
+#[test]
+fn what_it_says() {
+    let env = TestEnv::new();
+    let repo = State::Plain.build(&env, "repo");
+    assert_snapshot!(repo.sandbox(&["watch", "--status"]), @r#"
+        ---- stderr
+        no watcher runs
+        ---- status 1
+        "#);
+    assert_snapshot!(repo.sandbox(&["watch", "--stop"]), @r#"
+        ---- stderr
+        no watcher runs
+        ---- status 1
+        "#);
+    let watching = Watching::start(&repo);
+    assert_snapshot!(repo.sandbox(&["watch"]), @r#"
+        ---- stderr
+        watching '[REPO]': 6 directories
+        ---- status 0
+        "#);
+    assert_snapshot!(repo.sandbox(&["watch", "--foreground"]), @r#"
+        ---- stderr
+        error: '[REPO]' is watched already
+        hint: `git sandbox watch --status` tells about the watcher
+        ---- status 128
+        "#);
+    assert_snapshot!(repo.sandbox(&["watch", "--stop"]), @r#"
+        ---- stderr
+        stopped
+        ---- status 0
+        "#);
+    drop(watching);
+    repo.git(&["config", "sandbox.watch", "sometimes"]).ok();
+    assert_snapshot!(repo.sandbox(&["spawn", "--rm", "--", "true"]), @r#"
+        ---- stderr
+        error: 'sometimes' is not a value of sandbox.watch
+        hint: it is auto, always or never
+        ---- status 125
+        "#);
+    repo.git(&["config", "--unset", "sandbox.watch"]).ok();
+    repo.git(&["config", "core.fsmonitor", "mine"]).ok();
+    assert_snapshot!(repo.sandbox(&["watch", "--fsmonitor"]), @r#"
+        ---- stderr
+        error: core.fsmonitor is 'mine' already
+        hint: it stays as it is; `git config --unset core.fsmonitor` takes it away, if you want this one instead
+        ---- status 128
+        "#);
+    assert_eq!(repo.git(&["config", "core.fsmonitor"]).ok(), "mine\n");
+}
+
+#[test]
+fn always_starts_one_with_the_first_spawn() {
+    let env = TestEnv::new();
+    let repo = State::Plain.build(&env, "repo");
+    repo.git(&["config", "sandbox.watch", "always"]).ok();
+    inside(&repo, "true");
+    wait_until("a watcher", Duration::from_secs(30), || status(&repo)["ready"] == true);
+    let _watching = Watching(&repo);
+    settled(&repo);
+    repo.write("f", "1");
+    assert_eq!(inside(&repo, "cat f"), "1");
+    assert_eq!(status(&repo)["doubts"], 1);
+    repo.git(&["config", "sandbox.watch", "never"]).ok();
+    let questions = status(&repo)["questions"].clone();
+    repo.write("f", "2");
+    assert_eq!(inside(&repo, "cat f"), "2");
+    assert_eq!(status(&repo)["questions"], questions);
+    // What was not asked meanwhile is not lost on whoever asks next.
+    repo.git(&["config", "sandbox.watch", "auto"]).ok();
+    assert_eq!(inside(&repo, "cat f"), "2");
+}
+
+#[test]
+fn git_status_asks_it_and_looks_at_less() {
+    if which("strace").is_none() {
+        skip!("no strace");
+    }
+    let env = TestEnv::new();
+    let repo = State::Plain.build(&env, "repo");
+    for n in 0..200 {
+        repo.write(&format!("many/d{}/f{n}", n % 10), "x");
+    }
+    repo.git(&["add", "-A"]).ok();
+    repo.git(&["commit", "-qm", "many"]).ok();
+    let looked = || {
+        let trace = env.root().join("tmp/status");
+        let script = format!("strace -qq -o '{}' git status --porcelain", trace.display());
+        let said = repo.sh(&script).ok();
+        let text = fs::read_to_string(&trace).unwrap();
+        (said, text.lines().filter(|line| line.contains("stat") && line.contains("many/d")).count())
+    };
+    repo.git(&["status"]).ok();
+    let (_, without) = looked();
+    assert!(without >= 200, "{without}");
+    repo.sandbox(&["watch", "--fsmonitor"]).ok();
+    let watching = Watching(&repo);
+    repo.git(&["status"]).ok();
+    let (said, with) = looked();
+    assert_eq!(said, "");
+    assert!(with < 20, "{with} of {without}");
+    for (path, text) in [("many/d1/f1", "changed"), ("many/d2/new", "untracked"), ("fresh/one", "in a new directory")] {
+        repo.write(path, text);
+    }
+    fs::remove_file(repo.dir().join("many/d3/f3")).unwrap();
+    fs::rename(repo.dir().join("many/d4"), repo.dir().join("elsewhere")).unwrap();
+    let with = repo.git(&["status", "--porcelain", "-uall"]).ok();
+    let without = repo.git(&["-c", "core.fsmonitor=false", "status", "--porcelain", "-uall"]).ok();
+    assert_eq!(with, without);
+    assert!(with.contains(" M many/d1/f1") && with.contains("?? fresh/one") && with.contains(" D many/d4/"), "{with}");
+    // Inside nobody asks it.
+    assert_eq!(inside(&repo, "git config core.fsmonitor || echo none"), "none\n");
+    drop(watching);
+    assert_eq!(repo.git(&["config", "core.fsmonitor"]).expect(1).stdout, "");
+}
