@@ -104,20 +104,25 @@ pub fn connect_or_start(context: &Context, store: &Store, sandbox: &Sandbox) -> 
 
 /// Waits until a session was started; the launch's and the command's failures are told apart.
 pub fn wait_started(connection: &mut Connection, stream: u32) -> Result<(), CliError> {
+    started(connection, stream)?.map_err(|failure| refused(&failure))
+}
+
+/// The same, with the refusal as it came.
+pub fn started(connection: &mut Connection, stream: u32) -> Result<Result<(), Failure>, ConnectionError> {
     loop {
         let frame = connection.recv()?;
         if frame.stream != stream && frame.stream != 0 {
             continue;
         }
         match answer(&frame)? {
-            Some(Message::Error(failure)) => return Err(refused(&failure)),
-            Some(Message::Started { .. } | Message::Exited(_)) if frame.stream == stream => return Ok(()),
+            Some(Message::Error(failure)) => return Ok(Err(failure)),
+            Some(Message::Started { .. }) if frame.stream == stream => return Ok(Ok(())),
             _ => {}
         }
     }
 }
 
-fn answer(frame: &Frame) -> Result<Option<Message>, CliError> {
+fn answer(frame: &Frame) -> Result<Option<Message>, ConnectionError> {
     match frame.kind {
         FrameType::Control => Ok(Some(frame.message().map_err(ConnectionError::Protocol)?)),
         _ => Ok(None),

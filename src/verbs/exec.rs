@@ -3,15 +3,18 @@
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
-use crate::start::{connect_or_start, exec_request, refused, shell_batch, shell_command};
+use crate::start::{connect_or_start, exec_request, refused, shell_batch, shell_command, started};
 use crate::terminal::{Ended, Input, features, interactive, relay, tell};
 use crate::text::escape;
-use sandbox_core::connection::Connection;
-use sandbox_core::sandbox::Sandbox;
+use sandbox_core::connection::{Connection, ConnectionError};
+use sandbox_core::sandbox::{Sandbox, State};
 use sandbox_core::store::Store;
 use sandbox_protocol::{Exec, FailureKind, Message};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How long a sandbox that is on its way to its end is waited for.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Bytes of past output that `attach` shows.
 const REPLAY: u64 = 64 * 1024;
@@ -37,9 +40,7 @@ pub fn shell(context: &Context, args: &cli::Shell) -> Outcome {
 }
 
 fn session(context: &Context, store: &Store, sandbox: &Sandbox, request: Exec, input: Input) -> Outcome {
-    let mut connection = connect_or_start(context, store, sandbox)?;
-    let stream = connection.open();
-    connection.send(stream, &Message::Exec(request))?;
+    let (mut connection, stream) = begin(context, store, sandbox, &request)?;
     let ended = relay(&mut connection, stream, input, false, false, sandbox.name())?;
     if matches!(ended, Ended::Interrupted) {
         // Others may be at work in it: only this command ends.
@@ -48,6 +49,25 @@ fn session(context: &Context, store: &Store, sandbox: &Sandbox, request: Exec, i
         return Ok(130);
     }
     status(sandbox, ended)
+}
+
+/// Starts a session. A sandbox that another command's end is stopping at this moment is started again; nothing
+/// was read from the standard input until then.
+fn begin(context: &Context, store: &Store, sandbox: &Sandbox, request: &Exec) -> Result<(Connection, u32), CliError> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let mut connection = connect_or_start(context, store, sandbox)?;
+        let stream = connection.open();
+        connection.send(stream, &Message::Exec(request.clone()))?;
+        match started(&mut connection, stream) {
+            Ok(Ok(())) => return Ok((connection, stream)),
+            Ok(Err(failure)) if failure.kind == FailureKind::Stopping && Instant::now() < until => {}
+            Ok(Err(failure)) => return Err(refused(&failure)),
+            Err(ConnectionError::Closed) if Instant::now() < until && sandbox.state()? != State::Running => {}
+            Err(error) => return Err(error.into()),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 pub fn attach(context: &Context, args: &cli::One) -> Outcome {

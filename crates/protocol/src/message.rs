@@ -212,6 +212,8 @@ pub enum FailureKind {
     Limit,
     /// The peer does not know this request.
     Unsupported,
+    /// The sandbox is on its way to its end; once it is there, it can be started again.
+    Stopping,
     /// Anything else.
     Other,
     /// A kind of a newer peer.

@@ -163,7 +163,7 @@ impl Supervisor {
 
     pub(crate) fn client_exec(&mut self, from: ClientStream, exec: Exec) {
         if self.phase != Phase::Running && !exec.internal {
-            return self.answer(from, &failure(FailureKind::Other, "the sandbox is being stopped"));
+            return self.answer(from, &failure(FailureKind::Stopping, "the sandbox is being stopped"));
         }
         if exec.main && self.main.as_ref().is_some_and(|main| main.exit.is_none()) {
             return self.answer(from, &failure(FailureKind::Other, "the sandbox already runs a command"));

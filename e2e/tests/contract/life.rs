@@ -23,6 +23,7 @@ over_views! {
     several_are_spawned_at_once,
     list_and_show_tell_what_is_true,
     the_cache_directory_is_not_needed,
+    one_command_after_the_other_in_a_stopped_sandbox,
     a_moved_repository_is_found_again,
 }
 
@@ -303,4 +304,15 @@ fn a_link_in_the_way_of_the_tree_is_moved_aside(subject: &Subject) {
     let seen = run(&["exec", "moved", "--", "sh", "-c", "pwd; cat new; readlink ~/p.moved-1; ls -d ~/old"]);
     assert!(seen.status == 0 && seen.stdout.contains("kept\n/tmp\n"), "{seen}");
     assert!(seen.stdout.contains("old"), "{seen}");
+}
+
+/// Each of these starts the sandbox for its own command, and the one before is stopping it at that moment.
+fn one_command_after_the_other_in_a_stopped_sandbox(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    subject.spawn(&repo, &["s"], "true").ok();
+    for n in 0..12 {
+        let mut command = subject.env.sandbox_command(repo.dir(), &["exec", "s", "--", "cat"]);
+        let said = subject.env.run_with_input(&mut command, format!("input {n}\n").as_bytes());
+        assert_eq!(said.ok(), format!("input {n}\n"));
+    }
 }

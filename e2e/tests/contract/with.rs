@@ -462,7 +462,7 @@ fn a_command_that_never_commits_is_committed_for_in_each(subject: &Subject) {
     let path = lib.dir().to_str().unwrap();
     let script = format!("echo m >m; echo l >'{path}/l'");
     let seen = subject.spawn(&repo, &["s", "--auto-commit", "--with", path], &script).expect(0);
-    assert!(seen.stderr.contains(&format!("committed what was not: 1 file")), "{seen}");
+    assert!(seen.stderr.contains("committed what was not: 1 file"), "{seen}");
     assert!(seen.stderr.contains(&format!("; in '{path}': committed what was not: 1 file")), "{seen}");
     for (repo, file) in [(&repo, "m"), (&lib, "l")] {
         assert_eq!(repo.git(&["diff", "--name-only", "HEAD", "refs/sandbox/s"]).ok(), format!("{file}\n"));

@@ -29,7 +29,7 @@ impl Server {
             return Err(other("no command was given"));
         }
         if self.phase != Phase::Serving {
-            return Err(other("the sandbox is being stopped"));
+            return Err(Failure { kind: FailureKind::Stopping, ..other("the sandbox is being stopped") });
         }
         let Some(nursery) = &self.nursery else { return Err(other("no session can be started any more")) };
         let failed = |error: io::Error| {
