@@ -5,12 +5,15 @@ use crate::context::Context;
 use crate::error::CliError;
 use crate::text::escape;
 use sandbox_core::commit_back::{self, CommitBackError};
+use sandbox_core::id::RepoId;
 use sandbox_core::journal::recover::{self, Change, Found, Hands, Which};
 use sandbox_core::journal::{End, Verb, markers};
+use sandbox_core::ops::Log;
 use sandbox_core::sandbox::{Sandbox, SandboxError};
 use sandbox_core::store::Store;
 use sandbox_integrate::{MergeError, Repo};
 use std::error::Error;
+use std::path::Path;
 
 /// What changes a working tree of the host.
 pub const CHANGES: &[Verb] = &[Verb::Merge, Verb::Pick, Verb::Apply, Verb::Undo];
@@ -70,7 +73,15 @@ impl Hands for Worker<'_> {
         let git = self.context.git().map_err(|error| error.message)?;
         let repo = Repo::open(git, &change.worktree, &change.git_dir, &self.store.tmp())?;
         match sandbox_integrate::restore(&repo, &change.undo) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                // It may have been cut after it was written down for `undo`.
+                let name = change.undo.file_name().unwrap_or_default().to_string_lossy();
+                let repo = change.undo.parent().and_then(Path::parent).and_then(Path::file_name);
+                if let Some(repo) = repo.and_then(|name| RepoId::parse(name.to_str()?)) {
+                    Log::of(&self.store.repo(&repo)).taken_back(&name)?;
+                }
+                Ok(true)
+            }
             Err(MergeError::ChangedSince { .. }) => Ok(false),
             Err(error) => Err(error.into()),
         }

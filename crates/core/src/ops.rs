@@ -161,6 +161,22 @@ impl Log {
         write_json(&self.path(number), &operation, true)
     }
 
+    /// Notes that the changes whose former state was in the directory `undo` were taken back: the command that
+    /// made them was cut off after it had written its line, or it was an `undo` that was.
+    ///
+    /// # Errors
+    ///
+    /// When the log cannot be read or written.
+    pub fn taken_back(&self, undo: &str) -> Result<(), StoreError> {
+        let is_of = |deed: &Deed| matches!(deed, Deed::Tree { undo: other, .. } if other == undo);
+        for (number, operation) in self.all()? {
+            if operation.undone.is_none() && operation.deeds.iter().any(is_of) {
+                self.undone(number, &operation)?;
+            }
+        }
+        Ok(())
+    }
+
     fn path(&self, number: u64) -> PathBuf {
         self.0.join(format!("{number}.json"))
     }
@@ -222,6 +238,24 @@ mod tests {
         log.undone(number, &branch()).unwrap();
         assert!(log.get(number).unwrap().unwrap().undone.is_some());
         assert!(log.get(number + 1).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_recovery_took_back_counts_as_undone() {
+        let (_root, log) = log();
+        let tree = |undo: &str| Deed::Tree {
+            repo: RepoId::random(),
+            worktree: "/w".into(),
+            git_dir: "/w/.git".into(),
+            undo: undo.into(),
+        };
+        for undo in ["a", "b"] {
+            log.add(&Operation::now("merge", undo, vec![tree(undo)])).unwrap();
+        }
+        log.taken_back("b").unwrap();
+        log.taken_back("c").unwrap();
+        assert!(log.get(1).unwrap().unwrap().undone.is_none());
+        assert!(log.get(2).unwrap().unwrap().undone.is_some());
     }
 
     #[test]

@@ -10,6 +10,7 @@ over_drivers! {
     a_pick_and_edits,
     newest_first_and_each_once,
     what_came_later_is_not_overwritten,
+    a_merge_that_was_cut_after_its_line_is_no_operation,
     a_branch,
     a_dropped_sandbox,
     what_was_done_is_listed,
@@ -173,6 +174,27 @@ fn what_came_later_is_not_overwritten(subject: &Subject) {
     let refused = repo.sandbox(&["undo"]).expect(1).stderr;
     assert!(refused.contains("changed since"), "{refused}");
     assert_eq!(look(&repo), before);
+}
+
+/// Killed between the line for `undo` and the end: the next command takes the merge back, and then nothing is
+/// left to undo but what was done before.
+fn a_merge_that_was_cut_after_its_line_is_no_operation(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    for name in ["a", "b"] {
+        subject.spawn(&repo, &[name], &format!("echo {name} >{name}; git add {name}; git commit -qm {name}")).ok();
+    }
+    let start = look(&repo);
+    repo.sandbox(&["merge", "a"]).ok();
+    let before = look(&repo);
+    let mut cut = subject.env.sandbox_command(repo.dir(), &["merge", "b"]);
+    let said = subject.env.run(cut.env("GIT_SANDBOX_FAULT", "merge.done:kill"));
+    assert_eq!(said.status, 137, "{said}");
+    let listed = repo.sandbox(&["ops"]);
+    assert!(listed.stderr.contains("was taken back"), "{listed}");
+    assert_eq!(look(&repo), before);
+    assert!(listed.stdout.lines().nth(1).is_some_and(|row| row.ends_with("(undone)")), "{listed}");
+    repo.sandbox(&["undo"]).ok();
+    assert_eq!(look(&repo), start);
 }
 
 fn a_branch(subject: &Subject) {
