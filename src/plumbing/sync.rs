@@ -11,21 +11,49 @@ use sandbox_core::record::Snapshot;
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::{Store, make_dir, read_json, write_whole};
 use std::ffi::OsString;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
 
 /// `repos/<id>/synced/<snapshot>`: an empty file.
 fn mark(store: &Store, repo: &RepoId, snapshot: &SnapshotId) -> PathBuf {
     store.repo(repo).path().join("synced").join(snapshot)
 }
 
+/// The record of a sandbox on its way to the disk. Dropped, it waits until it is there: a command that ends has
+/// said that the sandbox exists.
+pub struct Syncing(Option<JoinHandle<()>>);
+
+impl Drop for Syncing {
+    fn drop(&mut self) {
+        let _ = self.0.take().map(JoinHandle::join);
+    }
+}
+
+/// Puts what was made for one sandbox on the disk: its record, and the whole file system when files were copied
+/// for it alone (a fork, a full copy).
+fn sync_own(sandbox: &Sandbox) -> std::io::Result<()> {
+    let dir = File::open(sandbox.dir.path())?;
+    if std::fs::read_dir(sandbox.upper()).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Ok(rustix::fs::syncfs(&dir)?);
+    }
+    File::open(sandbox.dir.record())?.sync_all()?;
+    dir.sync_all()
+}
+
 /// Starts in the background what follows a launch: this, unless the snapshot is on the disk already, and
 /// the daily `gc`.
-pub fn start(program: &Path, store: &Store, sandbox: &Sandbox) {
+#[must_use]
+pub fn start(program: &Path, store: &Store, sandbox: &Sandbox) -> Syncing {
+    let own = sandbox.clone();
+    // A failure costs durability over a power cut, not the start.
+    let own = std::thread::Builder::new().name("sync".into()).spawn(move || drop(sync_own(&own)));
     crate::verbs::gc::start_auto(program, store);
     for mount in &sandbox.record.repos {
         start_for(program, store, &mount.repo, &mount.snapshot);
     }
+    Syncing(own.ok())
 }
 
 /// The same for one snapshot.

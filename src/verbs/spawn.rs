@@ -306,7 +306,7 @@ pub fn launch(context: &Context, store: &Store, sandbox: &Sandbox, lock: FileLoc
             return Err(error);
         }
     };
-    crate::plumbing::sync::start(&context.program, store, sandbox);
+    let _syncing = crate::plumbing::sync::start(&context.program, store, sandbox);
     super::watch::start_always(context, store, sandbox);
     if args.detach {
         return detached(context, store, sandbox, &mut connection, args);
@@ -410,8 +410,9 @@ fn launch_many(context: &Context, store: &Store, made: Vec<(Sandbox, FileLock)>,
         }
     }
     let mut begun = Vec::new();
+    let mut syncing = Vec::new();
     for (sandbox, mut connection) in running {
-        crate::plumbing::sync::start(&context.program, store, &sandbox);
+        syncing.push(crate::plumbing::sync::start(&context.program, store, &sandbox));
         super::watch::start_always(context, store, &sandbox);
         match begin(store, &sandbox, &mut connection, args) {
             Ok(stream) => begun.push((sandbox, connection, stream)),

@@ -193,11 +193,13 @@ fn files(name: &str, user_config: &str, repo_config: &str) -> Vec<GeneratedFile>
 
 /// Git configuration of one sandbox, included by each generated `.git/config`.
 ///
-/// Commits and refs are synced to the disk, in one batch for each command, so that a power cut takes
-/// no commit that git reported; the index is not: it can be made again. Seen as root (`--root`), the
-/// owner that the captured index names is not the one that git sees: it compares less.
+/// Objects and refs are synced to the disk, so that a power cut takes no commit that git reported; the index is
+/// not: it can be made again. Each object by itself: the method `batch` begins with `sync_file_range`, which
+/// overlayfs answers with success and does nothing about, so that objects would have their names after a power
+/// cut, and be empty. Seen as root (`--root`), the owner that the captured index names is not the one that git
+/// sees: it compares less.
 fn repo_config(offline_remotes: Option<&BTreeSet<String>>, root: bool) -> String {
-    let mut text = String::from("[core]\n\tfsync = committed,reference\n\tfsyncMethod = batch\n");
+    let mut text = String::from("[core]\n\tfsync = committed,reference\n\tfsyncMethod = fsync\n");
     if root {
         text.push_str("\tcheckStat = minimal\n\ttrustctime = false\n");
     }
@@ -235,7 +237,7 @@ mod tests {
         let text = repo_config(Some(&remotes), false);
         assert_eq!(
             text,
-            "[core]\n\tfsync = committed,reference\n\tfsyncMethod = batch\n\
+            "[core]\n\tfsync = committed,reference\n\tfsyncMethod = fsync\n\
              [remote \"host\"]\n\turl = sandbox::host\n\tfetch = +refs/heads/*:refs/remotes/host/*\n\
              [remote \"origin\"]\n\tvcs = sandbox-offline\n[remote \"we\\\"ird\"]\n\tvcs = sandbox-offline\n"
         );

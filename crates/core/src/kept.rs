@@ -287,6 +287,8 @@ impl Kept {
             .args(["update-ref", "--no-deref", "--create-reflog", "-m", "kept", "-z", "--stdin"])
             .stdin(lines)
             .run()?;
+        sandbox_sys::writeback::names(&vault, wanted.keys().map(RefName::as_bytes))
+            .map_err(StoreError::io("sync", &vault))?;
         Ok(())
     }
 

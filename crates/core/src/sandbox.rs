@@ -205,9 +205,13 @@ impl Sandbox {
         self.record.name.as_str()
     }
 
-    /// What was last written about it.
+    /// What was last written about it. Nobody waits for that to be on the disk: what a power cut left of it says
+    /// as much as none, that nothing runs.
     pub fn status(&self) -> Result<StatusRecord, SandboxError> {
-        Ok(read_json(&self.dir.status())?.unwrap_or_default())
+        match read_json(&self.dir.status()) {
+            Err(StoreError::Damaged { .. }) => Ok(StatusRecord::default()),
+            status => Ok(status?.unwrap_or_default()),
+        }
     }
 
     /// What is true now.

@@ -333,6 +333,9 @@ pub fn make_dir(path: &Path) -> Result<()> {
 }
 
 /// Writes a file that appears whole: temporary beside it, optionally fsync, rename.
+///
+/// Without fsync its bytes are on their way to the disk before it has its name
+/// ([`sandbox_sys::writeback`]): a power cut after somebody else's fsync finds it whole, and not empty.
 pub fn write_whole(path: &Path, contents: &[u8], sync: bool) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let mut random = [0u8; 4];
@@ -344,6 +347,8 @@ pub fn write_whole(path: &Path, contents: &[u8], sync: bool) -> Result<()> {
         file.write_all(contents)?;
         if sync {
             file.sync_all()?;
+        } else {
+            sandbox_sys::writeback::begin(&file);
         }
         fs::rename(&temp, path)?;
         if sync {

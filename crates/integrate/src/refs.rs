@@ -5,10 +5,13 @@ use crate::plan::{HeadMove, Identity};
 use crate::repo::Repo;
 use crate::run::{Talk, unexpected};
 use sandbox_git::Oid;
+use std::path::PathBuf;
 
 /// A move of HEAD whose locks are held and whose old value was checked. Dropped, it is given up.
 pub(crate) struct Transaction {
     talk: Talk,
+    /// Where names change: the git directory of HEAD and the common one, with the branch.
+    moved: [(PathBuf, String); 2],
 }
 
 impl Transaction {
@@ -41,7 +44,9 @@ impl Transaction {
         }
         text += "prepare\n";
         talk.send(text.as_bytes())?;
-        let mut this = Self { talk };
+        let name = step.reference.clone().unwrap_or_else(|| "HEAD".into());
+        let moved = [(repo.gitdir().to_owned(), "HEAD".into()), (repo.common_dir().to_owned(), name)];
+        let mut this = Self { talk, moved };
         this.expect("start: ok")?;
         this.expect("prepare: ok")?;
         Ok(this)
@@ -55,6 +60,11 @@ impl Transaction {
     /// Moves HEAD.
     pub fn commit(mut self) -> Result<(), MergeError> {
         self.talk.send(b"commit\n")?;
-        self.expect("commit: ok")
+        self.expect("commit: ok")?;
+        for (dir, name) in &self.moved {
+            // It has moved, and is told so whatever the disk says to this.
+            let _ = sandbox_sys::writeback::names(dir, [name.as_bytes()]);
+        }
+        Ok(())
     }
 }

@@ -203,7 +203,8 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
     })()
     .map_err(step("identify the supervisor"))?;
     // How the last main command ended is still true until there is a new one.
-    let before: StatusRecord = read_json(&config.dir.status())?.unwrap_or_default();
+    // One that a power cut left is no more than none.
+    let before: StatusRecord = read_json(&config.dir.status()).ok().flatten().unwrap_or_default();
     // From here on it runs, for all who look; who reads from a stopped one holds the same lock and has no name here.
     let launching = StatusRecord { supervisor: Some(identity.clone()), init: None, ..before.clone() };
     write_json(&config.dir.status(), &launching, false)?;

@@ -20,3 +20,4 @@ pub mod pty;
 pub mod seccomp;
 pub mod signals;
 pub mod socket;
+pub mod writeback;

@@ -297,7 +297,11 @@ impl Landing {
                 .args(["-z", "--stdin"])
                 .stdin(input.clone())
                 .run();
-            let Err(error) = result else { return Ok(()) };
+            let Err(error) = result else {
+                let dir = host.common_dir();
+                return sandbox_sys::writeback::names(dir, updates.iter().map(|update| update.name.as_bytes()))
+                    .map_err(failed("sync", dir));
+            };
             let text = error.stderr().unwrap_or_default().to_owned();
             let locked = text.contains("Unable to create") || text.contains("File exists") || text.contains(".lock'");
             if !locked {
