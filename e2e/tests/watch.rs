@@ -216,3 +216,58 @@ fn git_status_asks_it_and_looks_at_less() {
     drop(watching);
     assert_eq!(repo.git(&["config", "core.fsmonitor"]).expect(1).stdout, "");
 }
+
+/// Work trees of one repository share its configuration, and a copy brings it along, with the token in its index.
+#[test]
+fn git_in_another_work_tree_is_told_nothing_about_this_one() {
+    let env = TestEnv::new();
+    let repo = State::Plain.build(&env, "repo");
+    repo.sandbox(&["watch", "--fsmonitor"]).ok();
+    let _watching = Watching(&repo);
+    for _ in 0..2 {
+        repo.git(&["status"]).ok();
+    }
+    let (linked, copy) = (env.root().join("linked"), env.root().join("copy"));
+    repo.git(&["worktree", "add", "-q", linked.to_str().unwrap()]).ok();
+    env.run(Command::new("cp").arg("-a").arg(repo.dir()).arg(&copy)).ok();
+    for other in [&linked, &copy] {
+        let status = || {
+            let with = env.git(other, &["status", "--porcelain", "-uall"]).ok();
+            let without = env.git(other, &["-c", "core.fsmonitor=false", "status", "--porcelain", "-uall"]).ok();
+            assert_eq!(with, without, "'{}'", other.display());
+            with
+        };
+        // Until each index has the token that it would ask with.
+        for _ in 0..3 {
+            env.git(other, &["status"]).ok();
+        }
+        status();
+        fs::write(other.join("src/b.c"), "changed here, and only here\n").unwrap();
+        assert!(status().contains("M src/b.c\n"));
+        fs::write(other.join("src/untracked"), "also\n").unwrap();
+        assert!(status().contains("?? src/untracked\n"));
+    }
+}
+
+#[test]
+fn another_tree_at_the_same_path_is_not_taken_for_this_one() {
+    let env = TestEnv::new();
+    let repo = State::Plain.build(&env, "repo");
+    repo.write("f", "one");
+    let _watching = Watching::start(&repo);
+    settled(&repo);
+    let away = env.root().join("away");
+    // The same files in other directories; then the first ones again.
+    env.run(Command::new("cp").arg("-al").arg(repo.dir()).arg(env.root().join("copy"))).ok();
+    fs::rename(repo.dir(), &away).unwrap();
+    fs::rename(env.root().join("copy"), repo.dir()).unwrap();
+    fs::remove_file(repo.dir().join("f")).unwrap();
+    repo.write("f", "two");
+    settled(&repo);
+    assert_eq!(inside(&repo, "cat f"), "two");
+    fs::rename(repo.dir(), env.root().join("copy")).unwrap();
+    fs::rename(&away, repo.dir()).unwrap();
+    assert_eq!(inside(&repo, "cat f"), "one");
+    repo.write("f", "three");
+    assert_eq!(inside(&repo, "cat f"), "three");
+}

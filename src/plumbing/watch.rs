@@ -8,7 +8,7 @@ use sandbox_core::sandbox::{Sandbox, State};
 use sandbox_core::store::{Store, make_dir};
 use sandbox_core::watch::Place;
 use sandbox_sys::lock::FileLock;
-use sandbox_watch::{Answer, Config, Kind, Mark, Serve, Token, Watcher, serve};
+use sandbox_watch::{Answer, Config, Kind, Mark, Root, Serve, Token, Watcher, serve};
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -92,6 +92,13 @@ pub fn hook(args: &[OsString]) -> Result<(), CliError> {
     let socket = place.1.to_str().unwrap_or_default();
     let answer =
         sandbox_watch::ask(place.0, socket, since.as_ref(), PATIENCE).map_err(CliError::io("ask the watcher"))?;
+    // Linked work trees share the configuration, and a copied repository brings it and its index's token along: git
+    // calls the hook in the work tree that it asks about.
+    if let Answer::Since { root, .. } = &answer
+        && Root::of(Path::new(".")).map_err(CliError::io("look at the work tree"))? != *root
+    {
+        return Err(CliError::new("the watcher watches another work tree"));
+    }
     let Some(out) = answer_git(&answer) else { return Err(CliError::new("the watcher cannot answer now")) };
     io::stdout().write_all(&out).map_err(CliError::io("write"))
 }

@@ -101,6 +101,8 @@ struct Memory {
     /// The uppermost layer of the stack, and inode and time of its manifest.
     layer: String,
     manifest: (u64, i64, i64),
+    /// Device, inode and mount of the work tree: another one may have been at this path meanwhile.
+    root: (u64, u64, u64),
     git_state: u64,
     /// Paths are escaped.
     left_out: Vec<(String, u8)>,
@@ -121,13 +123,14 @@ fn unescape(text: &str) -> PathBuf {
 }
 
 impl Memory {
-    fn new(token: &Token, manifest: (u64, i64, i64), captured: &Captured, git_state: u64) -> Option<Self> {
+    fn new(token: &Token, manifest: (u64, i64, i64), root: Root, captured: &Captured, git_state: u64) -> Option<Self> {
         let code = |reason| REASONS.iter().position(|known| *known == reason).map(|at| at as u8);
         let left = |entry: &LeftOut| Some((escape_bytes(entry.path.as_os_str().as_bytes()), code(entry.reason)?));
         Some(Self {
             token: token.to_string(),
             layer: captured.layers.first()?.clone(),
             manifest,
+            root: numbers(root),
             git_state,
             left_out: captured.left_out.iter().map(left).collect::<Option<_>>()?,
             carried_secrets: escape(&captured.carried_secrets),
@@ -149,6 +152,10 @@ impl Memory {
             git_boundaries: paths(&self.git_boundaries),
         })
     }
+}
+
+fn numbers(root: Root) -> (u64, u64, u64) {
+    (root.dev, root.ino, root.mount)
 }
 
 /// Which manifest lies beside a layer now.
@@ -182,14 +189,17 @@ impl Watched {
     pub fn new(repo: &RepoDir, top: &Path, newest: Option<&str>) -> Self {
         let place = Place::new(repo, top);
         let layers = repo.layers();
+        let root = Root::of(top).ok();
         let memory = read_json::<Memory>(&place.memory()).ok().flatten();
         let before = memory.filter(|memory| {
-            newest == Some(memory.layer.as_str()) && manifest(&layers, &memory.layer) == Some(memory.manifest)
+            root.map(numbers) == Some(memory.root)
+                && newest == Some(memory.layer.as_str())
+                && manifest(&layers, &memory.layer) == Some(memory.manifest)
         });
         let seen = before.as_ref().and_then(Memory::seen);
         let token = before.as_ref().and_then(|memory| Token::parse(&memory.token)).filter(|_| seen.is_some());
         let asked = Mutex::new(Asked { token, quiet: true, none: false });
-        Self { place, layers, root: Root::of(top).ok(), before, seen, asked }
+        Self { place, layers, root, before, seen, asked }
     }
 
     /// Keeps what the next capture needs.
@@ -200,8 +210,8 @@ impl Watched {
     pub fn remember(&self, captured: &Captured, git_state: u64) -> Result<(), StoreError> {
         let asked = self.asked.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let found = captured.layers.first().and_then(|layer| manifest(&self.layers, layer));
-        let memory = match (&asked.token, found) {
-            (Some(token), Some(found)) => Memory::new(token, found, captured, git_state),
+        let memory = match (&asked.token, found, self.root) {
+            (Some(token), Some(found), Some(root)) => Memory::new(token, found, root, captured, git_state),
             _ => None,
         };
         let Some(memory) = memory else {

@@ -2,6 +2,7 @@
 
 use crate::wire::{Answer, Question, Status, Token};
 use rustix::fs::{Mode, OFlags};
+use rustix::net::sockopt::socket_peercred;
 use sandbox_sys::socket::connect_at;
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -14,8 +15,9 @@ const MOST: u64 = 64 << 20;
 ///
 /// # Errors
 ///
-/// `NotFound` or `ConnectionRefused` when there is none, `TimedOut` or `WouldBlock` when it does not answer in
-/// time, `InvalidData` for an answer that is none. All mean: look at everything.
+/// `NotFound` or `ConnectionRefused` when there is none, `PermissionDenied` when it is another user's, `TimedOut` or
+/// `WouldBlock` when it does not answer in time, `InvalidData` for an answer that is none. All mean: look at
+/// everything.
 pub fn ask(dir: &Path, name: &str, since: Option<&Token>, patience: Duration) -> io::Result<Answer> {
     let answer = say(dir, name, &Question::Since(since.cloned()), patience)?;
     Answer::decode(&answer).ok_or_else(|| io::ErrorKind::InvalidData.into())
@@ -45,6 +47,10 @@ fn say(dir: &Path, name: &str, question: &Question, patience: Duration) -> io::R
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = rustix::fs::open(dir, flags, Mode::empty())?;
     let mut socket = connect_at(&dir, name)?;
+    // Another user's watcher sees what that user may read, and other processes' mappings.
+    if socket_peercred(&socket)?.uid != rustix::process::geteuid() {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the watcher is another user's"));
+    }
     socket.set_write_timeout(Some(patience))?;
     socket.write_all(&question.encode())?;
     let mut answer = Vec::new();

@@ -14,9 +14,6 @@ use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-/// What the kernel appends to the name of a file that has none any more.
-const DELETED: &[u8] = b" (deleted)";
-
 /// The tree that mappings are looked for in.
 pub(crate) struct Tree<'a> {
     /// Its path now.
@@ -56,16 +53,18 @@ pub(crate) fn mapped(tree: &Tree<'_>) -> std::io::Result<Vec<Mark>> {
 
 /// Returns what a mapping of a file on the tree's device means.
 fn mark(tree: &Tree<'_>, path: &Path, ino: u64) -> Option<Mark> {
-    if !path.as_os_str().as_bytes().ends_with(DELETED)
-        && let Some(below) = below(tree, path)
-    {
-        return Some(Mark::Path(below, Kind::Content));
-    }
-    // Another name of a file in the tree? Not if this is its only one, and in the same mount.
+    // The path is the one in that process's mounts; it is good for us if it leads to the same file in the tree's.
     let flags = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
-    let elsewhere = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, flags)
-        .is_ok_and(|stat| stat.stx_ino == ino && stat.stx_nlink == 1 && stat.stx_mnt_id == tree.mount);
-    (!elsewhere).then_some(Mark::Inode(ino))
+    let stat = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, flags).ok();
+    match stat.filter(|stat| stat.stx_ino == ino && stat.stx_mnt_id == tree.mount) {
+        Some(stat) => match below(tree, path) {
+            Some(below) => Some(Mark::Path(below, Kind::Content)),
+            // Its only name, and not in the tree.
+            None if stat.stx_nlink == 1 => None,
+            None => Some(Mark::Inode(ino)),
+        },
+        None => Some(Mark::Inode(ino)),
+    }
 }
 
 /// Returns marks for the files of the tree that a process has open.

@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long a client may take to ask, and to take its answer.
+/// How long a client may take to ask, and then to take its answer: the others wait meanwhile.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether anybody needs this process.
@@ -106,11 +106,15 @@ pub fn serve(watcher: &mut Watcher, serve: Serve<'_>) -> io::Result<()> {
 /// Answers one client; true when it asked for the end.
 fn one(watcher: &mut Watcher, mut client: UnixStream) -> io::Result<bool> {
     client.set_nonblocking(false)?;
-    client.set_read_timeout(Some(PATIENCE))?;
-    client.set_write_timeout(Some(PATIENCE))?;
+    let mut until = Instant::now() + PATIENCE;
+    let left = |until: Instant| match until.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(io::Error::from(io::ErrorKind::TimedOut)),
+        left => Ok(Some(left)),
+    };
     let mut question = Vec::new();
     let mut buffer = [0; 256];
     while !Question::is_whole(&question) && question.len() < 1024 {
+        client.set_read_timeout(left(until)?)?;
         match client.read(&mut buffer)? {
             0 => break,
             length => question.extend_from_slice(&buffer[..length]),
@@ -122,6 +126,14 @@ fn one(watcher: &mut Watcher, mut client: UnixStream) -> io::Result<bool> {
         Some(Question::Stop) => return Ok(true),
         None => return Ok(false),
     };
-    client.write_all(&answer)?;
+    until = Instant::now() + PATIENCE;
+    let mut rest = answer.as_slice();
+    while !rest.is_empty() {
+        client.set_write_timeout(left(until)?)?;
+        match client.write(rest)? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            length => rest = &rest[length..],
+        }
+    }
     Ok(false)
 }

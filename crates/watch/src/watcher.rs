@@ -137,12 +137,21 @@ enum How {
 /// Why there is no answer from the marks.
 struct Doubt {
     why: String,
-    /// Another try may do.
-    again: bool,
+    again: Again,
+}
+
+/// Whether another try may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Again {
+    /// Too much happened at once; it need not be so the next time.
+    Always,
+    /// Once. What goes wrong while the tree is looked at for the first time goes wrong each time.
+    Once,
+    Never,
 }
 
 fn doubt(why: impl Into<String>) -> Doubt {
-    Doubt { why: why.into(), again: true }
+    Doubt { why: why.into(), again: Again::Once }
 }
 
 /// Watches one tree.
@@ -161,6 +170,8 @@ pub struct Watcher {
     log: Log,
     instance: String,
     jobs: Vec<Job>,
+    /// A directory could not be reached: what is below one that can be reached again may not be known.
+    closed: bool,
     state: State,
     status: Status,
     gone: bool,
@@ -203,6 +214,7 @@ impl Watcher {
             log,
             instance: random(),
             jobs: Vec::new(),
+            closed: false,
             state: State::Starting,
             status: Status { pid: std::process::id(), ..Status::default() },
             gone: false,
@@ -242,6 +254,7 @@ impl Watcher {
         self.log = Log::new(self.config.most_marks);
         self.files.clear();
         self.jobs.clear();
+        self.closed = false;
         self.state = State::Starting;
         if let Err(doubt) = self.first() {
             self.fail(doubt);
@@ -249,11 +262,12 @@ impl Watcher {
     }
 
     fn first(&mut self) -> Result<(), Doubt> {
-        self.inotify = instance().map_err(|error| Doubt { why: error.to_string(), again: false })?;
+        self.inotify = instance().map_err(|error| Doubt { why: error.to_string(), again: Again::Never })?;
         self.look_for_mounts()?;
-        let root = self
-            .add(self.root.as_fd(), DIR)?
-            .ok_or_else(|| Doubt { why: format!("'{}' cannot be read", self.config.root.display()), again: false })?;
+        let root = self.add(self.root.as_fd(), DIR)?.ok_or_else(|| Doubt {
+            why: format!("'{}' cannot be read", self.config.root.display()),
+            again: Again::Never,
+        })?;
         self.dirs = Dirs::new(root);
         let fd = self.open(b"", LOOK)?.ok_or_else(|| doubt("the top directory is gone"))?;
         self.list(root, fd.as_fd(), How::New)
@@ -261,7 +275,7 @@ impl Watcher {
 
     fn fail(&mut self, doubt: Doubt) {
         self.status.why = doubt.why;
-        if doubt.again {
+        if doubt.again == Again::Always || doubt.again == Again::Once && self.state == State::Ready {
             self.begin();
         } else {
             self.state = State::Broken;
@@ -360,16 +374,19 @@ impl Watcher {
 
     fn event(&mut self, watch: Watch, what: ReadFlags, name: &[u8]) -> Result<(), Doubt> {
         if what.contains(ReadFlags::QUEUE_OVERFLOW) {
-            return Err(doubt("more happened at once than the kernel's queue holds"));
+            return Err(Doubt {
+                why: "more happened at once than the kernel's queue holds".into(),
+                again: Again::Always,
+            });
         }
         if what.contains(ReadFlags::UNMOUNT) {
             self.gone = true;
-            return Err(Doubt { why: "the file system was unmounted".into(), again: false });
+            return Err(Doubt { why: "the file system was unmounted".into(), again: Again::Never });
         }
         if what.contains(ReadFlags::IGNORED) {
             if watch == self.dirs.root() {
                 self.gone = true;
-                return Err(Doubt { why: "the top directory is gone".into(), again: false });
+                return Err(Doubt { why: "the top directory is gone".into(), again: Again::Never });
             }
             self.dirs.forget(watch);
             self.files.remove(&watch);
@@ -386,6 +403,9 @@ impl Watcher {
             // Of other directories their parent says the same.
             if watch == self.dirs.root() {
                 self.log.path(Vec::new(), Kind::Content);
+                if self.closed && what.contains(ReadFlags::ATTRIB) {
+                    return Err(doubt("the top directory was closed"));
+                }
             }
             return Ok(());
         }
@@ -408,6 +428,7 @@ impl Watcher {
             (true, true) if what.contains(ReadFlags::MOVED_TO) => How::Moved,
             (true, true) => How::New,
             // It may be readable now.
+            (true, false) if self.closed => How::Moved,
             (true, false) => How::Again,
             (false, _) => How::File,
         };
@@ -495,11 +516,15 @@ impl Watcher {
     }
 
     /// Opens a path; `None` when it is not there or not ours to see.
-    fn open(&self, path: &[u8], flags: OFlags) -> Result<Option<OwnedFd>, Doubt> {
+    fn open(&mut self, path: &[u8], flags: OFlags) -> Result<Option<OwnedFd>, Doubt> {
         match open_resolved(self.root.as_fd(), path, flags, ResolveFlags::NO_XDEV) {
             Ok(fd) => Ok(Some(fd)),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS | Errno::PERM) => Ok(None),
-            Err(Errno::XDEV) => Err(Doubt { why: mounted(path), again: false }),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(Errno::ACCESS | Errno::PERM) => {
+                self.closed = true;
+                Ok(None)
+            }
+            Err(Errno::XDEV) => Err(Doubt { why: mounted(path), again: Again::Never }),
             Err(errno) => Err(doubt(format!("'{}' cannot be opened: {errno}", path.escape_ascii()))),
         }
     }
@@ -515,7 +540,7 @@ impl Watcher {
                     "the limit of inotify watches is reached after {dirs} directories and {files} files: \
                      'fs.inotify.max_user_watches' is {limit}"
                 );
-                Err(Doubt { why, again: false })
+                Err(Doubt { why, again: Again::Never })
             }
             Err(errno) => Err(doubt(format!("a directory cannot be watched: {errno}"))),
         }
@@ -559,7 +584,7 @@ impl Watcher {
                 && !below.is_empty()
                 && !self.is_excluded(below)
             {
-                return Err(Doubt { why: mounted(below), again: false });
+                return Err(Doubt { why: mounted(below), again: Again::Never });
             }
         }
         self.dev = dev.ok_or_else(|| doubt("the tree's mount is not listed"))?;
