@@ -26,7 +26,8 @@
 //!
 //! A new driver is one line in [`over_drivers`] and [`over_views`]. What it cannot do it must refuse by name.
 //! A driver that has an overlay is asked a second time with a full copy in its place (`sandbox.view = copy`): what
-//! a tree and its repository are, always; the rest with `cargo xtask test --all`.
+//! a tree and its repository are, always; the rest with `cargo xtask test --all`. A working tree's states are asked
+//! a third time with a watcher (`sandbox.watch = always`) and after a change: some always, the rest with `--all`.
 
 use sandbox_testkit::{Output, Repo, State, TestEnv};
 use std::path::Path;
@@ -40,6 +41,20 @@ macro_rules! over_drivers {
         mod $module {
             use $crate::Subject;
             $(#[test] fn $test() { super::$test(&$subject) })*
+        }
+    };
+}
+
+/// With a watcher; all but some only with `--all`.
+macro_rules! over_watched_at_length {
+    ($($test:ident),*; always $($always:ident),*) => {
+        over_drivers!(@way namespace_watched, Subject::watched("namespace"), $($always),*);
+        mod namespace_watched_at_length {
+            $(
+                #[test]
+                #[ignore = "with a watcher: `cargo xtask test --all`"]
+                fn $test() { super::$test(&$crate::Subject::watched("namespace")) }
+            )*
         }
     };
 }
@@ -92,20 +107,32 @@ mod with;
 pub struct Subject {
     env: TestEnv,
     driver: &'static str,
+    watched: bool,
 }
 
 impl Subject {
     fn new(driver: &'static str) -> Self {
-        Self { env: TestEnv::new(), driver }
+        Self { env: TestEnv::new(), driver, watched: false }
     }
 
     /// As [`Subject::new`]; every sandbox has a full copy and no overlay.
     fn with_copies(driver: &'static str) -> Self {
         let subject = Self::new(driver);
-        let config = subject.env.home().join(".gitconfig");
-        let text = std::fs::read_to_string(&config).expect("it was just made");
-        std::fs::write(&config, format!("{text}[sandbox]\n\tview = copy\n")).expect("it was just made");
+        subject.set("view = copy");
         subject
+    }
+
+    /// As [`Subject::new`]; each spawn starts a watcher, if there is none.
+    fn watched(driver: &'static str) -> Self {
+        let subject = Self { watched: true, ..Self::new(driver) };
+        subject.set("watch = always");
+        subject
+    }
+
+    fn set(&self, line: &str) {
+        let config = self.env.home().join(".gitconfig");
+        let text = std::fs::read_to_string(&config).expect("it was just made");
+        std::fs::write(&config, format!("{text}[sandbox]\n\t{line}\n")).expect("it was just made");
     }
 
     /// A repository in a state, at `home/src/repo`.

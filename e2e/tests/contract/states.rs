@@ -2,7 +2,8 @@
 //! host does not change. Each row works, or is refused by name.
 
 use crate::Subject;
-use sandbox_testkit::{DIGEST_SCRIPT, Output, Repo, State, is_root, skip, which};
+use sandbox_testkit::{DIGEST_SCRIPT, Output, Repo, State, is_root, skip, wait_until, which};
+use std::time::Duration;
 
 /// What becomes of a row.
 enum Row {
@@ -80,21 +81,11 @@ fn row(subject: &Subject, state: State, row: Row) {
     assert_eq!(after, before, "the host changed");
     match row {
         Row::Works | Row::Without(..) => {
-            assert_eq!(inside.status, 0, "{}", inside.stderr);
-            let left: &[&str] = if let Row::Without(reason, paths) = row {
-                left_out(&repo, &inside, reason, paths);
-                paths
-            } else {
-                &[]
-            };
-            let rest = |text: &str| -> String {
-                text.lines()
-                    .filter(|line| !left.iter().any(|path| line.contains(path)))
-                    .map(|line| format!("{line}\n"))
-                    .collect()
-            };
-            similar(&rest(&inside.stdout), &rest(&before));
+            carried(&repo, &row, &inside, &before);
             references(subject, &repo);
+            if subject.watched {
+                after_changes(subject, &repo, &row, &look);
+            }
         }
         Row::Refused(text) => {
             assert!(inside.stderr.contains(text), "{inside}");
@@ -102,6 +93,60 @@ fn row(subject: &Subject, state: State, row: Row) {
             assert_eq!(repo.sandbox(&["list", "--json"]).ok().matches("\"name\"").count(), 0, "half made");
         }
     }
+}
+
+/// What is seen inside is what is seen on the host, but for what the row leaves out.
+#[track_caller]
+fn carried(repo: &Repo, row: &Row, inside: &Output, before: &str) {
+    assert_eq!(inside.status, 0, "{}", inside.stderr);
+    let left: &[&str] = if let Row::Without(reason, paths) = row {
+        left_out(repo, inside, *reason, paths);
+        paths
+    } else {
+        &[]
+    };
+    let rest = |text: &str| -> String {
+        text.lines()
+            .filter(|line| !left.iter().any(|path| line.contains(path)))
+            .map(|line| format!("{line}\n"))
+            .collect()
+    };
+    similar(&rest(&inside.stdout), &rest(before));
+}
+
+/// Changes of most kinds, as far as a row's tree allows them.
+const CHANGES: &[&str] = &[
+    "for file in src/a.c docs/more.md; do test -f $file && test ! -h $file && echo more >>$file; done; mkdir -p made/deep && \
+     echo new >made/deep/file && ln -s file made/deep/link && ln made/deep/file made/linked",
+    "mv made renamed && rm renamed/deep/link && mkdir -p made/deep && echo other >made/deep/file; chmod +x renamed/linked",
+    "echo through >>renamed/linked; git add -A . ; git stash list; git rm -q --cached -- renamed/linked",
+    "for inner in . vendor/inner $(git config -f .gitmodules --get-regexp 'path$' | cut -d' ' -f2); do
+        test -e $inner/.git && (cd $inner && echo in >changed-inside && git add changed-inside && git commit -qm inside)
+     done",
+];
+
+/// The watcher that the first spawn started answers, and each spawn after a change carries it.
+#[track_caller]
+fn after_changes(subject: &Subject, repo: &Repo, row: &Row, look: &str) {
+    let status = || -> serde_json::Value {
+        serde_json::from_str(&repo.sandbox(&["watch", "--status", "--json"]).stdout).unwrap()
+    };
+    wait_until("the watcher", Duration::from_secs(60), || status()["ready"] == true);
+    // The first question has no token yet.
+    subject.spawn(repo, &["--rm"], "true").ok();
+    let before = status();
+    for change in CHANGES {
+        repo.sh(change);
+        let host = repo.sh(look).stdout;
+        let inside = subject.spawn(repo, &["--rm"], look);
+        assert_eq!(repo.sh(look).stdout, host, "the host changed");
+        carried(repo, row, &inside, &host);
+    }
+    let after = status();
+    let questions = |status: &serde_json::Value| status["questions"].as_u64().unwrap();
+    assert!(questions(&after) >= questions(&before) + CHANGES.len() as u64, "{before} {after}");
+    assert_eq!(after["doubts"], before["doubts"], "it knew all of it: {after}");
+    repo.sandbox(&["watch", "--stop"]).ok();
 }
 
 /// What is not inside is told, each by its name; what is inside and closed is there.
@@ -154,6 +199,7 @@ macro_rules! rows {
         over_views! { $($name),*, first_status_opens_what_it_opens_on_the_host, every_state_has_a_row, from_any_directory,
             rights_of_others_are_counted,
             a_continued_operation_ends_as_in_a_copy }
+        over_watched_at_length! { $($name),*; always racy_change, submodule, linked_worktree, file_kinds }
         const ROWS: &[State] = &[$(State::$state),*];
     };
 }
