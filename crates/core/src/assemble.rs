@@ -199,7 +199,7 @@ fn files(name: &str, user_config: &str, repo_config: &str) -> Vec<GeneratedFile>
 /// cut, and be empty. Seen as root (`--root`), the owner that the captured index names is not the one that git
 /// sees: it compares less.
 fn repo_config(offline_remotes: Option<&BTreeSet<String>>, root: bool) -> String {
-    let mut text = String::from("[core]\n\tfsync = committed,reference\n\tfsyncMethod = fsync\n");
+    let mut text = String::from("[core]\n\tfsync = committed,pack-metadata,reference\n\tfsyncMethod = fsync\n");
     if root {
         text.push_str("\tcheckStat = minimal\n\ttrustctime = false\n");
     }
@@ -237,7 +237,7 @@ mod tests {
         let text = repo_config(Some(&remotes), false);
         assert_eq!(
             text,
-            "[core]\n\tfsync = committed,reference\n\tfsyncMethod = fsync\n\
+            "[core]\n\tfsync = committed,pack-metadata,reference\n\tfsyncMethod = fsync\n\
              [remote \"host\"]\n\turl = sandbox::host\n\tfetch = +refs/heads/*:refs/remotes/host/*\n\
              [remote \"origin\"]\n\tvcs = sandbox-offline\n[remote \"we\\\"ird\"]\n\tvcs = sandbox-offline\n"
         );

@@ -40,6 +40,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// A file that says in which boot the landing was made.
+const BOOT: &str = "sandbox-boot";
+
 /// A file whose presence says that the landing holds something that was refused, or not judged yet.
 const SPOILED: &str = "spoiled";
 
@@ -142,9 +145,11 @@ pub struct Landing {
 impl Landing {
     /// Makes the landing of one sandbox's repository in `dir`, over its view. A landing that is
     /// there already is used again (what was accepted before need not be sent twice) unless it holds
-    /// something that was refused.
+    /// something that was refused, or is of another boot: nothing of it is synced, and a power cut leaves it torn.
     pub fn create(git: &Git, dir: &Path, view: &View, bounds: Bounds) -> Result<Self> {
-        if dir.join(SPOILED).exists() {
+        let boot = sandbox_sys::process::boot_id().map_err(failed("read the boot id for", dir))?;
+        let of_this_boot = fs::read_to_string(dir.join(BOOT)).is_ok_and(|found| found == boot);
+        if dir.exists() && (dir.join(SPOILED).exists() || !of_this_boot) {
             fs::remove_dir_all(dir).map_err(failed("remove", dir))?;
         }
         host_repo::write_bare(dir, view.format(), view::partial_config(view))?;
@@ -158,6 +163,7 @@ impl Landing {
             .collect();
         let packed = write_packed(base.iter().map(|(name, oid)| (name, *oid, None)));
         store::write_whole(&dir.join("packed-refs"), &packed, false)?;
+        store::write_whole(&dir.join(BOOT), boot.as_bytes(), false)?;
         Ok(Self {
             git: git.clone(),
             dir: dir.to_owned(),

@@ -308,8 +308,11 @@ impl IndexLock {
         fill().map_err(MergeError::io("write", &self.path))
     }
 
-    /// Makes the lock file the index.
+    /// Makes the lock file the index. What is staged is nowhere else: a power cut must not leave it torn.
     pub fn commit(mut self) -> io::Result<()> {
+        if let Some(file) = &self.file {
+            file.sync_all()?;
+        }
         fs::rename(&self.path, &self.index)?;
         self.file = None;
         Ok(())

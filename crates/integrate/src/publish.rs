@@ -41,7 +41,8 @@ pub(crate) fn publish(repo: &Repo) -> Result<Published, MergeError> {
     }
     // No deltas: they are few, small, and the next repack finds better ones.
     let pack = repo.pure().args(["pack-objects", "-q", "--stdout", "--window=0"]).stdin(ids).output()?.stdout;
-    let git = repo.host().config("core.fsync=committed").config("core.fsyncMethod=batch");
+    // Without its index a pack is not looked into.
+    let git = repo.host().config("core.fsync=committed,pack-metadata");
     let said = git.args(["index-pack", "--stdin", &format!("--keep={MARK}")]).stdin(pack).output()?.stdout;
     let text = String::from_utf8_lossy(&said);
     let mark = match text.trim().split_once('\t') {

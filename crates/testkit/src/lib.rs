@@ -18,7 +18,9 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod dice;
 mod digest;
+mod disk;
 mod env;
 mod filter;
 mod gits;
@@ -30,7 +32,9 @@ mod states;
 mod tls;
 
 pub use agent::StandIn;
+pub use dice::Dice;
 pub use digest::{DIGEST_SCRIPT, tree_digest};
+pub use disk::{Disk, Image};
 pub use env::TestEnv;
 pub use filter::Filters;
 pub use gits::{Git, gits};
