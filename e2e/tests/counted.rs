@@ -52,12 +52,18 @@ const MASKS: usize = 16;
 /// A file of `/etc` up to this size is copied and not mounted.
 const COPY_LIMIT: u64 = 32 * 1024;
 
+/// What makes processes and programs.
+const MAKES: &str = "execve,clone,clone3,fork,vfork";
+
+/// What looks at files.
+const LOOKS: &str = "%stat,%lstat,%fstat,open,openat,openat2,getdents64";
+
 /// A spawn under strace, with a file of calls for each process and thread.
-fn traced(env: &TestEnv, repo: &Repo, trace: &Path) -> String {
+fn traced(env: &TestEnv, repo: &Repo, trace: &Path, calls: &str) -> String {
     // What only tests set makes a doubt of the repository and its configuration: git would be asked.
     let plain = env.sandbox_command(repo.dir(), &["spawn", "--rm", "-q", "--", "cat", "/proc/self/mountinfo"]);
     let mut command = Command::new("strace");
-    command.args(["-ff", "-qq", "-s", "256", "-e", "trace=execve,clone,clone3,fork,vfork", "-o"]).arg(trace);
+    command.args(["-ff", "-qq", "-s", "256", "-e", &format!("trace={calls}"), "-o"]).arg(trace);
     command.arg(plain.get_program()).args(plain.get_args()).current_dir(repo.dir()).env_clear();
     command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command.env_remove("GIT_CEILING_DIRECTORIES").env_remove("GIT_CONFIG_NOSYSTEM");
@@ -72,10 +78,15 @@ fn a_warm_spawn() {
     let env = TestEnv::new();
     let repo = State::Plain.build(&env, "repo");
     // The first one fills the store; with the same environment, which is part of what is remembered.
-    traced(&env, &repo, &env.root().join("tmp/first"));
+    traced(&env, &repo, &env.root().join("tmp/first"), MAKES);
+    as_written(&env, &repo);
+}
+
+/// Runs a spawn and compares what it executes and mounts with what is written above.
+fn as_written(env: &TestEnv, repo: &Repo) {
     let traces = env.root().join("tmp/counted");
     std::fs::create_dir_all(&traces).unwrap();
-    let mountinfo = traced(&env, &repo, &traces.join("t"));
+    let mountinfo = traced(env, repo, &traces.join("t"), MAKES);
 
     let mut programs = Vec::new();
     let mut processes = 0;
@@ -106,7 +117,60 @@ fn a_warm_spawn() {
     expected.sort_unstable();
     assert_eq!(programs, expected);
     assert_eq!(processes, PROCESSES.len(), "{PROCESSES:?}");
-    mounts(&env, &repo, &mountinfo);
+    mounts(env, repo, &mountinfo);
+}
+
+/// Ends the watcher of a repository.
+struct Watching<'r, 'e>(&'r Repo<'e>);
+
+impl Drop for Watching<'_, '_> {
+    fn drop(&mut self) {
+        self.0.sandbox(&["watch", "--stop"]);
+    }
+}
+
+/// How many files are looked at by a spawn in a tree of so many; with a watcher and without.
+fn looks(files: usize) -> (usize, usize) {
+    let env = TestEnv::new();
+    let repo = State::Plain.build(&env, "repo");
+    for n in 0..files {
+        repo.write(&format!("many/d{}/f{n}", n / 20), "x");
+    }
+    repo.sandbox(&["watch"]).ok();
+    let _watching = Watching(&repo);
+    let run = |name: &str| {
+        let traces = env.root().join("tmp").join(name);
+        std::fs::create_dir_all(&traces).unwrap();
+        traced(&env, &repo, &traces.join("t"), LOOKS);
+        let files = std::fs::read_dir(&traces).unwrap();
+        files.map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap().lines().count()).sum()
+    };
+    // The first fills the store, the second has no token to ask with if files were racy in the first.
+    let _: usize = run("first") + run("second");
+    let with = run("with");
+    repo.git(&["config", "sandbox.watch", "never"]).ok();
+    let _: usize = run("third");
+    (with, run("without"))
+}
+
+#[test]
+fn a_spawn_with_a_watcher() {
+    if which("strace").is_none() {
+        skip!("no strace");
+    }
+    let env = TestEnv::new();
+    let repo = State::Plain.build(&env, "repo");
+    repo.sandbox(&["watch"]).ok();
+    let _watching = Watching(&repo);
+    for name in ["tmp/first", "tmp/second"] {
+        traced(&env, &repo, &env.root().join(name), MAKES);
+    }
+    // Asking is no process and no mount.
+    as_written(&env, &repo);
+    let ((few, few_without), (many, many_without)) = (looks(200), looks(4000));
+    assert!(many_without - few_without >= 3800, "the control: {few_without} and {many_without} without a watcher");
+    // Some more or less: what is waited for is looked at again.
+    assert!(many.abs_diff(few) <= 50, "{few} looks for 200 files, {many} for 4000");
 }
 
 fn mounts(env: &TestEnv, repo: &Repo, mountinfo: &str) {

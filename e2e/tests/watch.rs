@@ -271,3 +271,37 @@ fn another_tree_at_the_same_path_is_not_taken_for_this_one() {
     repo.write("f", "three");
     assert_eq!(inside(&repo, "cat f"), "three");
 }
+
+#[test]
+fn gc_takes_what_watchers_of_trees_that_are_gone_have_left() {
+    let env = TestEnv::new();
+    let repo = State::Plain.build(&env, "repo");
+    let linked = env.root().join("linked");
+    repo.git(&["worktree", "add", "-q", linked.to_str().unwrap()]).ok();
+    let _watching = Watching::start(&repo);
+    settled(&repo);
+    let dir = fs::read_dir(env.state().join("repos")).unwrap().next().unwrap().unwrap().path().join("watch");
+    let names = || {
+        let mut names: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let ours = names();
+    env.sandbox(&linked, &["watch"]).ok();
+    for _ in 0..2 {
+        env.sandbox(&linked, &["spawn", "--rm", "-q", "--", "true"]).ok();
+    }
+    env.sandbox(&linked, &["watch", "--stop"]).ok();
+    wait_until("its end", Duration::from_secs(30), || names().len() == 2 * ours.len() - 1);
+    repo.sandbox(&["gc"]).ok();
+    assert_eq!(names().len(), 2 * ours.len() - 1, "its work tree is there");
+    repo.git(&["worktree", "remove", "--force", linked.to_str().unwrap()]).ok();
+    let plan = repo.sandbox(&["gc", "-n"]).ok();
+    assert!(plan.contains("what a watcher left whose work tree is gone"), "{plan}");
+    repo.sandbox(&["gc"]).ok();
+    assert_eq!(names(), ours);
+    let doubts = status(&repo)["doubts"].clone();
+    repo.write("f", "1");
+    assert_eq!(inside(&repo, "cat f"), "1");
+    assert_eq!(status(&repo)["doubts"], doubts);
+}

@@ -11,6 +11,7 @@ use crate::kept::Kept;
 use crate::record::{SandboxRecord, Snapshot};
 use crate::store::{RepoDir, Store, StoreError, read_json};
 use crate::trash::{self, KEEP_DAYS};
+use crate::watch::Place;
 use sandbox_sys::fault;
 use sandbox_sys::lock::FileLock;
 use std::collections::BTreeSet;
@@ -33,7 +34,7 @@ pub struct PrunePlan {
 /// One thing.
 #[derive(Clone, Debug)]
 pub struct Item {
-    /// `sandbox`, `rescue`, `capture`, `snapshot`, `layer`, `view`, `pack`, `undo` or `mark`.
+    /// `sandbox`, `rescue`, `capture`, `snapshot`, `layer`, `view`, `pack`, `undo`, `mark` or `watch`.
     pub kind: &'static str,
     /// In words.
     pub what: String,
@@ -94,6 +95,8 @@ pub fn plan(store: &Store, cache: u64) -> Result<PrunePlan, StoreError> {
             }
         }
         plan_repo(store, &repo, &keep, &mut plan)?;
+        let here = latest.iter().filter(|capture| capture.repo.path() == repo.path());
+        plan_watch(&repo, &here.map(|capture| capture.worktree.as_path()).collect::<Vec<_>>(), &mut plan)?;
     }
     Ok(plan)
 }
@@ -330,6 +333,19 @@ fn plan_kept(
         }
     }
     Ok(packs)
+}
+
+/// Plans the files of watchers whose work tree is gone, or was never captured. Those of one that runs stay.
+fn plan_watch(repo: &RepoDir, worktrees: &[&Path], plan: &mut PrunePlan) -> Result<(), StoreError> {
+    let places: Vec<Place> = worktrees.iter().map(|top| Place::new(repo, top)).collect();
+    for path in entries(&repo.path().join("watch"))? {
+        let known = places.iter().any(|place| place.owns(&path));
+        if !known && !FileLock::is_held(&path.with_extension("lock")) {
+            let (what, bytes) = ("what a watcher left whose work tree is gone".into(), size_of(&path));
+            plan.items.push(Item { kind: "watch", what, bytes, path, repo: Some(repo.clone()) });
+        }
+    }
+    Ok(())
 }
 
 fn entries(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {

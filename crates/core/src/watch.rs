@@ -60,6 +60,11 @@ impl Place {
         self.dir.join(format!("{}.log", self.digest))
     }
 
+    /// Returns whether a file in [`dir`](Self::dir) belongs to this work tree.
+    pub fn owns(&self, path: &Path) -> bool {
+        path.file_stem().is_some_and(|stem| stem == self.digest.as_str())
+    }
+
     fn memory(&self) -> PathBuf {
         self.dir.join(format!("{}.json", self.digest))
     }
