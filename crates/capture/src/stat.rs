@@ -27,6 +27,34 @@ impl Time {
     }
 }
 
+/// A moment by the clock that people set and by one that only goes forward.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    set: i128,
+    forward: i128,
+}
+
+impl Clock {
+    /// Returns this moment.
+    pub fn now() -> Self {
+        let read = |id| {
+            let now = rustix::time::clock_gettime(id);
+            i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec)
+        };
+        Self { set: read(rustix::time::ClockId::Realtime), forward: read(rustix::time::ClockId::Monotonic) }
+    }
+
+    /// Whether the clock that people set has lost more than a tick against the other one since then.
+    pub fn was_set_back(self) -> bool {
+        self.lost_until(Self::now())
+    }
+
+    fn lost_until(self, now: Self) -> bool {
+        const TICK: i128 = 4_000_000;
+        (now.set - self.set) < (now.forward - self.forward) - TICK
+    }
+}
+
 /// Kinds of entries that layers can hold, and the rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -149,5 +177,16 @@ mod tests {
         assert_eq!(kept_mode(0o104755), 0o755);
         assert_eq!(kept_mode(0o42770), 0o770);
         assert_eq!(kept_mode(0o41777), 0o1777);
+    }
+
+    #[test]
+    fn a_clock_that_goes_on_or_is_set_forward_loses_nothing() {
+        let start = Clock { set: 1_000_000_000, forward: 5_000_000_000 };
+        let after = |set, forward| start.lost_until(Clock { set: start.set + set, forward: start.forward + forward });
+        assert!(!after(90_000_000, 90_000_000));
+        assert!(!after(89_000_000, 90_000_000));
+        assert!(!after(3_600_000_000_000, 90_000_000));
+        assert!(after(80_000_000, 90_000_000));
+        assert!(after(-10_000_000, 0));
     }
 }

@@ -13,12 +13,16 @@ use crate::launch::TreeView;
 use crate::record::{Snapshot, ViewRecord};
 use crate::sandbox::Sandbox;
 use crate::store::{RepoDir, SandboxDir, StoreError, write_whole};
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags, openat2, statat};
 use sandbox_capture::{CopyStat, MANIFEST, Manifest, ManifestError, Progress, WholeError, WholeRequest};
 use sandbox_git::index::{Index, Stat};
+use sandbox_sys::beneath::open_beneath;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Indexes larger than this are left as they are, in bytes: git inside then reads every file once.
@@ -151,33 +155,103 @@ fn names(stat: &Stat, file: &CopyStat) -> bool {
     stat.ino == file.ino as u32 && stat.ctime == (file.ctime.sec as u32, file.ctime.nsec)
 }
 
-/// A git directory of a copy has something that the git layer has not, or not so; `harmless` names are
-/// passed over in it.
-pub fn git_dir_changed(layer: &Path, copy: &Path, harmless: impl Fn(&std::ffi::OsStr) -> bool) -> bool {
-    let mut waiting = vec![(layer.to_owned(), copy.to_owned())];
+/// A git directory of a copy, `inside` it at this relative path, has something that the git layer has not, or not
+/// so; `harmless` names are passed over in it. Whoever is inside decides what is there: nothing is followed.
+pub fn git_dir_changed(
+    layer: &Path,
+    copy: BorrowedFd<'_>,
+    inside: &Path,
+    harmless: impl Fn(&std::ffi::OsStr) -> bool,
+) -> bool {
+    let mut waiting = vec![(layer.to_owned(), inside.to_owned())];
     let mut top = true;
-    while let Some((layer, copy)) = waiting.pop() {
-        let names = |dir: &Path| -> io::Result<std::collections::BTreeSet<std::ffi::OsString>> {
-            let names = fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.file_name()));
-            names.filter(|name| !top || !name.as_ref().is_ok_and(|name| harmless(name))).collect()
-        };
-        let (Ok(was), Ok(now)) = (names(&layer), names(&copy)) else { return true };
+    while let Some((layer, inside)) = waiting.pop() {
+        let Ok(dir) = list_beneath(copy, &inside) else { return true };
+        let Ok(was) = fs::read_dir(&layer).and_then(Iterator::collect::<io::Result<Vec<_>>>) else { return true };
+        let counts = |name: &std::ffi::OsString| !top || !harmless(name);
+        let was: BTreeSet<_> = was.into_iter().map(|entry| entry.file_name()).filter(counts).collect();
+        let now: BTreeSet<_> = dir.names.into_iter().filter(counts).collect();
         if was != now {
             return true;
         }
         top = false;
         for name in now {
-            let (was, now) = (layer.join(&name), copy.join(&name));
-            let (Ok(a), Ok(b)) = (fs::symlink_metadata(&was), fs::symlink_metadata(&now)) else { return true };
-            if a.file_type() != b.file_type() {
+            let (was, now) =
+                (fs::symlink_metadata(layer.join(&name)), statat(&dir.fd, &name, AtFlags::SYMLINK_NOFOLLOW));
+            let (Ok(was), Ok(now)) = (was, now) else { return true };
+            if was.mode() & S_IFMT != now.st_mode & S_IFMT {
                 return true;
             }
-            if a.is_dir() {
-                waiting.push((was, now));
-            } else if a.len() != b.len() || a.modified().ok() != b.modified().ok() {
+            if was.is_dir() {
+                waiting.push((layer.join(&name), inside.join(&name)));
+            } else if was.len() != now.st_size as u64
+                || (was.mtime(), was.mtime_nsec()) != (i64::from(now.st_mtime), now.st_mtime_nsec as i64)
+            {
                 return true;
             }
         }
     }
     false
+}
+
+/// The bits of a mode that are the kind of a file.
+const S_IFMT: u32 = 0o170_000;
+
+/// Whether there is anything of this name; no symlink is followed on the way.
+pub(crate) fn exists_beneath(root: BorrowedFd<'_>, path: &Path) -> bool {
+    open_beneath(root, path.as_os_str().as_bytes(), OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC).is_ok()
+}
+
+/// A directory that whoever is inside can change: what it lists, and where it is.
+pub(crate) struct Listed {
+    pub fd: OwnedFd,
+    pub names: Vec<std::ffi::OsString>,
+}
+
+/// Lists a directory below `root`; no symlink is followed on the way.
+pub(crate) fn list_beneath(root: BorrowedFd<'_>, path: &Path) -> io::Result<Listed> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = open_beneath(root, path.as_os_str().as_bytes(), flags)?;
+    let mut names = Vec::new();
+    for entry in Dir::read_from(&fd)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push(std::ffi::OsStr::from_bytes(name).to_owned());
+        }
+    }
+    Ok(Listed { fd, names })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::symlink;
+
+    /// A link that leads to the very same content is not the directory that was there.
+    #[test]
+    fn no_link_of_a_sandbox_is_followed() {
+        let temp = tempfile::tempdir().unwrap();
+        let (layer, copy) = (temp.path().join("layer"), temp.path().join("copy"));
+        for dir in ["refs/heads", "info"] {
+            fs::create_dir_all(layer.join(dir)).unwrap();
+        }
+        fs::create_dir(&copy).unwrap();
+        let root = || fs::File::open(&copy).unwrap();
+        let changed = || git_dir_changed(&layer, root().as_fd(), Path::new(".git"), |_| false);
+        for dir in ["refs/heads", "info"] {
+            fs::create_dir_all(copy.join(".git").join(dir)).unwrap();
+        }
+        assert!(!changed());
+        fs::remove_dir(copy.join(".git/refs/heads")).unwrap();
+        symlink(layer.join("refs/heads"), copy.join(".git/refs/heads")).unwrap();
+        assert!(changed());
+        fs::remove_dir_all(copy.join(".git")).unwrap();
+        symlink(&layer, copy.join(".git")).unwrap();
+        assert!(changed());
+        assert!(list_beneath(root().as_fd(), Path::new(".git")).is_err());
+        assert!(list_beneath(root().as_fd(), Path::new(".git/refs")).is_err());
+        assert!(exists_beneath(root().as_fd(), Path::new(".git")));
+    }
 }

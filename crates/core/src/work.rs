@@ -11,10 +11,12 @@ use crate::record::ViewRecord;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::Store;
 use crate::whole;
+use rustix::fs::OFlags;
 use sandbox_git::{Git, GitError, Oid, Running};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -666,25 +668,28 @@ fn git_changed_in_tree(store: &Store, sandbox: &Sandbox) -> Result<bool> {
     let upper = sandbox.upper();
     let snapshot = sandbox.snapshot(store)?;
     let layer = store.repo(&sandbox.mount().repo).layer_tree(&snapshot.git_layer);
-    let mut dirs: Vec<PathBuf> = vec![upper.join(".git")];
+    let mut dirs: Vec<PathBuf> = vec![".git".into()];
     for view in &snapshot.git.views {
         if let Ok(relative) = view.inside_gitdir.strip_prefix(&sandbox.mount().worktree) {
-            dirs.push(upper.join(relative));
+            dirs.push(relative.to_owned());
         }
     }
-    let written = |dir: &PathBuf| {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    // What cannot be looked at counts as changed: then it is looked at more closely.
+    let Ok(root) = rustix::fs::open(&upper, flags, rustix::fs::Mode::empty()) else { return Ok(true) };
+    let written = |below: &PathBuf| {
         let harmless =
             |name: &std::ffi::OsStr| matches!(name.as_bytes(), b"index" | b"COMMIT_EDITMSG" | b"gc.log" | b"objects");
-        match fs::symlink_metadata(dir) {
-            // In a copy it is there, unless somebody deleted it: then nothing is to be had of it.
-            Ok(_) if sandbox.record.view == TreeView::Copy => {
-                dir.strip_prefix(&upper).map_or(true, |below| whole::git_dir_changed(&layer.join(below), dir, harmless))
-            }
+        // In a copy it is there, unless somebody deleted it: then nothing is to be had of it.
+        if sandbox.record.view == TreeView::Copy {
+            return whole::exists_beneath(root.as_fd(), below)
+                && whole::git_dir_changed(&layer.join(below), root.as_fd(), below, harmless);
+        }
+        match whole::list_beneath(root.as_fd(), below) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             // Replaced by something else, or by what cannot be listed: look closer.
-            Ok(meta) if !meta.is_dir() => true,
-            _ => fs::read_dir(dir)
-                .map_or(true, |mut entries| entries.any(|e| e.map_or(true, |e| !harmless(&e.file_name())))),
+            Err(_) => true,
+            Ok(listed) => listed.names.iter().any(|name| !harmless(name)),
         }
     };
     Ok(dirs.iter().any(written))

@@ -10,8 +10,11 @@
 
 use crate::children::{Helper, pair};
 use crate::supervise::{Phase, Route, Supervisor, after};
+use rustix::fs::{Dir, DirEntry, Mode, OFlags};
+use sandbox_sys::beneath::open_beneath;
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -61,16 +64,22 @@ impl Rescue {
         Self { command, every, uppers, running: None, due: None, touched: false, seen: None }
     }
 
-    /// Anything was written at all.
+    /// Anything was written at all. Whoever is inside decides what is there: nothing is followed.
     fn anything(&self) -> bool {
-        let any = |dir: &Path, but: &str| {
+        let any = |upper: &Path, below: &[u8], but: &[u8]| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let list = || -> rustix::io::Result<bool> {
+                let root = rustix::fs::open(upper, flags, Mode::empty())?;
+                let dir = open_beneath(root.as_fd(), below, flags)?;
+                let other = |entry: &DirEntry| {
+                    !matches!(entry.file_name().to_bytes(), b"." | b"..") && entry.file_name().to_bytes() != but
+                };
+                Ok(Dir::read_from(&dir)?.flatten().any(|entry| other(&entry)))
+            };
             // What cannot be listed is looked at more closely.
-            fs::read_dir(dir).map_or_else(
-                |error| error.kind() != io::ErrorKind::NotFound,
-                |entries| entries.flatten().any(|entry| entry.file_name() != but),
-            )
+            list().unwrap_or_else(|error| error != rustix::io::Errno::NOENT)
         };
-        self.uppers.iter().any(|upper| any(upper, ".git") || any(&upper.join(".git"), ""))
+        self.uppers.iter().any(|upper| any(upper, b"", b".git") || any(upper, b".git", b""))
     }
 }
 

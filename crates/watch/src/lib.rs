@@ -36,5 +36,5 @@ mod wire;
 pub use ask::{ask, status, stop};
 pub use log::{Kind, Mark};
 pub use serve::{Serve, serve};
-pub use watcher::{Config, WatchError, Watcher, limits};
+pub use watcher::{Config, WatchError, Watcher, is_local, limits};
 pub use wire::{Answer, Root, Status, Token};

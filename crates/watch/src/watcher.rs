@@ -50,6 +50,17 @@ const FILESYSTEMS: &[(u64, &str)] = &[
     (0x2fc1_2fc1, "zfs"),
 ];
 
+/// Whether every change of the file system that `fd` is on goes through this kernel, and is stamped by its clock.
+///
+/// # Errors
+///
+/// It cannot be asked.
+#[allow(clippy::unnecessary_cast, reason = "field types differ between architectures")]
+pub fn is_local(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let kind = rustix::fs::fstatfs(fd)?.f_type as u64 & 0xffff_ffff;
+    Ok(FILESYSTEMS.iter().any(|(known, _)| *known == kind))
+}
+
 /// What is watched.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -186,8 +197,7 @@ impl Watcher {
         };
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(&config.root, flags, Mode::empty()).map_err(io("open", &config.root))?;
-        let kind = rustix::fs::fstatfs(&root).map_err(io("look at", &config.root))?.f_type as u64;
-        if !FILESYSTEMS.iter().any(|(known, _)| *known == kind & 0xffff_ffff) {
+        if !is_local(root.as_fd()).map_err(io("look at", &config.root))? {
             return Err(WatchError::Filesystem { root: config.root });
         }
         let id = Root::of_open(root.as_fd()).map_err(|source| WatchError::Io {

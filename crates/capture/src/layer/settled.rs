@@ -37,6 +37,10 @@ impl Build<'_> {
         plan: &Plan,
         results: &[Copied],
     ) -> bool {
+        // Times say something only if one clock made all of them, and was not set back meanwhile.
+        if !sandbox_watch::is_local(self.root).unwrap_or(false) || scan.clock.was_set_back() {
+            return false;
+        }
         let old = |stat: &Stat| !stat.racy(scan.start);
         // The file that was copied is the one that was scanned, and has not changed since before.
         let copied = |op: Option<usize>, scanned: &Stat| match op.and_then(|op| results.get(op)) {

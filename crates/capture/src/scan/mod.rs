@@ -26,7 +26,7 @@ use crate::manifest::{Look, Manifest};
 use crate::paths::{self, to_path};
 use crate::request::{CaptureError, CaptureRequest, LeftOut};
 use crate::rules::Rules;
-use crate::stat::{Stat, Time};
+use crate::stat::{Clock, Stat, Time};
 use rustix::io::Errno;
 use std::collections::HashSet;
 use std::ffi::CString;
@@ -44,6 +44,8 @@ const MAX_HELD: usize = 300;
 pub(crate) struct Scan {
     /// When it started.
     pub(crate) start: Time,
+    /// The clock at that time.
+    pub(crate) clock: Clock,
     /// The top directory's stat.
     pub(crate) top: Stat,
     /// Entries of the manifest that are still of the same kind and have another stat, or whose
@@ -275,7 +277,7 @@ pub(crate) fn scan(
     marks: Option<&Marked>,
     git_state: Option<u64>,
 ) -> Result<Scan, CaptureError> {
-    let start = Time::now();
+    let (start, clock) = (Time::now(), Clock::now());
     let io = |error: Errno| CaptureError::io("read", request.root)(error.into());
     let top = Stat::from_kernel(&rustix::fs::fstat(root).map_err(io)?);
     let scanner = Scanner {
@@ -326,6 +328,7 @@ pub(crate) fn scan(
     let found = queue::run(threads, item, |item, found, more| scanner.work(item, found, more))?;
     let mut scan = Scan {
         start,
+        clock,
         top,
         updates: update.into_iter().collect(),
         changed: Vec::new(),
