@@ -119,7 +119,7 @@ const CHANGES: &[&str] = &[
     "for file in src/a.c docs/more.md; do test -f $file && test ! -h $file && echo more >>$file; done; mkdir -p made/deep && \
      echo new >made/deep/file && ln -s file made/deep/link && ln made/deep/file made/linked",
     "mv made renamed && rm renamed/deep/link && mkdir -p made/deep && echo other >made/deep/file; chmod +x renamed/linked",
-    "echo through >>renamed/linked; git add -A . ; git stash list; git rm -q --cached -- renamed/linked",
+    "echo through >>renamed/linked; git add -A made renamed; git rm -q --cached -- renamed/linked",
     "for inner in . vendor/inner $(git config -f .gitmodules --get-regexp 'path$' | cut -d' ' -f2); do
         test -e $inner/.git && (cd $inner && echo in >changed-inside && git add changed-inside && git commit -qm inside)
      done",

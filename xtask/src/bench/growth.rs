@@ -17,13 +17,21 @@ const TRACKED: usize = 400;
 /// Bytes of memory that a capture may take for each file.
 const MEMORY: f64 = 100.0;
 
-/// Trees of 500, 20,000 and 100,000 files.
+/// Files of the trees.
+const SIZES: &[usize] = &[500, 20_000, 100_000];
+
+/// Trees of 500, 20,000 and 100,000 files, or up to so many as was asked for.
 pub fn growth(bench: &Bench) -> Rows {
     let mut rows = Vec::new();
-    for files in [500, 20_000, 100_000] {
+    for files in bench.up_to(SIZES) {
         rows.extend(of_size(bench, files)?);
     }
     Ok(rows)
+}
+
+/// The same trees, with a watcher each.
+pub fn watched(bench: &Bench) -> Rows {
+    super::watched::of_sizes(bench, &bench.up_to(SIZES))
 }
 
 /// A million files: some minutes, and some GB of disk.
@@ -31,13 +39,24 @@ pub fn million(bench: &Bench) -> Rows {
     if !bench.asked_for("growth-million") {
         return Err("takes long: `--rows growth-million` measures it".to_owned());
     }
-    of_size(bench, 1_000_000)
+    let mut rows = of_size(bench, 1_000_000)?;
+    rows.extend(super::watched::of_sizes(bench, &[SIZES[0], 1_000_000])?);
+    Ok(rows)
+}
+
+/// A tree of so many files, made when it is first asked for.
+pub fn tree<'b>(bench: &'b Bench, files: usize) -> Result<Repo<'b>, String> {
+    let name = format!("growth-{files}");
+    let repo = bench.env().repo_at(&name);
+    if repo.has(".git") {
+        return Ok(repo);
+    }
+    eprintln!("  making a repository of {files} files");
+    trees::make(bench.env(), &name, TRACKED.min(files), files.saturating_sub(TRACKED))
 }
 
 fn of_size(bench: &Bench, files: usize) -> Rows {
-    let name = format!("growth-{files}");
-    eprintln!("  making a repository of {files} files");
-    let repo = trees::make(bench.env(), &name, TRACKED, files - TRACKED)?;
+    let repo = tree(bench, files)?;
     let mut rows = memory(bench, &repo, files)?;
     let floor = bench.floor()?;
     let round = Cell::new(0);

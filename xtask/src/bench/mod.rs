@@ -15,6 +15,7 @@ mod measure;
 mod rows;
 mod table;
 mod trees;
+mod watched;
 
 use crate::{build, install};
 
@@ -31,6 +32,8 @@ pub struct Options {
     rows: String,
     files: usize,
     runs: usize,
+    /// Files of the largest tree of the rows `growth`.
+    most: usize,
     json: bool,
     no_install: bool,
 }
@@ -38,7 +41,8 @@ pub struct Options {
 impl Options {
     /// Reads the arguments after `bench`.
     pub fn parse(args: &[&str]) -> Result<Self, String> {
-        let mut options = Self { rows: String::new(), files: 20_000, runs: 15, json: false, no_install: false };
+        let mut options =
+            Self { rows: String::new(), files: 20_000, runs: 15, most: usize::MAX, json: false, no_install: false };
         let mut args = args.iter();
         while let Some(arg) = args.next() {
             let mut value = || args.next().map(|text| (*text).to_owned()).ok_or(format!("'{arg}' needs a value"));
@@ -46,6 +50,7 @@ impl Options {
             match *arg {
                 "--rows" => options.rows = value()?,
                 "--files" => options.files = value().and_then(number)?,
+                "--most" => options.most = value().and_then(number)?,
                 "--runs" => options.runs = value().and_then(number)?,
                 "--json" => options.json = true,
                 "--no-install" => options.no_install = true,

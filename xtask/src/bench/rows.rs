@@ -25,6 +25,7 @@ pub const ROWS: &[(&str, Measure)] = &[
     ("spawn-large", spawn_large),
     ("spawn-changed", spawn_changed),
     ("growth", super::growth::growth),
+    ("growth-watched", super::growth::watched),
     ("growth-million", super::growth::million),
     ("status", first_status),
     ("exec", exec),
@@ -49,6 +50,7 @@ pub struct Bench {
     product: PathBuf,
     files: usize,
     runs: usize,
+    most: usize,
     asked: String,
     small: OnceCell<()>,
     large: OnceCell<()>,
@@ -61,7 +63,7 @@ impl Bench {
         let env = TestEnv::below(&disk()?, git, product.clone());
         let (small, large) = (OnceCell::new(), OnceCell::new());
         let (files, runs, asked) = (options.files, options.runs.max(1), options.rows.clone());
-        Ok(Self { env, product, files, runs, asked, small, large })
+        Ok(Self { env, product, files, runs, most: options.most, asked, small, large })
     }
 
     /// Where everything is.
@@ -83,6 +85,11 @@ impl Bench {
     /// Whether a row was named, and not only matched or taken with all others.
     pub fn asked_for(&self, row: &str) -> bool {
         self.asked == row
+    }
+
+    /// The sizes that are not above what was asked for; the least in any case.
+    pub fn up_to(&self, sizes: &[usize]) -> Vec<usize> {
+        sizes.iter().enumerate().filter(|(n, size)| *n == 0 || **size <= self.most).map(|(_, size)| *size).collect()
     }
 
     /// The least that a sandbox can cost, as a C program.
