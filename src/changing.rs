@@ -123,16 +123,18 @@ impl Changing {
         Deed::Tree { repo, worktree, git_dir, undo }
     }
 
-    /// Takes a change back that was carried out, as the only one who changes this working tree. Cut off in
-    /// between, the next command puts the rest back.
+    /// Takes a change back that was carried out, as the only one who changes this working tree, if it `may` be
+    /// then. Cut off in between, the next command puts the rest back.
     pub fn take_back(
         context: &Context,
         store: &Store,
         id: &RepoId,
         repo: &Repo,
         undo: &Path,
+        may: impl FnOnce() -> Result<(), CliError>,
     ) -> Result<Result<(), MergeError>, CliError> {
         let lock = lock(context, store, id)?;
+        may()?;
         if let Err(refused) = sandbox_integrate::can_restore(repo, undo) {
             return Ok(Err(refused));
         }
@@ -256,6 +258,14 @@ fn new_undo(store: &Store, id: &RepoId) -> Result<PathBuf, CliError> {
     let all = store.repo(id).path().join("undo");
     make_dir(&all)?;
     Ok(all.join(sandbox_core::id::SandboxId::random()))
+}
+
+/// The locks of the working trees of all repositories of a sandbox, in the order of their ids: as long as they
+/// are held, nothing that is there comes or goes by our hand, and nothing of it is half done.
+pub fn lock_all(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Vec<FileLock>, CliError> {
+    let mounts = sandbox.record.repos.iter().filter(|mount| mount.has_commits());
+    let ids: std::collections::BTreeSet<&RepoId> = mounts.map(|mount| &mount.repo).collect();
+    ids.into_iter().map(|id| lock(context, store, id)).collect()
 }
 
 /// The lock of a repository's working trees, with nothing left of a change that was cut off.

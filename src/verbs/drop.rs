@@ -95,6 +95,13 @@ pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Forc
     if force == Force::No {
         brought?;
     }
+    // Nor does anybody take away what the host is found to have: another drop, a merge that was cut off, an `undo`.
+    let _here = match crate::changing::lock_all(context, store, sandbox) {
+        Ok(locks) => Some(locks),
+        // Everything is kept: whatever goes on there.
+        Err(_) if force == Force::Trash => None,
+        Err(error) => return Err(error),
+    };
     let unsaved = match work::unsaved(context.git()?, store, sandbox) {
         Ok(unsaved) => unsaved,
         // The host repository is gone: nothing of it is there, whatever it was.

@@ -37,6 +37,8 @@ pub fn run(context: &Context, args: &cli::Undo) -> Outcome {
             _ => error,
         }
     })?;
+    let may = || relied_on(context, &store, number, &operation);
+    may()?;
     if args.dry_run {
         for way in ways.iter().rev() {
             println!("{}", way.words());
@@ -44,7 +46,7 @@ pub fn run(context: &Context, args: &cli::Undo) -> Outcome {
         return Ok(0);
     }
     for way in ways.iter().rev() {
-        way.go(context, &store).map_err(|refusal| refusal.about(number, &operation))?;
+        way.go(context, &store, &may).map_err(|refusal| refusal.about(number, &operation))?;
     }
     let repo = context.repo_id(&store)?.expect("it was found in its log");
     Log::of(&store.repo(&repo)).undone(number, &operation)?;
@@ -87,6 +89,22 @@ fn newest(context: &Context, store: &Store) -> Result<Option<(u64, Operation)>, 
     let mut all = Log::of(&store.repo(&repo)).all()?;
     all.retain(|(_, operation)| operation.undone.is_none() && !operation.deeds.iter().any(is_back));
     Ok(all.pop())
+}
+
+/// Refuses what a later drop stood on: it deleted a sandbox because all that it had was here by this operation.
+fn relied_on(context: &Context, store: &Store, number: u64, operation: &Operation) -> Result<(), CliError> {
+    let Some(repo) = context.repo_id(store)? else { return Ok(()) };
+    for (later, drop) in Log::of(&store.repo(&repo)).all()?.into_iter().filter(|(later, _)| *later > number) {
+        let deleted = drop.undone.is_none() && drop.deeds.iter().any(|deed| matches!(deed, Deed::Deleted { .. }));
+        let name = drop.told.split('\'').nth(1).unwrap_or_default();
+        if deleted && operation.told.contains(&format!("'{name}'")) {
+            return Err(CliError::new(format!("cannot undo operation {number}: {}", operation.told))
+                .cause(format!("'{name}' was dropped since (operation {later}), because all that it had is here"))
+                .hint("nothing else has it any more; git itself takes it away: `git revert`, `git branch -D`, `git restore`")
+                .status(1));
+        }
+    }
+    Ok(())
 }
 
 /// Why something is not undone, and what can be done instead.
@@ -190,12 +208,15 @@ impl Way {
         }
     }
 
-    fn go(&self, context: &Context, store: &Store) -> Result<(), Refusal> {
+    fn go(&self, context: &Context, store: &Store, may: &impl Fn() -> Result<(), CliError>) -> Result<(), Refusal> {
         match self {
             Self::Tree { id, repo, undo } => {
-                Changing::take_back(context, store, id, repo, undo)?.map_err(since)?;
+                Changing::take_back(context, store, id, repo, undo, may)?.map_err(since)?;
             }
             Self::Branch { repo, reference, commit } => {
+                let id = context.repo_id(store)?.expect("it was found in its log");
+                let _lock = crate::changing::lock(context, store, &id)?;
+                may()?;
                 let git = repo.write(context.git()?);
                 git.args(["update-ref", "--no-deref", "-d", reference, commit]).run().map_err(|error| {
                     let short = escape(reference.strip_prefix("refs/heads/").unwrap_or(reference));

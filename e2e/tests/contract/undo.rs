@@ -13,6 +13,8 @@ over_drivers! {
     a_merge_that_was_cut_after_its_line_is_no_operation,
     a_branch,
     a_dropped_sandbox,
+    what_a_drop_stood_on_is_not_undone,
+    two_drops_at_once_keep_what_both_had,
     what_was_done_is_listed,
 }
 
@@ -308,4 +310,50 @@ fn what_was_done_is_listed(subject: &Subject) {
         hint: `cd` into a repository, or make one with `git init`
         ---- status 128
         "#);
+}
+
+/// A clean drop deletes because everything is here: what brought it here stays.
+fn what_a_drop_stood_on_is_not_undone(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    subject.spawn(&repo, &["a"], "echo only >new").ok();
+    repo.sandbox(&["apply", "a"]).ok();
+    repo.sandbox(&["drop", "a"]).ok();
+    assert_snapshot!(said(&repo, &["undo", "1"]), @r#"
+        ---- stderr
+        error: cannot undo operation 1: 1 file applied here, uncommitted, from 'a'
+        caused by: 'a' was dropped since (operation 2), because all that it had is here
+        hint: nothing else has it any more; git itself takes it away: `git revert`, `git branch -D`, `git restore`
+        ---- status 1
+        "#);
+    assert_eq!(repo.read("new"), "only\n");
+    subject.spawn(&repo, &["b"], "echo b >b; git add b; git commit -qm b").ok();
+    repo.sandbox(&["branch", "b", "kept"]).ok();
+    let commit = repo.id("kept");
+    repo.sandbox(&["drop", "b"]).ok();
+    let refused = repo.sandbox(&["undo", "3"]).expect(1).stderr;
+    assert!(refused.contains("'b' was dropped since"), "{refused}");
+    assert_eq!(repo.id("kept"), commit);
+}
+
+/// Each of two sandboxes has the other's commit: one of them goes, or both are refused, never both.
+fn two_drops_at_once_keep_what_both_had(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    for round in 0..4 {
+        let (a, b) = (format!("a{round}"), format!("b{round}"));
+        subject.spawn(&repo, &[&a], &format!("echo {round} >f{round}; git add .; git commit -qm {round}")).ok();
+        repo.sandbox(&["fork", &a, &b]).ok();
+        repo.sandbox(&["fetch", "--all"]).ok();
+        let commit = repo.id(&format!("sandbox/{a}"));
+        // Both have looked before either can delete a ref, if nothing keeps them apart.
+        repo.write(".git/packed-refs.lock", "");
+        let mut both = [&a, &b].map(|name| subject.env.start(repo.dir(), &["drop", name]));
+        std::thread::sleep(std::time::Duration::from_millis(600));
+        std::fs::remove_file(repo.dir().join(".git/packed-refs.lock")).unwrap();
+        for one in &mut both {
+            one.wait(std::time::Duration::from_secs(60));
+        }
+        let refs = repo.git(&["for-each-ref", "--contains", &commit]).ok();
+        assert_ne!(refs, "", "round {round}: nothing has {commit} any more");
+        repo.sandbox(&["drop", "--all", "--force"]).ok();
+    }
 }
