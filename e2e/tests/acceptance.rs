@@ -24,10 +24,12 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { prefix: "spawn", prepare: |_| {}, command: &["spawn", "-q", "x", "--", "true"] },
     Scenario { prefix: "import", prepare: not_home, command: &["fetch", "x"] },
     Scenario { prefix: "merge", prepare: committed, command: &["merge", "x"] },
-    Scenario { prefix: "drop", prepare: merged, command: &["drop", "x"] },
+    Scenario { prefix: "drop", prepare: rescued_and_here, command: &["drop", "x"] },
     Scenario { prefix: "trash", prepare: committed, command: &["drop", "--force", "x"] },
     Scenario { prefix: "empty", prepare: trashed, command: &["trash", "empty", "--yes"] },
     Scenario { prefix: "gc", prepare: outdated, command: &["gc"] },
+    Scenario { prefix: "rescue", prepare: not_rescued, command: &["rescue", "x"] },
+    Scenario { prefix: "rescue", prepare: not_rescued, command: &["drop", "--force", "x"] },
 ];
 
 /// A commit of more objects than are given loose, uncommitted edits on both sides.
@@ -49,9 +51,22 @@ fn not_home(repo: &Repo<'_>) {
     repo.git(&["gc", "-q", "--prune=now"]).ok();
 }
 
-fn merged(repo: &Repo<'_>) {
-    repo.sandbox(&["spawn", "-q", "x", "--", "sh", "-ec", "echo b >>a && git commit -qam made"]).ok();
+/// The host has all that was rescued from it.
+fn rescued_and_here(repo: &Repo<'_>) {
+    repo.sandbox(&["spawn", "-q", "x", "--", "sh", "-ec", "echo b >>a && git commit -qam made && echo l >left"]).ok();
     repo.sandbox(&["merge", "x"]).ok();
+    repo.sandbox(&["apply", "x"]).ok();
+    let shown = repo.sandbox(&["show", "x"]).ok();
+    assert!(shown.contains("rescued     "), "{shown}");
+}
+
+/// It has a rescue, and more since: as if it had crashed.
+fn not_rescued(repo: &Repo<'_>) {
+    committed(repo);
+    let shown = repo.sandbox(&["show", "--json", "x"]).ok();
+    let shown: serde_json::Value = serde_json::from_str(&shown).expect("it is JSON");
+    let dir = PathBuf::from(shown["directory"].as_str().expect("it has a directory"));
+    fs::write(dir.join("trees/0/upper/more"), "more\n").expect("it is ours");
 }
 
 fn trashed(repo: &Repo<'_>) {
@@ -95,6 +110,19 @@ fn state(env: &TestEnv, repo: &Repo<'_>) -> String {
     out
 }
 
+/// What the vaults have: names without the ids in them, and trees, since commits have the time in them.
+fn vault(env: &TestEnv, repo: &Repo<'_>) -> String {
+    let id = regex::Regex::new(r"refs/trash/[0-9a-f]{32}/").expect("it is a pattern");
+    let mut out = String::new();
+    for vault in entries(&env.state().join("repos")).into_iter().map(|repo| repo.join("packs")) {
+        let dir = format!("--git-dir={}", vault.display());
+        let refs = repo.git(&[&dir, "for-each-ref", "--format=%(refname) %(objecttype) %(tree) %(subject)"]).stdout;
+        out.push_str(&id.replace_all(&refs, "refs/trash/ID/"));
+        out.push_str(&repo.git(&[&dir, "fsck", "--full", "--strict", "--no-dangling"]).to_string());
+    }
+    out
+}
+
 fn entries(dir: &Path) -> Vec<PathBuf> {
     fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
@@ -127,6 +155,12 @@ fn leftovers(env: &TestEnv, repo: &Repo<'_>) -> Vec<String> {
         let id = fs::read_to_string(&names).unwrap_or_default();
         if !env.state().join("sandboxes").join(id.trim()).exists() {
             left.push(format!("a name of nobody: {}", names.display()));
+        }
+    }
+    for kept in entries(&env.state().join("repos")).iter().flat_map(|repo| entries(&repo.join("kept"))) {
+        let id = kept.file_stem().unwrap_or_default().to_owned();
+        if !["sandboxes", "trash"].iter().any(|place| env.state().join(place).join(&id).exists()) {
+            left.push(format!("kept of nobody: {}", kept.display()));
         }
     }
     left.extend(env.live_processes().into_iter().map(|(role, pid)| format!("{role} {pid}")));
@@ -178,13 +212,13 @@ fn in_source() -> BTreeSet<String> {
     found
 }
 
-/// What the command does when nobody disturbs it.
-fn undisturbed(scenario: &Scenario) -> String {
+/// What the command does when nobody disturbs it: everywhere, and in the vaults.
+fn undisturbed(scenario: &Scenario) -> (String, String) {
     let env = TestEnv::new();
     let repo = world(&env);
     (scenario.prepare)(&repo);
     repo.sandbox(scenario.command).ok();
-    state(&env, &repo).replace(&env.root().display().to_string(), "")
+    (state(&env, &repo).replace(&env.root().display().to_string(), ""), vault(&env, &repo))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -198,7 +232,7 @@ enum Again {
 }
 
 /// Disturbs at one point, runs again, and compares.
-fn disturb(scenario: &Scenario, fault: &str, again: Again, expected: &str) {
+fn disturb(scenario: &Scenario, fault: &str, again: Again, (expected, in_vault): &(String, String)) {
     let env = TestEnv::new();
     let repo = world(&env);
     (scenario.prepare)(&repo);
@@ -220,7 +254,11 @@ fn disturb(scenario: &Scenario, fault: &str, again: Again, expected: &str) {
     // What a run left for the next command to sweep is swept by the next command.
     repo.sandbox(&["gc"]).ok();
     let after = state(&env, &repo).replace(&env.root().display().to_string(), "");
-    assert_eq!(after, expected, "{} with {fault}, then {again:?} {ends:?}", scenario.prefix);
+    assert_eq!(&after, expected, "{} with {fault}, then {again:?} {ends:?}", scenario.prefix);
+    // On a full disk it goes into the trash all the same, and the vault has what there was room for.
+    if fault.ends_with("kill") {
+        assert_eq!(&vault(&env, &repo), in_vault, "{} with {fault}, then {again:?} {ends:?}", scenario.prefix);
+    }
 }
 
 /// Each point once, or each time that it is reached and `repeats` times over.
@@ -258,7 +296,27 @@ macro_rules! scenarios {
     )*};
 }
 
-scenarios! { create 0 import 1 merge 2 drop_saved 3 drop_into_the_trash 4 trash_empty 5 gc 6 }
+scenarios! {
+    create 0 import 1 merge 2 drop_saved 3 drop_into_the_trash 4 trash_empty 5 gc 6 rescue 7 drop_with_a_rescue 8
+}
+
+/// As long as the sandbox is there, so is what was rescued from it.
+#[test]
+fn a_drop_that_is_cut_short_keeps_the_rescue() {
+    for (scenario, point) in [(&SCENARIOS[3], "drop.rename"), (&SCENARIOS[4], "trash.rename")] {
+        let env = TestEnv::new();
+        let repo = world(&env);
+        (scenario.prepare)(&repo);
+        let before = vault(&env, &repo);
+        assert!(before.contains("refs/x/rescue "), "{before}");
+        with_fault(&env, &repo, scenario.command, &format!("{point}:1:kill"));
+        let shown = repo.sandbox(&["show", "x"]).ok();
+        assert!(shown.contains("rescued     "), "{point}: {shown}");
+        // Nothing is to be rescued anew, and it is under the name of the sandbox.
+        repo.sandbox(&["rescue", "x"]).ok();
+        assert_eq!(vault(&env, &repo), before, "{point}");
+    }
+}
 
 /// Hours: by name, or with `--all`.
 #[test]
@@ -286,7 +344,7 @@ fn a_disk_without_room() {
         skip!("no mount");
     }
     for scenario in SCENARIOS {
-        let expected = undisturbed(scenario);
+        let (expected, _) = undisturbed(scenario);
         let env = TestEnv::new();
         let repo = world(&env);
         fs::create_dir_all(env.state()).expect("the directory is new");

@@ -112,8 +112,6 @@ pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Forc
         return Err(refusal(sandbox, &unsaved));
     }
     if unsaved.is_empty() {
-        // The host has all that was rescued.
-        kept::forget(store, &sandbox.record)?;
         removal::drop_saved(context.git()?, store, sandbox, lock)?;
         log(store, sandbox, "dropped", |sandbox| Deed::Deleted { sandbox });
         return Ok(format!("dropped '{name}'{}", ignored_words(&unsaved)));
@@ -141,8 +139,9 @@ pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Forc
 /// written is no failure, and the trash tells the same.
 fn log(store: &Store, sandbox: &Sandbox, what: &str, deed: impl Fn(SandboxId) -> Deed) {
     let told = format!("{what}: '{}'", sandbox.name());
-    if let Some(mount) = sandbox.record.repos.first() {
-        let operation = Operation::now("drop", told, vec![deed(sandbox.record.id.clone())]);
+    let operation = Operation::now("drop", told, vec![deed(sandbox.record.id.clone())]);
+    // Wherever `undo` is asked.
+    for mount in sandbox.record.repos.iter().filter(|mount| mount.has_commits()) {
         let _ = Log::of(&store.repo(&mount.repo)).add(&operation);
     }
 }

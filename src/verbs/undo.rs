@@ -9,10 +9,12 @@ use crate::text::{age, escape, table};
 use sandbox_core::host_repo::HostRepo;
 use sandbox_core::id::{RepoId, SandboxId};
 use sandbox_core::ops::{Deed, Log, Operation, VERSION};
+use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_core::trash;
 use sandbox_integrate::{MergeError, Repo};
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 pub fn run(context: &Context, args: &cli::Undo) -> Outcome {
@@ -50,19 +52,32 @@ pub fn run(context: &Context, args: &cli::Undo) -> Outcome {
     }
     let repo = context.repo_id(&store)?.expect("it was found in its log");
     Log::of(&store.repo(&repo)).undone(number, &operation)?;
-    // One of several repositories is in the log of each.
-    for deed in &operation.deeds {
-        if let Deed::Tree { repo: other, .. } = deed
-            && *other != repo
-        {
-            let log = Log::of(&store.repo(other));
-            for (number, same) in log.all()?.into_iter().filter(|(_, other)| other.deeds == operation.deeds) {
-                log.undone(number, &same)?;
-            }
+    // That of a sandbox of several repositories is in the log of each.
+    for other in elsewhere(&store, &operation)?.into_iter().filter(|other| *other != repo) {
+        let log = Log::of(&store.repo(&other));
+        let same = |other: &Operation| (other.at, &other.deeds) == (operation.at, &operation.deeds);
+        for (number, same) in log.all()?.into_iter().filter(|(_, other)| same(other)) {
+            log.undone(number, &same)?;
         }
     }
     eprintln!("undone: {}", operation.told);
     Ok(0)
+}
+
+/// The repositories in whose logs an operation is that was undone now.
+fn elsewhere(store: &Store, operation: &Operation) -> Result<BTreeSet<RepoId>, CliError> {
+    let mut all = BTreeSet::new();
+    for deed in &operation.deeds {
+        match deed {
+            Deed::Tree { repo, .. } => all.extend([repo.clone()]),
+            Deed::Trashed { sandbox } => {
+                let restored = Sandbox::load(store, sandbox)?;
+                all.extend(restored.into_iter().flat_map(|restored| restored.record.repos).map(|mount| mount.repo));
+            }
+            Deed::Branch { .. } | Deed::Deleted { .. } | Deed::Unknown => {}
+        }
+    }
+    Ok(all)
 }
 
 /// The operation that is meant: by its number, or the newest that was not undone.

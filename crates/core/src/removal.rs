@@ -2,6 +2,7 @@
 
 use crate::commit_back::{self, CommitBackError};
 use crate::journal::{End, Ids, Journal, Plan, Verb};
+use crate::kept;
 use crate::record::SandboxRecord;
 use crate::sandbox::{Names, Sandbox};
 use crate::store::{SandboxDir, Store, StoreError, read_json};
@@ -17,7 +18,8 @@ use std::time::{Duration, Instant};
 /// ```text
 /// away     one rename: from here on it is gone, and the next command does what is left
 /// refs     those that it has in the host's repositories
-/// name     is free again
+/// kept     what the vault has of it: the host has all of that
+/// name     is free again, and with it the names of the vault's refs
 /// delete
 /// ```
 pub fn drop_saved(git: &Git, store: &Store, sandbox: &Sandbox, lock: FileLock) -> Result<(), CommitBackError> {
@@ -38,6 +40,9 @@ pub fn drop_saved(git: &Git, store: &Store, sandbox: &Sandbox, lock: FileLock) -
         op.end(End::Failed);
         return Err(error);
     }
+    // From here on it is not taken back: what fails is done by the next command.
+    stop("drop.kept")?;
+    kept::forget(store, &sandbox.record)?;
     stop("drop.name")?;
     take_names_back(store, &sandbox.record);
     drop(lock);

@@ -15,7 +15,7 @@
 
 use crate::commit_back::{CommitBackError, bring_lock, landing_dir, receive, ref_lock};
 use crate::connection::{Connection, ConnectionError};
-use crate::kept::{Kept, KeptError, Part, Rescue, remove_packs};
+use crate::kept::{self, DropError, Kept, KeptError, Part, Rescue, remove_packs};
 use crate::landing::{Bounds, Landing, LandingError, Want};
 use crate::launch::INSIDE;
 use crate::record::{Snapshot, ViewRecord};
@@ -25,6 +25,7 @@ use crate::view::View;
 use crate::work;
 use sandbox_git::{Git, Oid, RefName, printable};
 use sandbox_protocol::{Exec, ExitStatus, RESCUE_VERB, RescueAnswer, RescueQuestion, escape_bytes};
+use sandbox_sys::fault;
 use sandbox_sys::lock::FileLock;
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
@@ -101,6 +102,16 @@ impl From<LandingError> for RescueError {
     }
 }
 
+impl From<DropError> for RescueError {
+    fn from(error: DropError) -> Self {
+        match error {
+            DropError::Sandbox(error) => Self::Sandbox(error),
+            DropError::Kept(error) => Self::Kept(error),
+            DropError::Git(_) | DropError::Place(_) => Self::Refused(words(&error)),
+        }
+    }
+}
+
 impl From<StoreError> for RescueError {
     fn from(error: StoreError) -> Self {
         Self::Kept(error.into())
@@ -144,7 +155,14 @@ pub fn run(
 ) -> Result<Outcome> {
     let _lock = rescue_lock(sandbox)?;
     let repo = store.repo(&sandbox.mount().repo);
-    let mut kept = Kept::load(&repo, &sandbox.record.id)?.unwrap_or_else(|| Kept::new(&sandbox.record));
+    let load = || Kept::load(&repo, &sandbox.record.id);
+    let mut kept = load()?;
+    if kept.as_ref().is_some_and(|kept| kept.trash.is_some()) {
+        // A drop was cut before the sandbox itself was in the trash.
+        kept::out_of_trash(git, store, sandbox)?;
+        kept = load()?;
+    }
+    let mut kept = kept.unwrap_or_else(|| Kept::new(&sandbox.record));
     if !anything(git, store, sandbox) {
         return clean(kept, &repo);
     }
@@ -261,6 +279,9 @@ impl Job<'_> {
             if kept.failed.take().is_some() | kept.clean.take().is_some() {
                 kept.save(&repo)?;
             }
+            // Whoever wrote the record may have been killed before its refs were there.
+            let _lock = ref_lock(self.store, self.sandbox)?;
+            kept.set_refs(self.git, &repo)?;
             return Ok(Outcome::Same(last));
         }
         let mut rescue = Rescue {
@@ -294,9 +315,11 @@ impl Job<'_> {
         (kept.clean, kept.failed) = (None, None);
         let _lock = ref_lock(self.store, self.sandbox)?;
         kept.name.clone_from(&self.sandbox.record.name);
-        kept.trash = None;
+        stop("rescue.record", &repo)?;
         kept.save(&repo)?;
+        stop("rescue.refs", &repo)?;
         kept.set_refs(self.git, &repo)?;
+        stop("rescue.trim", &repo)?;
         let needed = kept.packs();
         remove_packs(&repo, before.into_iter().filter(|pack| !needed.contains(pack)).collect())?;
         Ok(Outcome::Made(rescue))
@@ -392,6 +415,7 @@ impl Job<'_> {
             packs = named.iter().map(|(name, _)| name.clone()).collect();
             rescue.bytes += named.iter().map(|(_, bytes)| bytes).sum::<u64>();
             kept.placing.extend(packs.iter().cloned());
+            stop("rescue.place", &repo)?;
             Ok(kept.save(&repo)?)
         })?;
         landing.forget(&tips, &before);
@@ -412,6 +436,10 @@ impl Job<'_> {
             let _ = self.run(&question, "/".into(), Duration::from_secs(5));
         }
     }
+}
+
+fn stop(name: &'static str, repo: &RepoDir) -> std::result::Result<(), StoreError> {
+    fault::point(name).map_err(StoreError::io("write", repo.vault()))
 }
 
 fn named(view: &ViewRecord, what: &str) -> String {

@@ -17,7 +17,7 @@ use crate::id::SandboxId;
 use crate::record::SandboxRecord;
 use crate::sandbox::Sandbox;
 use crate::store::{SandboxDir, Store, StoreError, read_json};
-use crate::{removal, trash};
+use crate::{kept, removal, trash};
 use sandbox_sys::lock::FileLock;
 use std::error::Error;
 use std::fmt;
@@ -327,6 +327,8 @@ fn apply(store: &Store, hands: &mut dyn Hands, recovery: &mut Recovery) -> Resul
                 let dir = store.dropped(id);
                 if let Some(sandbox) = sandbox(dir.clone())? {
                     hands.remove_refs(&sandbox)?;
+                    // Before its name is free: what the vault has is under that name.
+                    kept::forget(store, &sandbox.record)?;
                     removal::take_names_back(store, &sandbox.record);
                 }
                 remove_dir(&dir)?;

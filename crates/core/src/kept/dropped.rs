@@ -9,6 +9,7 @@ use crate::sandbox::Sandbox;
 use crate::store::{RepoDir, Store, StoreError};
 use crate::view::{self, View};
 use sandbox_git::{Git, GitError, Oid, RefName};
+use sandbox_sys::fault;
 use sandbox_sys::lock::FileLock;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -61,14 +62,19 @@ pub fn into_trash(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<usize> 
     }
     let count = dropped.commits.len();
     let _lock = ref_lock(store, sandbox)?;
+    let stop = |name| fault::point(name).map_err(StoreError::io("write", repo.vault())).map_err(KeptError::from);
     kept.placing.clone_from(&dropped.packs);
+    stop("trash.placing")?;
     kept.save(&repo)?;
     for pack in &dropped.packs {
+        stop("trash.place")?;
         place(&repo.vault(), &out.path().join("objects/pack").join(format!("{pack}.pack")))?;
     }
     kept.placing.clear();
     kept.trash = Some(dropped);
+    stop("trash.record")?;
     kept.save(&repo)?;
+    stop("trash.kept")?;
     kept.set_refs(git, &repo)?;
     Ok(count)
 }
