@@ -51,7 +51,7 @@ fn id(repo: &Repo, name: &str) -> String {
 }
 
 /// Kills the supervisor, and so everything inside, without a word.
-fn crash(subject: &Subject, repo: &Repo, name: &str) {
+pub fn crash(subject: &Subject, repo: &Repo, name: &str) {
     let status = subject.env.state().join("sandboxes").join(id(repo, name)).join("status.json");
     let status: Value = serde_json::from_slice(&std::fs::read(status).unwrap()).unwrap();
     let pid = i32::try_from(status["supervisor"]["pid"].as_i64().expect("it runs")).unwrap();

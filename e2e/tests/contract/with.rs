@@ -1,6 +1,7 @@
 //! `--with`: further repositories and directories come along, each as it is, and each gets its own back.
 
 use crate::Subject;
+use crate::rescue::crash;
 use crate::states::{LOOK, similar};
 use sandbox_testkit::{DIGEST_SCRIPT, Pty, Repo, State, skip, wait_until, which};
 use std::fs;
@@ -31,6 +32,9 @@ over_drivers! {
     secrets_of_each_stay_at_home,
     at_the_end_each_is_told_of,
     a_stopped_sandbox_starts_with_all_of_it,
+    a_drop_is_undone_wherever_that_is_asked_and_once,
+    a_copy_has_all_of_them_too,
+    what_a_crash_left_in_each_is_rescued_dropped_and_restored,
 }
 
 /// A main repository, and a second one called `lib`.
@@ -385,6 +389,102 @@ fn fork_drop_and_restore_take_all_along(subject: &Subject) {
     assert_eq!(lib.git(&["log", "-1", "--format=%s", "refs/sandbox/s-2"]).ok(), "Both\n");
     repo.sandbox(&["gc"]).ok();
     assert_eq!(subject.exec(&lib, "s-2", &format!("cat '{path}/left'")).ok(), "left\n");
+}
+
+fn a_drop_is_undone_wherever_that_is_asked_and_once(subject: &Subject) {
+    let (repo, lib) = two(subject, State::Plain);
+    let path = lib.dir().display();
+    spawn(subject, &repo, "s", &lib, "echo main >left; echo lib >\"$LIB/left\"").ok();
+    // The second time after the first was undone: each is an operation of its own.
+    for (n, undo) in [(1, &lib), (2, &repo)] {
+        repo.sandbox(&["drop", "--force", "s"]).ok();
+        for from in [&repo, &lib] {
+            let ops = from.sandbox(&["ops"]).ok();
+            assert_eq!(ops.matches("dropped into the trash: 's'").count(), n, "{ops}");
+            assert_eq!(ops.matches("(undone)").count(), n - 1, "{ops}");
+        }
+        let undone = undo.sandbox(&["undo"]).expect(0);
+        assert!(undone.stderr.contains("undone: dropped into the trash: 's'"), "{undone}");
+        for from in [&repo, &lib] {
+            let ops = from.sandbox(&["ops"]).ok();
+            assert_eq!(ops.matches("(undone)").count(), n, "{ops}");
+            let again = from.sandbox(&["undo", &n.to_string()]).expect(1);
+            assert!(again.stderr.contains("it was undone"), "{again}");
+        }
+        assert_eq!(subject.exec(&repo, "s", &format!("cat left '{path}/left'")).ok(), "main\nlib\n");
+        repo.sandbox(&["stop", "s"]);
+    }
+}
+
+fn a_copy_has_all_of_them_too(subject: &Subject) {
+    let (repo, lib) = two(subject, State::Plain);
+    let data = subject.env.home().join("data");
+    fs::create_dir_all(&data).unwrap();
+    fs::write(data.join("f"), "data\n").unwrap();
+    let (path, only) = (lib.dir().to_str().unwrap(), format!("{}:ro", data.display()));
+    let script = format!(
+        "LIB='{path}'; {COMMIT_BOTH}; echo left >\"$LIB/left\"; cat '{0}/f'; touch '{0}/x' 2>/dev/null || echo refused",
+        data.display()
+    );
+    let seen = subject.spawn(&repo, &["s", "--view", "copy", "--with", path, "--with", &only], &script);
+    assert_eq!(seen.stdout, "data\nrefused\n", "{seen}");
+    assert!(repo.sandbox(&["show", "s"]).ok().contains("view        copy"), "{seen}");
+    for repo in [&repo, &lib] {
+        assert_eq!(repo.git(&["log", "-1", "--format=%s", "refs/sandbox/s"]).ok(), "Both\n");
+    }
+    repo.sandbox(&["start", "s"]).ok();
+    let look = format!("cat new '{path}/new' '{path}/left' '{}/f'", data.display());
+    assert_eq!(subject.exec(&repo, "s", &look).ok(), "new\nnew\nleft\ndata\n");
+    assert_eq!(repo.sandbox(&["fork", "s", "t", "--", "sh", "-c", &look]).ok(), "new\nnew\nleft\ndata\n");
+    repo.sandbox(&["stop", "s"]).ok();
+    assert!(!data.join("x").exists() && !lib.dir().join("left").exists());
+}
+
+fn what_a_crash_left_in_each_is_rescued_dropped_and_restored(subject: &Subject) {
+    let (repo, lib) = two(subject, State::Plain);
+    let data = subject.env.home().join("data");
+    fs::create_dir_all(&data).unwrap();
+    let (path, dir) = (lib.dir().to_str().unwrap(), data.to_str().unwrap());
+    repo.sandbox(&["spawn", "--driver", subject.driver, "-d", "s", "--with", path, "--with", dir]).ok();
+    subject.exec(&repo, "s", &format!("echo main >left; echo lib >'{path}/left'; echo data >'{dir}/left'")).ok();
+    crash(subject, &repo, "s");
+    // What is not committed is told of each, and comes here, as of one that runs.
+    let shown = repo.sandbox(&["show", "s"]).ok();
+    for text in ["  A left\n", &format!("  A {path}/left\n"), &format!("  A {dir}/left\n")] {
+        assert!(shown.contains(text), "{text}: {shown}");
+    }
+    repo.sandbox(&["conflicts", "--uncommitted"]).expect(0);
+    repo.sandbox(&["rescue", "s"]).ok();
+    for kept in [&repo, &lib] {
+        let seen = in_vault(subject, kept, &["show", "refs/s/rescue^3:left"]);
+        assert_eq!(seen, if kept.dir() == repo.dir() { "main\n" } else { "lib\n" });
+    }
+    let out = subject.env.root().join("out");
+    repo.sandbox(&["rescue", "s", "--to", out.to_str().unwrap()]).ok();
+    for (from, text) in [("files", "main\n"), ("files-1", "lib\n"), ("files-2", "data\n")] {
+        assert_eq!(fs::read_to_string(out.join(from).join("left")).unwrap(), text);
+    }
+    repo.sandbox(&["drop", "s"]).expect(1);
+    repo.sandbox(&["drop", "--force", "s"]).ok();
+    let told = repo.sandbox(&["trash", "show", "s"]).ok();
+    for text in ["files       3 not committed", "  A left\n", &format!("{path}/left"), &format!("{dir}/left")] {
+        assert!(told.contains(text), "{text}: {told}");
+    }
+    repo.sandbox(&["trash", "restore", "s"]).ok();
+    let look = format!("cat left '{path}/left' '{dir}/left'");
+    assert_eq!(subject.exec(&repo, "s", &look).ok(), "main\nlib\ndata\n");
+    repo.sandbox(&["stop", "s"]);
+    repo.sandbox(&["apply", "s"]).ok();
+    assert_eq!(fs::read_to_string(lib.dir().join("left")).unwrap(), "lib\n");
+    assert_eq!(fs::read_to_string(repo.dir().join("left")).unwrap(), "main\n");
+}
+
+/// Asks git in the vault of a repository, which its id leads to.
+#[track_caller]
+fn in_vault(subject: &Subject, repo: &Repo, args: &[&str]) -> String {
+    let id = fs::read_to_string(repo.dir().join(".git/sandbox-id")).unwrap();
+    let dir = subject.env.state().join("repos").join(id.trim()).join("packs");
+    repo.git(&[&[&*format!("--git-dir={}", dir.display())], args].concat()).ok()
 }
 
 fn every_verb_says_which(subject: &Subject) {
