@@ -829,9 +829,13 @@ pub struct Warm {
 #[command(
     after_help = "Every command finishes or takes back what a dead one left. This looks at all there is: half-made\n\
 sandboxes, names and refs of sandboxes that are gone, unfinished packs, missing layers. What could\n\
-be the last copy of something is told of and stays.\n\nExample:\n  git sandbox repair --dry-run"
+be the last copy of something is told of and stays.\n\nA repository that was moved is found again by any command in it. One that came back from a backup or\n\
+a clone is named with --repo: it is compared with what its sandboxes were made from.\n\nExamples:\n  git sandbox repair --dry-run\n  git sandbox repair --repo ~/new/place"
 )]
 pub struct Repair {
+    /// Give the repository at this path the sandboxes of the missing one that it is
+    #[arg(long, value_name = "NEW")]
+    pub repo: Option<PathBuf>,
     /// Show what would be mended
     #[arg(short = 'n', long)]
     pub dry_run: bool,

@@ -5,8 +5,9 @@ use crate::error::CliError;
 use sandbox_core::host_repo::HostRepo;
 use sandbox_core::id::RepoId;
 use sandbox_core::launch::User;
-use sandbox_core::sandbox::Sandbox;
+use sandbox_core::sandbox::{Sandbox, SandboxError};
 use sandbox_core::store::Store;
+use sandbox_core::work::{self, WorkError};
 use sandbox_git::{Git, HostEnv};
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
@@ -221,12 +222,32 @@ impl Context {
     /// Finds a sandbox by name: of this repository, or of any when this is not one.
     pub fn sandbox(&self, store: &Store, name: &str) -> Result<Sandbox, CliError> {
         let repo = self.repo_id(store)?;
-        if self.maybe_repo().is_some() && repo.is_none() {
-            return Err(
-                sandbox_core::sandbox::SandboxError::Unknown { name: name.to_owned(), known: Vec::new() }.into()
-            );
+        let found = match repo {
+            None if self.maybe_repo().is_some() => {
+                Err(SandboxError::Unknown { name: name.to_owned(), known: Vec::new() })
+            }
+            repo => Sandbox::find(store, repo.as_ref(), name),
+        };
+        found.map_err(|error| match error {
+            SandboxError::Unknown { .. } => self.of_former(store, name).unwrap_or_else(|| error.into()),
+            error => error.into(),
+        })
+    }
+
+    /// That a sandbox of this name is of a repository that was at this place before.
+    fn of_former(&self, store: &Store, name: &str) -> Option<CliError> {
+        let here = self.maybe_repo()?;
+        let was_here = |sandbox: &Sandbox| {
+            Some(sandbox.mount().worktree.as_path()) == here.top()
+                || sandbox.repo(store).is_ok_and(|record| record.common_dir == here.common_dir())
+        };
+        let of_name = |sandbox: &Sandbox| sandbox.name() == name && sandbox.mount().has_commits();
+        let former =
+            Sandbox::all(store, None).ok()?.into_iter().find(|sandbox| of_name(sandbox) && was_here(sandbox))?;
+        match work::host(store, &former) {
+            Err(error @ WorkError::AnotherRepository { .. }) => Some(error.into()),
+            _ => None,
         }
-        Ok(Sandbox::find(store, repo.as_ref(), name)?)
     }
 
     /// Who sandboxes of a work tree run as: the caller; run by root, the owner of the tree, or a

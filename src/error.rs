@@ -9,6 +9,7 @@ use sandbox_core::copy_out::CopyOutError;
 use sandbox_core::driver::DriverError;
 use sandbox_core::gitdir::GitDirError;
 use sandbox_core::host_repo::HostRepoError;
+use sandbox_core::host_repo::refound::RefoundError;
 use sandbox_core::id::NameError;
 use sandbox_core::landing::LandingError;
 use sandbox_core::prepare::PrepareError;
@@ -349,7 +350,7 @@ impl From<PrepareError> for CliError {
 }
 
 /// What to do about a host repository that is not where it was.
-pub const HOST_GONE: &str = "it was moved or deleted: in its new place, any `git sandbox` command finds its sandboxes again; `git sandbox bundle NAME FILE` takes out the commits";
+pub const HOST_GONE: &str = "it was moved or deleted: in its new place, any `git sandbox` command finds its sandboxes again, or `git sandbox repair --repo NEW` does; `git sandbox bundle NAME FILE` takes out the commits";
 
 /// The host repository of a sandbox is not where it was.
 fn host_of_sandbox(error: HostRepoError) -> CliError {
@@ -359,11 +360,42 @@ fn host_of_sandbox(error: HostRepoError) -> CliError {
     }
 }
 
+impl From<RefoundError> for CliError {
+    fn from(error: RefoundError) -> Self {
+        let failure = Self::chain(&error).status(1);
+        match error {
+            RefoundError::Host(error) => error.into(),
+            RefoundError::Store(error) => error.into(),
+            RefoundError::Sandbox(error) => error.into(),
+            RefoundError::Git(error) => error.into(),
+            RefoundError::Copy { .. } => failure.hint("delete or rename that one first, or use it"),
+            RefoundError::OtherId { .. } => {
+                failure.hint("only a repository without sandboxes of its own can take the place of a missing one")
+            }
+            RefoundError::NoneMissing => {
+                failure.hint("`git sandbox list -A` shows all sandboxes with their repositories")
+            }
+            RefoundError::Another { .. } | RefoundError::NothingToCompare { .. } => failure
+                .hint("`git sandbox bundle NAME FILE` takes out the commits of a sandbox whose repository is gone"),
+            RefoundError::Ambiguous { .. } => {
+                failure.hint(r#"in it, `echo ID >"$(git rev-parse --git-common-dir)/sandbox-id"` says which"#)
+            }
+            RefoundError::Refs(_) => failure.hint("`git fsck` tells whether the repository is damaged"),
+        }
+    }
+}
+
 impl From<WorkError> for CliError {
     fn from(error: WorkError) -> Self {
         match error {
             WorkError::Sandbox(error) => error.into(),
             WorkError::Host(error) => host_of_sandbox(error),
+            WorkError::AnotherRepository { ref path, ref name } => Self::chain(&error)
+                .hint(format!(
+                    "if it is the same one from a backup or a clone: `git sandbox repair --repo '{}'`",
+                    escape(&path.to_string_lossy())
+                ))
+                .hint(format!("else `git sandbox bundle {name} FILE` takes out the commits")),
             WorkError::Git(error) => error.into(),
             error @ (WorkError::Changes(_) | WorkError::Captured(_)) => Self::chain(&error).hint(
                 "`git sandbox show NAME` names the directory of its own files; `git sandbox drop --force NAME` moves it to the trash",

@@ -3,7 +3,7 @@
 use super::stop::chosen;
 use crate::cli;
 use crate::context::Context;
-use crate::error::{CliError, HOST_GONE, Outcome};
+use crate::error::{CliError, Outcome};
 use crate::inside;
 use crate::start::refused;
 use crate::text::escape_lines;
@@ -41,8 +41,11 @@ pub fn bring(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Stri
         return match connection.ask(&Message::CommitBack, 1 << 20) {
             Ok((_, told)) => Ok(escape_lines(&String::from_utf8_lossy(&told))),
             Err(ConnectionError::Refused(failure)) => {
-                let error = refused(&failure);
-                Err(if work::host(store, sandbox).is_err() { error.hint(HOST_GONE) } else { error })
+                let mut error = refused(&failure);
+                if let Err(why) = work::host(store, sandbox) {
+                    error.hints.extend(CliError::from(why).hints);
+                }
+                Err(error)
             }
             // It stopped meanwhile.
             Err(ConnectionError::Closed) => stopped(context, store, sandbox),

@@ -6,8 +6,10 @@ use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::recovery;
 use crate::text::escape;
+use sandbox_core::host_repo::{HostRepo, refound};
 use sandbox_core::journal::recover::{self, Which};
 use sandbox_core::repair::{self, Fix};
+use sandbox_core::store::Store;
 use serde::Serialize;
 use std::path::Path;
 
@@ -35,6 +37,9 @@ pub fn run(context: &Context, args: &cli::Repair) -> Outcome {
     store.writable()?;
     let git = context.git()?;
     let mut findings = Vec::new();
+    if let Some(path) = &args.repo {
+        findings.extend(placed(context, &store, path, args.dry_run)?);
+    }
     if args.dry_run {
         for recovery in recover::plan(&store)? {
             let deeds: Vec<String> = recovery.deeds.iter().map(ToString::to_string).collect();
@@ -66,6 +71,21 @@ pub fn run(context: &Context, args: &cli::Repair) -> Outcome {
         print(&report);
     }
     Ok(if args.dry_run || left == 0 { 0 } else { 1 })
+}
+
+/// Gives a repository the sandboxes of the missing one that it is; `None` when it has them.
+fn placed(context: &Context, store: &Store, path: &Path, dry_run: bool) -> Result<Option<Found>, CliError> {
+    let git = context.git()?;
+    let path =
+        std::fs::canonicalize(path).map_err(CliError::io(format!("find '{}'", escape(&path.to_string_lossy()))))?;
+    let found = refound::compare(git, store, &HostRepo::discover(git, &path)?)?;
+    if found.known {
+        return Ok(None);
+    }
+    if !dry_run {
+        refound::place(store, &found)?;
+    }
+    Ok(Some(Found { kind: "place", what: found.to_string(), repaired: !dry_run, error: None, hint: None }))
 }
 
 fn print(report: &Report) {

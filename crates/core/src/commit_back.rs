@@ -178,12 +178,9 @@ fn bring_tree(
 
 /// Of a submodule or nested repository: its own git directory on the host.
 pub(crate) fn nested_host(view: &ViewRecord, snapshot: &Snapshot, main: &HostRepo) -> Result<HostRepo> {
-    if view.host_gitdir.exists() {
-        return Ok(HostRepo::from_git_dir(&view.host_gitdir)?);
-    }
-    // The outer repository was moved, and this one with it.
+    // The outer repository was moved, and this one with it: what is at the old place is none of them.
     let moved = match (view.host_gitdir.strip_prefix(&snapshot.worktree), main.top()) {
-        (Ok(relative), Some(top)) => top.join(relative),
+        (Ok(relative), Some(top)) if top != snapshot.worktree => top.join(relative),
         _ => view.host_gitdir.clone(),
     };
     Ok(HostRepo::from_git_dir(&moved)?)

@@ -8,9 +8,11 @@
 //!   id, same inode                     → it
 //!   id, other inode, old place is gone → moved: the record follows
 //!   id, other inode, old place is there→ a copy: it gets an id of its own
+//!   no id, or another one              → another repository, whatever its path ([`refound`])
 //! ```
 
 mod plain;
+pub mod refound;
 
 use crate::id::RepoId;
 use crate::record::RepoRecord;
@@ -288,9 +290,16 @@ impl HostRepo {
         let Some(id) = self.read_id()? else { return Ok(None) };
         let record: Option<RepoRecord> = store::read_json(&store.repo(&id).record())?;
         let Some(record) = record else { return Ok(None) };
-        let (dev, ino) = self.identity()?;
-        let copy = (record.dev, record.ino) != (dev, ino) && still_there(&record);
-        Ok((!copy).then_some(id))
+        Ok(self.is_of(&record)?.then_some(id))
+    }
+
+    /// Whether this is the repository that a record is of: it has its id, and is no copy of it. A path says
+    /// nothing: another repository may have been made there. Writes nothing.
+    pub fn is_of(&self, record: &RepoRecord) -> Result<bool> {
+        if self.read_id()?.is_none_or(|id| id != record.id) {
+            return Ok(false);
+        }
+        Ok((record.dev, record.ino) == self.identity()? || !still_there(record))
     }
 
     /// The id of this repository in the store: found again when it was moved, new when it is new or
@@ -360,12 +369,17 @@ impl HostRepo {
 
     fn new_id(&self) -> Result<RepoId> {
         let id = RepoId::random();
+        self.write_id(&id)?;
+        Ok(id)
+    }
+
+    fn write_id(&self, id: &RepoId) -> Result<()> {
         store::write_whole(&self.id_file(), format!("{id}\n").as_bytes(), false)?;
         if let Some((uid, gid)) = self.foreign_owner() {
             let path = self.id_file();
             std::os::unix::fs::lchown(&path, Some(uid), Some(gid)).map_err(failed("change the owner of", &path))?;
         }
-        Ok(id)
+        Ok(())
     }
 }
 
@@ -374,9 +388,12 @@ fn owner(dir: &Path) -> Result<(u32, u32)> {
     Ok((metadata.uid(), metadata.gid()))
 }
 
-/// The directory that a record names is still the one it was made for.
+/// The directory that a record names is still the one it was made for. An inode number may have been given to
+/// another repository, which then has another id.
 fn still_there(record: &RepoRecord) -> bool {
     fs::metadata(&record.common_dir).is_ok_and(|m| (m.dev(), m.ino()) == (record.dev, record.ino))
+        && fs::read_to_string(record.common_dir.join("sandbox-id"))
+            .map_or(true, |text| RepoId::parse(text.trim()).is_none_or(|id| id == record.id))
 }
 
 fn refusal(cwd: &Path, stderr: &[u8]) -> HostRepoError {

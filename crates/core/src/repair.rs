@@ -153,11 +153,16 @@ fn names(store: &Store, repo: &RepoId, found: &mut Vec<Finding>) {
 }
 
 fn repository(git: &Git, store: &Store, record: &RepoRecord, found: &mut Vec<Finding>) {
-    let Ok(host) = HostRepo::from_git_dir(&record.common_dir) else {
+    let there = HostRepo::from_git_dir(&record.common_dir).ok();
+    let Some(host) = there.as_ref().filter(|host| host.is_of(record).unwrap_or(true)) else {
         let used = Sandbox::all(store, Some(&record.id)).map_or(0, |all| all.len());
         if used > 0 {
-            let what = format!("the repository '{}' of {used} sandboxes is gone", record.common_dir.display());
-            let hint = "it was moved? in its new place, any `git sandbox` command finds its sandboxes again".to_owned();
+            let of = format!("'{}' of {used} {}", record.common_dir.display(), units(used));
+            let what = match there {
+                Some(_) => format!("the repository {of} is gone, and another one is in its place"),
+                None => format!("the repository {of} is gone"),
+            };
+            let hint = "if it was moved: any `git sandbox` command in its new place finds its sandboxes again, or `git sandbox repair --repo NEW`, also for one from a backup".to_owned();
             found.push(Finding { kind: "repository", what, fix: Fix::Told(hint) });
         }
         return;
@@ -177,8 +182,12 @@ fn repository(git: &Git, store: &Store, record: &RepoRecord, found: &mut Vec<Fin
         else {
             continue;
         };
-        orphan(git, store, record, &host, &all, name, found);
+        orphan(git, store, record, host, &all, name, found);
     }
+}
+
+fn units(sandboxes: usize) -> &'static str {
+    if sandboxes == 1 { "sandbox" } else { "sandboxes" }
 }
 
 /// Refs that say that they are of a sandbox of this repository, which is nowhere.

@@ -16,6 +16,7 @@ use sandbox_git::{Git, GitError, Oid, Running};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
+use std::iter;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
@@ -31,6 +32,14 @@ pub enum WorkError {
     /// The host repository.
     #[error(transparent)]
     Host(#[from] HostRepoError),
+    /// At its place there is a repository with another id, or with none.
+    #[error("'{path}' is not the repository that the sandbox '{name}' was made from", path = path.display())]
+    AnotherRepository {
+        /// The top of its work tree, or its git directory.
+        path: PathBuf,
+        /// Which.
+        name: String,
+    },
     /// Git.
     #[error("cannot ask git about the sandbox's commits")]
     Git(#[from] GitError),
@@ -144,23 +153,35 @@ impl Unsaved {
     }
 }
 
-/// The host repository of a sandbox's tree, found again when it was moved within reach.
+/// The host repository of a sandbox's tree, found again when it was moved within reach. It is known by its id:
+/// what else is at its path gets nothing.
 pub fn host(store: &Store, sandbox: &Sandbox) -> Result<HostRepo> {
     let worktree = &sandbox.mount().worktree;
-    if worktree.join(".git").exists()
-        && let Ok(repo) = HostRepo::nested(worktree)
-    {
-        return Ok(repo);
-    }
+    let record = sandbox.repo(store)?;
+    let common_dir = &record.common_dir;
+    let captured = || worktree.join(".git").exists().then(|| HostRepo::nested(worktree));
     // Moved: the record knows the new place as soon as any command was run there.
-    let common_dir = sandbox.repo(store)?.common_dir;
-    if common_dir.file_name().is_some_and(|name| name == ".git")
-        && let Some(top) = common_dir.parent()
-        && let Ok(repo) = HostRepo::nested(top)
-    {
-        return Ok(repo);
+    let around = || {
+        let top = common_dir.parent().filter(|_| common_dir.file_name().is_some_and(|name| name == ".git"))?;
+        Some(HostRepo::nested(top))
+    };
+    let itself = || Some(HostRepo::from_git_dir(common_dir));
+    let places = iter::once_with(captured).chain(iter::once_with(around)).chain(iter::once_with(itself));
+    let (mut other, mut failure) = (None, None);
+    for place in places.flatten() {
+        match place {
+            Ok(repo) if repo.is_of(&record)? => return Ok(repo),
+            Ok(repo) => other = other.or_else(|| Some(repo.top_or_gitdir().to_owned())),
+            Err(error) => failure = Some(error),
+        }
     }
-    Ok(HostRepo::from_git_dir(&common_dir)?)
+    match (other, failure) {
+        (None, Some(error)) => Err(error.into()),
+        (path, _) => Err(WorkError::AnotherRepository {
+            path: path.unwrap_or_else(|| common_dir.clone()),
+            name: sandbox.name().to_owned(),
+        }),
+    }
 }
 
 /// `refs/sandbox/<name>` of the host.

@@ -339,7 +339,7 @@ fn a_host_repository_that_is_gone(subject: &Subject) {
     assert_snapshot!(subject.env.sandbox(&home, &["fetch", "s"]), @r#"
         ---- stderr
         error: not a git repository: '[REPO]/.git'
-        hint: it was moved or deleted: in its new place, any `git sandbox` command finds its sandboxes again; `git sandbox bundle NAME FILE` takes out the commits
+        hint: it was moved or deleted: in its new place, any `git sandbox` command finds its sandboxes again, or `git sandbox repair --repo NEW` does; `git sandbox bundle NAME FILE` takes out the commits
         ---- status 128
         "#);
     fs::rename(subject.env.root().join("hidden"), repo.dir()).unwrap();

@@ -15,6 +15,8 @@ over_drivers! {
     a_repository_that_moves_while_it_runs,
     a_copied_repository_is_another_one,
     a_repository_that_is_deleted_takes_nothing_with_it,
+    another_repository_at_the_same_place_gets_nothing,
+    a_restored_repository_gets_its_sandboxes_back,
     a_newer_state_is_read_and_never_written,
     clocks_that_jump_disturb_nothing,
     a_policy_that_breaks_lets_nothing_out_and_starts_nothing,
@@ -179,6 +181,134 @@ fn a_repository_that_is_deleted_takes_nothing_with_it(subject: &Subject) {
     run(&["trash", "restore", "s"]).ok();
     assert_eq!(run(&["exec", "s", "--", "sh", "-c", "cat loose.txt; git log -1 --format=%s"]).ok(), "loose\ntwo\n");
     run(&["drop", "--force", "s"]).ok();
+}
+
+/// Neither a commit nor a file of a sandbox goes into a repository that only has the path of its own one.
+fn another_repository_at_the_same_place_gets_nothing(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    subject.idle(&repo, "runs");
+    subject.spawn(&repo, &["s"], "echo x >x; git add x; git commit -qm x; echo loose >loose").ok();
+    let hidden = subject.env.repo_at("hidden");
+    fs::rename(repo.dir(), hidden.dir()).unwrap();
+    fs::create_dir_all(repo.dir()).unwrap();
+    repo.sh("git init -q && git commit -q --allow-empty -m Mine").ok();
+    let look =
+        "git for-each-ref; git status --porcelain; git rev-parse HEAD; find .git -type f | sort; git count-objects";
+    let before = repo.sh(look).ok();
+    let home = subject.env.home();
+    for name in ["runs", "s"] {
+        // The second one runs: its own commit tries to come home at once.
+        if name == "runs" {
+            let commit = ["exec", name, "--", "git", "commit", "-q", "--allow-empty", "-m", "two"];
+            subject.env.sandbox(&home, &commit).ok();
+        }
+        let verbs: [&[&str]; 6] = [
+            &["fetch", name],
+            &["merge", name],
+            &["apply", name],
+            &["branch", name, "b"],
+            &["drop", name],
+            &["log", name],
+        ];
+        for args in verbs {
+            for at in [repo.dir(), home.as_path()] {
+                let seen = subject.env.sandbox(at, args);
+                let named = format!("is not the repository that the sandbox '{name}' was made from");
+                let busy = args[0] == "drop" && seen.stderr.contains("a command runs in it");
+                assert!(seen.status != 0 && (busy || seen.stderr.contains(&named)), "{args:?} in {at:?}: {seen}");
+                assert_eq!(repo.sh(look).ok(), before, "{args:?} in {at:?}");
+            }
+        }
+    }
+    let told = repo.sandbox(&["repair"]);
+    assert_eq!(told.status, 1, "{told}");
+    assert!(told.stdout.contains("of 2 sandboxes is gone, and another one is in its place"), "{told}");
+    assert_eq!(repo.sh(look).ok(), before, "repair");
+    // Where the real one is, all of it is to be had.
+    assert!(hidden.sandbox(&["list"]).ok().contains("runs"));
+    for (name, subjects) in [("s", "x\n"), ("runs", "two\n")] {
+        hidden.sandbox(&["fetch", name]).ok();
+        assert_eq!(hidden.git(&["log", "-1", "--format=%s", &format!("sandbox/{name}")]).ok(), subjects);
+    }
+    hidden.sandbox(&["merge", "s"]).ok();
+    assert_eq!(hidden.read("x"), "x\n");
+    assert_eq!(repo.sh(look).ok(), before);
+}
+
+/// `repair --repo NEW`: with its id and without, wrong ones, copies, twice.
+fn a_restored_repository_gets_its_sandboxes_back(subject: &Subject) {
+    let env = &subject.env;
+    let repo = subject.repo(State::Plain);
+    let work = "echo x >x; git add x; git commit -qm x";
+    subject.spawn(&repo, &["s"], work).ok();
+    let home = env.home();
+    let run = |args: &[&str]| env.sandbox(&home, args);
+    let wrong = State::Unborn.build(env, "wrong");
+    let here = repo.dir().display().to_string();
+    // Nothing is missing.
+    assert_eq!(run(&["repair", "--repo", &here]).expect(0).stderr, "everything is as it should be\n");
+    let refused = |path: &Path, text: &str| {
+        let seen = run(&["repair", "--repo", &path.display().to_string()]);
+        assert!(seen.status == 1 && seen.stderr.contains(text), "{seen}");
+        assert!(!path.join(".git/sandbox-id").exists() || text.contains("copy") || text.contains("id of its own"));
+    };
+    refused(wrong.dir(), "no repository of a sandbox is missing");
+    let (copy, moved) = (env.repo_at("copy"), env.repo_at("moved"));
+    let status = std::process::Command::new("cp").arg("-a").arg(repo.dir()).arg(copy.dir()).status().unwrap();
+    assert!(status.success());
+    refused(copy.dir(), &format!("is a copy of '{here}/.git', which has the sandboxes"));
+    // Moved: compared by its id. Looked at, done, done again.
+    fs::rename(repo.dir(), moved.dir()).unwrap();
+    fs::remove_dir_all(copy.dir()).unwrap();
+    refused(wrong.dir(), "has not got commit");
+    let there = moved.dir().display().to_string();
+    let what = format!("the repository '{here}/.git' of 1 sandbox is '{there}' now\n");
+    assert!(run(&["repair", "-n", "--repo", &there]).ok().starts_with(&format!("found    {what}")));
+    assert!(run(&["fetch", "s"]).stderr.contains("`git sandbox repair --repo NEW` does"));
+    assert_eq!(run(&["repair", "--repo", &there]).ok(), format!("repaired {what}"));
+    assert_eq!(run(&["repair", "--repo", &there]).expect(0).stderr, "everything is as it should be\n");
+    run(&["fetch", "s"]).ok();
+    assert_eq!(moved.git(&["log", "-1", "--format=%s", "sandbox/s"]).ok(), "x\n");
+    // A clone has neither the id nor a ref of ours, but the commits.
+    let clone = env.repo_at("clone");
+    moved.git(&["clone", "-q", "--no-local", ".", &clone.dir().display().to_string()]).ok();
+    fs::remove_dir_all(moved.dir()).unwrap();
+    let seen = json(&clone, &["repair", "--json", "--repo", "."]);
+    assert_eq!(seen["findings"][0]["kind"], "place");
+    assert_eq!(
+        (&seen["findings"][0]["repaired"], seen["findings"].as_array().unwrap().len()),
+        (&true.into(), 1),
+        "{seen}"
+    );
+    clone.sandbox(&["fetch", "s"]).ok();
+    assert_eq!(clone.git(&["log", "-1", "--format=%s", "sandbox/s"]).ok(), "x\n");
+    // From a backup at its own place, without the id: our refs in it are enough.
+    fs::remove_file(clone.dir().join(".git/sandbox-id")).unwrap();
+    let refused = clone.sandbox(&["fetch", "s"]);
+    assert!(
+        refused.status != 0 && refused.stderr.contains("if it is the same one from a backup or a clone"),
+        "{refused}"
+    );
+    clone.sandbox(&["repair", "--repo", "."]).ok();
+    clone.sandbox(&["merge", "s"]).ok();
+    assert_eq!(clone.read("x"), "x\n");
+    // With sandboxes of its own it is none that is missing.
+    let other = env.repo_at("other");
+    clone.git(&["clone", "-q", "--no-local", ".", &other.dir().display().to_string()]).ok();
+    other.sandbox(&["spawn", "-q", "--driver", subject.driver, "o", "--", "true"]).ok();
+    let id = fs::read_to_string(other.dir().join(".git/sandbox-id")).unwrap();
+    fs::write(wrong.dir().join(".git/sandbox-id"), "0".repeat(32) + "\n").unwrap();
+    let seen = run(&["repair", "--repo", &wrong.dir().display().to_string()]);
+    assert!(seen.status == 1 && seen.stderr.contains("has an id of its own, 0000"), "{seen}");
+    fs::remove_file(wrong.dir().join(".git/sandbox-id")).unwrap();
+    // Two are missing, and both were made from the same commit.
+    fs::remove_file(clone.dir().join(".git/sandbox-id")).unwrap();
+    fs::remove_file(other.dir().join(".git/sandbox-id")).unwrap();
+    let both = env.repo_at("both");
+    other.git(&["clone", "-q", "--no-local", ".", &both.dir().display().to_string()]).ok();
+    let seen = both.sandbox(&["repair", "--repo", "."]);
+    assert!(seen.status == 1 && seen.stderr.contains(" may be '") && seen.stderr.contains(id.trim()), "{seen}");
+    assert!(seen.stderr.contains("/sandbox-id\"` says which"), "{seen}");
 }
 
 /// Row 30: who wrote it is newer. Nothing is written, by no verb; what only reads works.
