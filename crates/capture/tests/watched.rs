@@ -138,7 +138,12 @@ impl Mapper {
 
     fn start() -> Option<(Child, BufReader<ChildStdout>)> {
         let mut command = Command::new("python3");
-        command.args(["-c", MAPPER]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(["-c", MAPPER]);
+        Self::begin(command)
+    }
+
+    fn begin(mut command: Command) -> Option<(Child, BufReader<ChildStdout>)> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().ok()?;
         let answers = BufReader::new(child.stdout.take()?);
         Some((child, answers))
@@ -412,4 +417,90 @@ fn rules_and_what_git_says_are_asked_again_where_they_may_have_changed() {
         watched.seen = Some(captured.seen(state));
     }
     assert_eq!(watched.answered.lock().unwrap().1, 1);
+}
+
+/// The limit of `docs/limits.md`: a file can be open under a name that is none any more, and what is written
+/// through that is told under that name.
+#[test]
+fn what_is_written_through_a_name_that_is_gone_is_not_seen() {
+    use rustix::fs::{OFlags, linkat, openat};
+    let mut fixture = Fixture::new();
+    fixture.write("d/f", "one");
+    fs::create_dir(fixture.path("e")).unwrap();
+    fixture.tick();
+    let mut watched = Watched::new(Config::new(fixture.root.clone()));
+    watched.snap(&mut fixture);
+    let outside = fixture.dir.path().to_owned();
+    // Made without a name, and by a link and an unlink instead of a rename, within the tree and from outside.
+    let mut open = Vec::new();
+    for (n, dir) in [fixture.path("d"), fixture.path("e"), outside.clone()].iter().enumerate() {
+        let flags = OFlags::TMPFILE | OFlags::RDWR;
+        let fd = openat(CWD, dir, flags, Mode::from_raw_mode(0o644)).unwrap();
+        rustix::io::write(&fd, b"one").unwrap();
+        fs::create_dir(fixture.path(&format!("t{n}"))).unwrap();
+        let name = format!("t{n}/f");
+        let own = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&fd));
+        linkat(CWD, own, CWD, fixture.path(&name), AtFlags::SYMLINK_FOLLOW).unwrap();
+        open.push((name, fs::File::from(fd)));
+        fs::create_dir(fixture.path(&format!("l{n}"))).unwrap();
+        let (from, name) = (dir.join("from"), format!("l{n}/f"));
+        let mut file = fs::File::create(&from).unwrap();
+        file.write_all(b"one").unwrap();
+        fs::hard_link(&from, fixture.path(&name)).unwrap();
+        fs::remove_file(&from).unwrap();
+        open.push((name, file));
+    }
+    watched.snap(&mut fixture);
+    watched.snap(&mut fixture);
+    let doubts = watched.answered.lock().unwrap().1;
+    for (_, file) in &mut open {
+        file.write_all(b" and two").unwrap();
+    }
+    let captured = watched.snap(&mut fixture);
+    assert_eq!(watched.answered.lock().unwrap().1, doubts);
+    let stale: Vec<_> = open
+        .iter()
+        .map(|(name, _)| name)
+        .filter(|name| fs::read(fixture.in_layer(&captured, name)).unwrap() != b"one and two")
+        .collect();
+    assert_eq!(stale.len(), open.len(), "docs/limits.md is out of date: better: {stale:?}");
+    // A whole scan sees it, and so does the watcher once anything else happens to the file.
+    for (name, _) in &open {
+        fs::set_permissions(fixture.path(name), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let captured = watched.snap(&mut fixture);
+    for (name, _) in &open {
+        assert_eq!(fs::read(fixture.in_layer(&captured, name)).unwrap(), b"one and two", "{name}");
+    }
+}
+
+#[test]
+fn a_mapping_in_other_mounts_is_not_taken_for_what_its_path_is_here() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can mount");
+        return;
+    }
+    let mut fixture = Fixture::new();
+    fixture.write("a/f", "0123456789");
+    fixture.write("b/f", "0123456789");
+    fixture.tick();
+    let mut command = Command::new("unshare");
+    let script = "mount --bind \"$1/b\" \"$1/a\" && exec python3 -c \"$2\"";
+    command.args(["-m", "sh", "-c", script, "sh"]).arg(&fixture.root).arg(MAPPER);
+    let Some(process) = Mapper::begin(command) else {
+        eprintln!("skipped: no unshare");
+        return;
+    };
+    let mapper = Mapper(RefCell::new(process));
+    let mut watched = Watched::new(Config::new(fixture.root.clone()));
+    // What is 'a/f' there is 'b/f' here.
+    mapper.say("map", &fixture.path("a/f"));
+    watched.snap(&mut fixture);
+    fixture.tick();
+    mapper.say("write", &fixture.path("a/f"));
+    let captured = watched.snap(&mut fixture);
+    assert_eq!(watched.answered.lock().unwrap().1, 1);
+    assert_eq!(fs::read(fixture.path("b/f")).unwrap(), b"1123456789", "the control");
+    assert_eq!(fs::read(fixture.in_layer(&captured, "b/f")).unwrap(), b"1123456789");
+    assert_eq!(fs::read(fixture.in_layer(&captured, "a/f")).unwrap(), b"0123456789");
 }
