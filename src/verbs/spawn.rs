@@ -306,7 +306,7 @@ pub fn launch(context: &Context, store: &Store, sandbox: &Sandbox, lock: FileLoc
             return Err(error);
         }
     };
-    let _syncing = crate::plumbing::sync::start(&context.program, store, sandbox);
+    let syncing = crate::plumbing::sync::start(&context.program, store, sandbox);
     super::watch::start_always(context, store, sandbox);
     if args.detach {
         return detached(context, store, sandbox, &mut connection, args);
@@ -330,6 +330,8 @@ pub fn launch(context: &Context, store: &Store, sandbox: &Sandbox, lock: FileLoc
     let stream = connection.open();
     connection.send(stream, &Message::Exec(exec_request(&command, args.cwd, tty, true)))?;
     let ended = relay(&mut connection, stream, input, true, false, sandbox.name())?;
+    // What follows may start helpers, and a process with threads does not fork.
+    drop(syncing);
     match ended {
         Ended::Detached => status(sandbox, ended),
         Ended::Refused(_) if !started(sandbox) => {

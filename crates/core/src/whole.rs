@@ -185,7 +185,7 @@ pub fn git_dir_changed(
             if was.is_dir() {
                 waiting.push((layer.join(&name), inside.join(&name)));
             } else if was.len() != now.st_size as u64
-                || (was.mtime(), was.mtime_nsec()) != (i64::from(now.st_mtime), now.st_mtime_nsec as i64)
+                || (was.mtime(), was.mtime_nsec() as u64) != (now.st_mtime, now.st_mtime_nsec)
             {
                 return true;
             }
