@@ -440,9 +440,9 @@ impl From<CommitBackError> for CliError {
                 "another tool made this ref: `git branch SAVED {0} && git update-ref -d {0}` moves it out of the way",
                 escape(&name)
             )),
-            CommitBackError::State { .. } => {
-                failure.hint("run `git status` inside: `git sandbox shell NAME`; its files are untouched")
-            }
+            CommitBackError::State { name, .. } => failure.hint(format!(
+                "`git sandbox exec {name} -- git status` shows what git says inside; its files are untouched"
+            )),
             CommitBackError::NoView { .. } => failure.hint("the sandbox's own files are untouched"),
             CommitBackError::Connection(_)
             | CommitBackError::Refs(_)

@@ -4,12 +4,12 @@
 use crate::context::Context;
 use crate::error::CliError;
 use crate::text::escape;
-use sandbox_core::commit_back::{self, CommitBackError};
+use sandbox_core::commit_back;
 use sandbox_core::id::RepoId;
 use sandbox_core::journal::recover::{self, Change, Found, Hands, Which};
 use sandbox_core::journal::{End, Verb, markers};
 use sandbox_core::ops::Log;
-use sandbox_core::sandbox::{Sandbox, SandboxError};
+use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_integrate::{MergeError, Repo};
 use std::error::Error;
@@ -89,15 +89,7 @@ impl Hands for Worker<'_> {
 
     fn remove_refs(&mut self, sandbox: &Sandbox) -> Result<(), Box<dyn Error + Send + Sync>> {
         let git = self.context.git().map_err(|error| error.message)?;
-        match commit_back::remove_refs(git, self.store, sandbox) {
-            // A repository that is gone has no refs.
-            Err(
-                CommitBackError::Host(_)
-                | CommitBackError::Work(_)
-                | CommitBackError::Sandbox(SandboxError::Vanished { .. }),
-            ) => Ok(()),
-            other => Ok(other?),
-        }
+        Ok(commit_back::remove_refs_if_there(git, self.store, sandbox)?)
     }
 
     fn may_change(&self, change: &Change) -> bool {

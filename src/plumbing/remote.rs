@@ -25,7 +25,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::process::{Command, ExitCode};
 
 pub fn run(args: &[OsString]) -> ExitCode {
-    let url = args.get(1).or(args.first()).map(|url| url.to_string_lossy().into_owned()).unwrap_or_default();
+    let url = args.get(1).or(args.first()).map(|url| url.to_string_lossy()).unwrap_or_default();
     let target = url.trim_start_matches("sandbox::").trim_start_matches("//").trim_end_matches('/').to_owned();
     let result = if inside::name().is_some() { inside_helper(&target) } else { host_helper(&target) };
     match result {
@@ -39,7 +39,7 @@ pub fn run(args: &[OsString]) -> ExitCode {
 
 /// The helper of remotes that cannot be reached without a network.
 pub fn offline(args: &[OsString]) -> ExitCode {
-    let remote = args.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let remote = args.first().map(|name| name.to_string_lossy()).unwrap_or_default();
     let name = inside::name().unwrap_or_default();
     CliError::new(format!(
         "no network in sandbox '{}': cannot reach '{}'",
@@ -68,15 +68,12 @@ pub fn no_ssh(args: &[OsString]) -> ExitCode {
             }
         }
     }
-    let name = inside::name().unwrap_or_default();
-    CliError::new(format!(
-        "no ssh in sandbox '{}': cannot reach '{}'",
-        crate::text::escape(&name),
-        crate::text::escape(&host)
-    ))
-    .hint("an https URL works when its host is allowed: on the host, `git sandbox allow NAME HOST`")
-    .hint("git push host brings your commits to the host")
-    .print();
+    let (name, host) = (crate::text::escape(&inside::name().unwrap_or_default()), crate::text::escape(&host));
+    let bare = host.rsplit('@').next().unwrap_or_default();
+    CliError::new(format!("no ssh in sandbox '{name}': cannot reach '{host}'"))
+        .hint(format!("an https URL works when its host is allowed: on the host, `git sandbox allow {name} {bare}`"))
+        .hint("git push host brings your commits to the host")
+        .print();
     ExitCode::from(255)
 }
 

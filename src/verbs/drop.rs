@@ -123,14 +123,22 @@ pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Forc
         format!("{}{}", error.message, causes.collect::<String>())
     });
     let not_kept = contents.not_kept.clone();
-    trash::discard(store, sandbox, Some(contents), lock, |there| {
+    let discarded = trash::discard(store, sandbox, Some(contents), lock, |there| {
         log(store, there, "dropped into the trash", |sandbox| Deed::Trashed { sandbox });
-        // The host repository may be gone.
-        let _ = commit_back::remove_refs(git, store, there);
+        commit_back::remove_refs_if_there(git, store, there)
     })?;
     let only = not_kept.map(|why| format!("\nwarning: only its directory has everything: {why}")).unwrap_or_default();
+    let left = discarded.refs_left.map(|error| {
+        let error = CliError::from(error);
+        let causes: String = error.causes.iter().map(|cause| format!(": {cause}")).collect();
+        format!(
+            "\nwarning: its refs are still here, and its name is not free: {}{causes}; the next command tries again",
+            error.message
+        )
+    });
+    let left = left.unwrap_or_default();
     Ok(format!(
-        "dropped '{name}' into the trash{only}\nhint: `git sandbox trash restore {name}` brings it back for {} days",
+        "dropped '{name}' into the trash{only}{left}\nhint: `git sandbox trash restore {name}` brings it back for {} days",
         trash::KEEP_DAYS
     ))
 }

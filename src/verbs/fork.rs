@@ -120,7 +120,9 @@ impl From<ForkError> for CliError {
             ForkError::Whole { .. } => Self::chain(&error).hint("nothing is left half made"),
             ForkError::Unsettled { ref name, .. } => Self::chain(&error)
                 .hint(format!("fork it again when git is at rest there, or after `git sandbox stop {name}`")),
-            ForkError::Dropped { .. } => Self::chain(&error).hint("`git sandbox trash restore NAME` brings it back"),
+            ForkError::Dropped { ref name } => {
+                Self::chain(&error).hint(format!("`git sandbox trash restore {name}` brings it back"))
+            }
             ForkError::Ended { .. } => Self::chain(&error).hint("fork it again: its files are where they were"),
         }
     }

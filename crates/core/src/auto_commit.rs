@@ -143,7 +143,7 @@ fn in_tree(
     if work::uncommitted_now(git, store, sandbox)?.files.is_empty() {
         return Ok(Outcome::default());
     }
-    if let Some(operation) = ask(connection, view)?.operation {
+    if let Some(operation) = ask(connection, sandbox.name(), view)?.operation {
         return Ok(Outcome::not(format!("a {} is in progress", printable(operation.as_bytes()))));
     }
     let mut inside = Inside { connection, cwd: escape_bytes(sandbox.mount().worktree.as_os_str().as_bytes()) };

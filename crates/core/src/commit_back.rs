@@ -91,8 +91,10 @@ pub enum CommitBackError {
         key: String,
     },
     /// What the sandbox said about its repository is not readable.
-    #[error("the sandbox cannot tell the state of its repository: {why}")]
+    #[error("the sandbox '{name}' cannot tell the state of its repository: {why}")]
     State {
+        /// The sandbox.
+        name: String,
         /// What it said, escaped.
         why: String,
     },
@@ -164,7 +166,7 @@ fn bring_tree(
     views.sort_by_key(|(_, view)| std::cmp::Reverse(view.path.components().count()));
     for (n, view) in views {
         let main = view.path.as_os_str().is_empty();
-        let state = ask(connection, view)?;
+        let state = ask(connection, sandbox.name(), view)?;
         let host = if main {
             work::host(store, sandbox)?
         } else {
@@ -186,12 +188,13 @@ pub(crate) fn nested_host(view: &ViewRecord, snapshot: &Snapshot, main: &HostRep
     Ok(HostRepo::from_git_dir(&moved)?)
 }
 
-/// Asks git inside about one repository. Runs as an internal session, without privilege; what it
+/// Asks git inside about one repository of the sandbox `name`. Runs as an internal session, without privilege; what it
 /// answers is checked where it is used.
-pub(crate) fn ask(connection: &mut Connection, view: &ViewRecord) -> Result<RepoState> {
+pub(crate) fn ask(connection: &mut Connection, name: &str, view: &ViewRecord) -> Result<RepoState> {
+    let failed = |why: String| CommitBackError::State { name: name.to_owned(), why };
     let path = escape_bytes(view.inside_gitdir.as_os_str().as_bytes());
     let question = RepoQuestion { path, granted: view.granted.clone() };
-    let input = serde_json::to_vec(&question).map_err(|error| CommitBackError::State { why: error.to_string() })?;
+    let input = serde_json::to_vec(&question).map_err(|error| failed(error.to_string()))?;
     let exec = Exec {
         argv: vec![format!("{INSIDE}/bin/git-sandbox"), REPO_STATE_VERB.into()],
         cwd: "/".into(),
@@ -199,14 +202,14 @@ pub(crate) fn ask(connection: &mut Connection, view: &ViewRecord) -> Result<Repo
         ..Exec::default()
     };
     let (status, out, err) = match connection.run_within(exec, &input, MAX_STATE, MAX_TIME) {
-        Err(error @ ConnectionError::Late(_)) => return Err(CommitBackError::State { why: error.to_string() }),
+        Err(error @ ConnectionError::Late(_)) => return Err(failed(error.to_string())),
         answer => answer?,
     };
     if status != ExitStatus::Code(0) {
         let said = sandbox_git::printable(err.trim_ascii());
-        return Err(CommitBackError::State { why: format!("status {} {said}", status.shell()) });
+        return Err(failed(format!("status {} {said}", status.shell())));
     }
-    serde_json::from_slice(&out).map_err(|error| CommitBackError::State { why: error.to_string() })
+    serde_json::from_slice(&out).map_err(|error| failed(error.to_string()))
 }
 
 /// One repository of one sandbox.
@@ -419,6 +422,18 @@ pub fn remove_refs(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<()> {
         }
     }
     failed.map_or(Ok(()), Err)
+}
+
+/// As [`remove_refs`], where a repository or a snapshot that is gone has no refs.
+pub fn remove_refs_if_there(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<()> {
+    match remove_refs(git, store, sandbox) {
+        Err(
+            CommitBackError::Host(_)
+            | CommitBackError::Work(_)
+            | CommitBackError::Sandbox(SandboxError::Vanished { .. }),
+        ) => Ok(()),
+        other => other,
+    }
 }
 
 fn remove_refs_of_tree(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<()> {

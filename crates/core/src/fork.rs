@@ -19,9 +19,10 @@
 use crate::connection::{Connection, ConnectionError};
 use crate::id::{Name, SandboxId};
 use crate::launch::TreeView;
+use crate::names::Names;
 use crate::prepare::PrepareError;
 use crate::record::{Forked, SandboxRecord};
-use crate::sandbox::{Names, Sandbox, SandboxError};
+use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::{RepoLocks, SandboxDir, Store, StoreError, make_dir, write_json, write_whole};
 use sandbox_capture::{Twin, TwinError, Twinned};
 use sandbox_protocol::{Message, escape_bytes, unescape_bytes};
@@ -203,8 +204,7 @@ pub fn fork(store: &Store, parent: &Sandbox, hold: Hold<'_>, request: Request) -
 
 /// The name that was asked for, if it is free; else the parent's with the first number that is.
 fn free_name(store: &Store, names: &[Names], parent: &Sandbox, asked: Option<&Name>) -> Result<Name> {
-    let has = |names: &Names, name: &Name| names.get(name.as_str()).is_some_and(|id| is_there(&store.sandbox(&id)));
-    let taken = |name: &Name| names.iter().any(|names| has(names, name));
+    let taken = |name: &Name| names.iter().any(|names| names.holder(store, name).is_some());
     if let Some(name) = asked {
         return match taken(name) {
             true => Err(PrepareError::NameTaken { name: name.to_string() }.into()),
@@ -219,11 +219,6 @@ fn free_name(store: &Store, names: &[Names], parent: &Sandbox, asked: Option<&Na
         Name::parse(&format!("{stem}{end}")).ok().filter(|name| !taken(name))
     });
     Ok(free.unwrap_or_else(Name::random))
-}
-
-/// A sandbox, or one that somebody is making; not what a killed command left.
-fn is_there(dir: &SandboxDir) -> bool {
-    dir.record().exists() || (dir.path().exists() && !matches!(FileLock::try_exclusive(&dir.lock_file()), Ok(Some(_))))
 }
 
 /// `fix` is followed by `fix-2`, and `fix-2` by `fix-3`.

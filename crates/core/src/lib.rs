@@ -23,6 +23,7 @@ pub mod kept;
 pub mod landing;
 pub mod launch;
 pub mod made_inside;
+pub mod names;
 pub mod ops;
 pub mod prepare;
 pub mod prune;

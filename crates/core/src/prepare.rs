@@ -15,8 +15,9 @@ use crate::gitdir::{self, Carried, GitDirError, Grant, Remembered, Request as Gi
 use crate::host_repo::{HostRepo, HostRepoError};
 use crate::id::{LayerId, Name, RepoId, SnapshotId};
 use crate::launch::{TreeView, User};
+use crate::names::Names;
 use crate::record::{GitFacts, SandboxRecord, Snapshot};
-use crate::sandbox::{Names, Sandbox};
+use crate::sandbox::Sandbox;
 use crate::store::{RepoDir, Store, StoreError, make_dir, read_json, write_json};
 use crate::watch::Watched;
 use rustix::fs::{AtFlags, Timespec, Timestamps, utimensat};
@@ -623,9 +624,9 @@ fn notes(told: &Told) -> Vec<String> {
 /// Refuses a name that is taken, before anything is captured for it. [`create`] decides for good.
 /// `there`: the repository is one that comes along.
 pub fn check_name(store: &Store, repo: &RepoId, name: &Name, there: Option<&Path>) -> Result<()> {
-    match Names::of(&store.repo(repo)).get(name.as_str()) {
-        Some(id) if store.sandbox(&id).record().exists() => Err(taken_by(name, there)),
-        _ => Ok(()),
+    match Names::of(&store.repo(repo)).holder(store, name) {
+        Some(_) => Err(taken_by(name, there)),
+        None => Ok(()),
     }
 }
 
@@ -651,13 +652,7 @@ pub fn create(
     // Held by who calls us: names are given under the locks of all.
     let _ = taken.iter().map(|taken| &taken.lock);
     let names: Vec<Names> = taken.iter().map(|taken| Names::of(&store.repo(&taken.repo))).collect();
-    // One that was never made to the end has no right to its name.
-    let has = |names: &Names, name: &Name| {
-        names.get(name.as_str()).is_some_and(|id| {
-            let dir = store.sandbox(&id);
-            dir.record().exists() || FileLock::is_held(&dir.lock_file())
-        })
-    };
+    let has = |names: &Names, name: &Name| names.holder(store, name).is_some();
     let is_taken = |name: &Name| names.iter().any(|names| has(names, name));
     if record.unnamed {
         for n in 0u32.. {

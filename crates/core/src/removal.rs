@@ -3,8 +3,9 @@
 use crate::commit_back::{self, CommitBackError};
 use crate::journal::{End, Ids, Journal, Plan, Verb};
 use crate::kept;
+use crate::names::Names;
 use crate::record::SandboxRecord;
-use crate::sandbox::{Names, Sandbox};
+use crate::sandbox::Sandbox;
 use crate::store::{SandboxDir, Store, StoreError, read_json};
 use sandbox_git::Git;
 use sandbox_sys::fault;
@@ -37,6 +38,7 @@ pub fn drop_saved(git: &Git, store: &Store, sandbox: &Sandbox, lock: FileLock) -
     {
         // A foreign lock, a repository that is gone: it stays whole, and so do its refs.
         fs::rename(&gone, sandbox.dir.path()).map_err(StoreError::io("move back", &gone))?;
+        give_names_again(store, &sandbox.record);
         op.end(End::Failed);
         return Err(error);
     }
@@ -66,6 +68,14 @@ pub(crate) fn remove_unused(store: &Store, sandbox: &Sandbox, lock: FileLock) ->
 pub(crate) fn take_names_back(store: &Store, record: &SandboxRecord) {
     for mount in &record.repos {
         Names::of(&store.repo(&mount.repo)).take_back(&record.name, &record.id);
+    }
+}
+
+/// What came back has its name, whoever gave it free meanwhile; one that another has been given stays with that.
+fn give_names_again(store: &Store, record: &SandboxRecord) {
+    for mount in &record.repos {
+        // Without it, it is still found by its id.
+        let _ = Names::of(&store.repo(&mount.repo)).give_again(&record.name, &record.id);
     }
 }
 

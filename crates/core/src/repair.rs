@@ -7,8 +7,9 @@ use crate::commit_back::own_refs;
 use crate::host_repo::HostRepo;
 use crate::id::{Name, RepoId, SandboxId};
 use crate::landing::{delete_refs, owner_blob};
+use crate::names::Names;
 use crate::record::{RepoRecord, SandboxRecord};
-use crate::sandbox::{Names, Sandbox};
+use crate::sandbox::Sandbox;
 use crate::store::{Store, StoreError, read_json};
 use sandbox_git::refs::RefStore;
 use sandbox_git::{Git, Oid, RefName, printable};
@@ -87,10 +88,11 @@ pub fn mend(git: &Git, store: &Store, finding: &Finding) -> Result<bool, Failure
         Fix::Name(repo, name, id) => {
             // Names are given under this lock.
             let lock = FileLock::exclusive_within(&store.repo(repo).lock_file(), Duration::from_secs(10))?;
-            if lock.is_none() || store.sandbox(id).path().exists() {
+            let names = Names::of(&store.repo(repo));
+            if lock.is_none() || names.holder(store, name).is_some() {
                 return Ok(false);
             }
-            Names::of(&store.repo(repo)).take_back(name, id);
+            names.take_back(name, id);
         }
         Fix::Dropped(path) => sandbox_capture::remove_tree(path)?,
         Fix::TempPack(path) => fs::remove_file(path)?,
@@ -145,7 +147,7 @@ fn names(store: &Store, repo: &RepoId, found: &mut Vec<Finding>) {
     for path in entries(&store.repo(repo).path().join("names")) {
         let Ok(name) = Name::parse(&file_name(&path)) else { continue };
         let id = fs::read_to_string(&path).ok().and_then(|text| SandboxId::parse(text.trim()));
-        if let Some(id) = id.filter(|id| !store.sandbox(id).path().exists()) {
+        if let Some(id) = id.filter(|id| !crate::names::holds(store, id)) {
             let what = format!("the name '{name}' belongs to no sandbox");
             found.push(Finding { kind: "name", what, fix: Fix::Name(repo.clone(), name, id) });
         }

@@ -2,10 +2,11 @@
 //! and taking it into one's own hands while it is stopped.
 
 use crate::connection::{Connection, ConnectionError};
-use crate::id::{Name, RepoId, SandboxId};
+use crate::id::{RepoId, SandboxId};
 use crate::launch::Network;
+use crate::names::Names;
 use crate::record::{RepoMount, RepoRecord, SandboxRecord, Snapshot, StatusRecord};
-use crate::store::{RepoDir, SandboxDir, Store, StoreError, make_dir, read_json, write_json, write_whole};
+use crate::store::{SandboxDir, Store, StoreError, read_json, write_json};
 use sandbox_sys::lock::{FileLock, Holder, holder};
 use sandbox_sys::process;
 use std::fs;
@@ -328,47 +329,6 @@ fn connect(dir: &SandboxDir) -> io::Result<UnixStream> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let fd = rustix::fs::open(dir.path(), flags, Mode::empty())?;
     UnixStream::connect(format!("/proc/self/fd/{}/ctl", std::os::fd::AsRawFd::as_raw_fd(&fd)))
-}
-
-/// `repos/<id>/names/<name>`: a file with the sandbox's id, so that a name is found without
-/// reading every record, and given only once.
-#[derive(Debug)]
-pub struct Names(PathBuf);
-
-impl Names {
-    /// The names of one repository.
-    pub fn of(repo: &RepoDir) -> Self {
-        Self(repo.path().join("names"))
-    }
-
-    /// Who has this name.
-    pub fn get(&self, name: &str) -> Option<SandboxId> {
-        Name::parse(name).ok()?;
-        SandboxId::parse(fs::read_to_string(self.0.join(name)).ok()?.trim())
-    }
-
-    /// Gives a name; the repository's lock must be held.
-    pub fn give(&self, name: &Name, id: &SandboxId) -> Result<(), StoreError> {
-        make_dir(&self.0)?;
-        write_whole(&self.0.join(name.as_str()), format!("{id}\n").as_bytes(), false)
-    }
-
-    /// Gives names free whose sandbox is nowhere; the repository's lock must be held.
-    pub(crate) fn free_unused(&self, store: &Store) {
-        for entry in fs::read_dir(&self.0).into_iter().flatten().flatten() {
-            let id = entry.file_name().to_str().and_then(|name| self.get(name));
-            if id.is_some_and(|id| !store.sandbox(&id).path().exists()) {
-                let _ = fs::remove_file(entry.path());
-            }
-        }
-    }
-
-    /// Takes a name back, if this sandbox has it.
-    pub fn take_back(&self, name: &Name, id: &SandboxId) {
-        if self.get(name.as_str()).as_ref() == Some(id) {
-            let _ = fs::remove_file(self.0.join(name.as_str()));
-        }
-    }
 }
 
 /// Returns where a path inside a tree is in a stack of layers, uppermost first; the first one that has it.

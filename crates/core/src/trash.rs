@@ -4,8 +4,9 @@
 use crate::id::Name;
 use crate::journal::{End, Ids, Journal, Plan, Verb};
 use crate::kept;
-use crate::record::SandboxRecord;
-use crate::sandbox::{Names, Sandbox, SandboxError};
+use crate::names::Names;
+use crate::record::{RepoMount, SandboxRecord};
+use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::{RepoLocks, SandboxDir, Store, StoreError, read_json, write_json};
 use crate::work::Unsaved;
 use sandbox_git::printable;
@@ -119,16 +120,25 @@ pub fn list(store: &Store) -> Result<Vec<Trashed>, StoreError> {
     Ok(all)
 }
 
-/// Moves a sandbox, whose lock is held and that does not run, into the trash; returns where it is now.
+/// What became of a sandbox that went into the trash.
+#[derive(Debug)]
+pub struct Discarded<E> {
+    /// Where it is now.
+    pub dir: SandboxDir,
+    /// Why its refs are still there: the next command goes on with it, and its name is not free before.
+    pub refs_left: Option<E>,
+}
+
+/// Moves a sandbox, whose lock is held and that does not run, into the trash.
 /// Needs no room on the disk: on a full one this is how room is made. `remove_refs` takes its refs away
 /// once it is safe there: as long as it is not, they stay.
-pub fn discard(
+pub fn discard<E>(
     store: &Store,
     sandbox: &Sandbox,
     contents: Option<Contents>,
     lock: FileLock,
-    remove_refs: impl FnOnce(&Sandbox),
-) -> Result<SandboxDir, StoreError> {
+    remove_refs: impl FnOnce(&Sandbox) -> Result<(), E>,
+) -> Result<Discarded<E>, StoreError> {
     let journal = Journal::of_sandbox(store, &sandbox.record.id);
     let mut op = journal.start(Plan::new(Verb::Drop).of(sandbox.name()).makes_room())?;
     let stop = |name| fault::point(name).map_err(StoreError::io("move away", sandbox.dir.path()));
@@ -138,23 +148,26 @@ pub fn discard(
     let target = store.trash(&sandbox.record.id);
     fs::rename(sandbox.dir.path(), target.path()).map_err(StoreError::io("move away", sandbox.dir.path()))?;
     let there = Sandbox::new(target, sandbox.record.clone());
-    stop("trash.name")?;
-    settle(store, &there, contents);
-    drop(lock);
+    note(&there, contents);
     stop("trash.refs")?;
-    remove_refs(&there);
+    // Until they are gone nobody else is given the name that they have.
+    if let Err(error) = remove_refs(&there) {
+        return Ok(Discarded { dir: there.dir, refs_left: Some(error) });
+    }
+    stop("trash.name")?;
+    crate::removal::take_names_back(store, &there.record);
+    drop(lock);
     stop("trash.end")?;
     op.end(End::Done);
-    Ok(there.dir)
+    Ok(Discarded { dir: there.dir, refs_left: None })
 }
 
-/// Writes down when it came into the trash, and gives its name free. Can be done again.
-pub(crate) fn settle(store: &Store, sandbox: &Sandbox, contents: Option<Contents>) {
+/// Writes down when it came into the trash. Can be done again.
+pub(crate) fn note(sandbox: &Sandbox, contents: Option<Contents>) {
     let dropped = sandbox.dir.path().join("dropped.json");
     if !dropped.exists() {
         let _ = write_json(&dropped, &Dropped { at: now(), contents }, true);
     }
-    crate::removal::take_names_back(store, &sandbox.record);
 }
 
 /// Brings one back, under its name or, when that was given again, under that name with a number; or under the
@@ -164,11 +177,8 @@ pub fn restore(store: &Store, item: &Trashed, wanted: Option<&Name>) -> Result<N
     // Names are given under the lock of the repository, and only one of two that restore goes on.
     let _locks = RepoLocks::take(store, item.record.repos.iter().map(|mount| &mount.repo))?;
     let taken = |name: &Name| {
-        record.repos.iter().any(|mount| {
-            Names::of(&store.repo(&mount.repo))
-                .get(name.as_str())
-                .is_some_and(|id| store.sandbox(&id).record().exists())
-        })
+        let names = |mount: &RepoMount| Names::of(&store.repo(&mount.repo));
+        record.repos.iter().any(|mount| names(mount).holder(store, name).is_some_and(|id| id != record.id))
     };
     if let Some(name) = wanted.filter(|name| taken(name)) {
         return Err(SandboxError::Taken { name: name.to_string() });
@@ -267,7 +277,8 @@ mod tests {
         crate::store::make_dir(&dir.path().join("dropped.json")).unwrap();
         write_json(&dir.record(), &record, false).unwrap();
         let lock = FileLock::exclusive(&dir.lock_file()).unwrap();
-        let there = discard(&store, &Sandbox::new(dir.clone(), record), None, lock, |_| {}).unwrap();
+        let gone = |_: &Sandbox| Ok::<(), StoreError>(());
+        let there = discard(&store, &Sandbox::new(dir.clone(), record), None, lock, gone).unwrap().dir;
         assert!(!dir.path().exists() && there.record().exists());
         fs::remove_dir(there.path().join("dropped.json")).unwrap();
         let listed = list(&store).unwrap();

@@ -34,6 +34,8 @@ pub enum MergeError {
     /// There is no commit to put anything on top of.
     #[error("'{branch}' has no commit yet")]
     Unborn {
+        /// The sandbox.
+        name: String,
         /// The host's branch.
         branch: String,
     },
@@ -143,7 +145,7 @@ impl MergeError {
                 "nothing was written; `git sandbox merge {name}` takes all of its commits, `git sandbox branch {name} \
                  BRANCH` keeps them on a branch of their own"
             )),
-            Self::Unborn { .. } => Some("`git sandbox merge` takes all commits of a sandbox".into()),
+            Self::Unborn { name, .. } => Some(format!("`git sandbox merge {name}` takes all of its commits")),
             Self::NotFastForward { name, .. } => Some(format!(
                 "`git sandbox merge {name}` makes a merge commit; `git sandbox branch {name} BRANCH` keeps the commits \
                  on a branch of their own"

@@ -132,7 +132,7 @@ pub fn plan_pick(
 ) -> Result<Option<MergePlan>, MergeError> {
     let (head, index, rules) = start(repo)?;
     let Some(onto) = head.commit else {
-        return Err(MergeError::Unborn { branch: head.short().to_owned() });
+        return Err(MergeError::Unborn { name: request.name.to_owned(), branch: head.short().to_owned() });
     };
     let replayed = match replay(repo, &rules, onto, commits, request.identity, note)? {
         Ok(replayed) => replayed,

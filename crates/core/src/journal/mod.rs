@@ -167,3 +167,8 @@ pub fn markers(store: &Store) -> Vec<Marker> {
     all.sort_by(|a, b| a.op.cmp(&b.op));
     all
 }
+
+/// The journals that those operations are written in.
+pub(crate) fn homes(store: &Store) -> impl Iterator<Item = Home> {
+    markers(store).into_iter().filter_map(|marker| Home::parse(&std::fs::read_to_string(marker.path).ok()?))
+}

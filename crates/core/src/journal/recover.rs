@@ -319,8 +319,9 @@ fn apply(store: &Store, hands: &mut dyn Hands, recovery: &mut Recovery) -> Resul
             }
             Deed::FinishTrash(id) => {
                 if let Some(sandbox) = sandbox(store.trash(id).path().to_owned())? {
+                    trash::note(&sandbox, None);
                     hands.remove_refs(&sandbox)?;
-                    trash::settle(store, &sandbox, None);
+                    removal::take_names_back(store, &sandbox.record);
                 }
             }
             Deed::FinishDrop(id) => {
