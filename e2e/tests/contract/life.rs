@@ -20,6 +20,8 @@ over_views! {
     a_time_limit_ends_the_command,
     work_is_not_dropped_unasked,
     the_trash_gives_back_what_was_dropped,
+    a_name_is_free_when_its_refs_are_gone,
+    a_drop_that_fails_keeps_its_name,
     several_are_spawned_at_once,
     list_and_show_tell_what_is_true,
     the_cache_directory_is_not_needed,
@@ -227,6 +229,59 @@ fn the_trash_gives_back_what_was_dropped(subject: &Subject) {
     assert_eq!(repo.sandbox(&["exec", "s", "--", "true"]).status, 125);
     repo.sandbox(&["trash", "restore", "s"]).ok();
     assert_eq!(subject.exec(&repo, "s", look).ok(), before);
+}
+
+/// Names that are given, in all repositories.
+fn given(subject: &Subject) -> Vec<String> {
+    let repos = std::fs::read_dir(subject.env.state().join("repos")).unwrap();
+    let names = repos.flat_map(|repo| std::fs::read_dir(repo.unwrap().path().join("names")).into_iter().flatten());
+    names.map(|name| name.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+fn a_name_is_free_when_its_refs_are_gone(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    subject.spawn(&repo, &["s"], "echo x >x; git add x; git commit -qm first").ok();
+    let lock = repo.dir().join(".git/packed-refs.lock");
+    std::fs::write(&lock, "").unwrap();
+    let dropped = repo.sandbox(&["drop", "--force", "s"]);
+    assert_eq!(dropped.status, 0, "{dropped}");
+    assert!(dropped.stderr.contains("warning: its refs are still here, and its name is not free"), "{dropped}");
+    assert_eq!(given(subject), ["s"]);
+    std::fs::remove_file(&lock).unwrap();
+    let list = repo.sandbox(&["list"]);
+    assert!(list.stderr.contains("a 'drop' of 's' was cut off: it was finished"), "{list}");
+    assert_eq!(repo.git(&["for-each-ref", "refs/sandbox", "refs/sandbox-meta"]).ok(), "");
+    assert!(given(subject).is_empty());
+    // The next one of this name can bring its commits home.
+    subject.spawn(&repo, &["s"], "echo y >y; git add y; git commit -qm second").ok();
+    assert_eq!(repo.git(&["log", "-1", "--format=%s", "sandbox/s"]).ok(), "second\n");
+}
+
+fn a_drop_that_fails_keeps_its_name(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    subject.spawn(&repo, &["s"], "echo x >x; git add x; git commit -qm x").ok();
+    repo.sandbox(&["merge", "s"]).ok();
+    std::fs::write(repo.dir().join(".git/packed-refs.lock"), "").unwrap();
+    std::thread::scope(|scope| {
+        let drop = scope.spawn(|| repo.sandbox(&["drop", "s"]));
+        let tmp = subject.env.state().join("tmp");
+        let away = |entry: std::io::Result<std::fs::DirEntry>| {
+            entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("dropped-"))
+        };
+        wait_until("it is on its way out", Duration::from_secs(20), || std::fs::read_dir(&tmp).unwrap().any(away));
+        // While git waits for that lock.
+        repo.sandbox(&["gc"]).ok();
+        assert_eq!(given(subject), ["s"]);
+        let second = subject.spawn(&repo, &["s"], "true");
+        assert!(second.stderr.contains("there is a sandbox named 's' already"), "{second}");
+        let drop = drop.join().unwrap();
+        assert!(drop.stderr.contains("packed-refs.lock"), "{drop}");
+    });
+    assert_eq!(given(subject), ["s"]);
+    subject.exec(&repo, "s", "true").ok();
+    std::fs::remove_file(repo.dir().join(".git/packed-refs.lock")).unwrap();
+    repo.sandbox(&["drop", "s"]).ok();
+    assert!(given(subject).is_empty());
 }
 
 fn several_are_spawned_at_once(subject: &Subject) {
