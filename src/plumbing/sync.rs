@@ -7,6 +7,7 @@
 use super::argument;
 use crate::error::CliError;
 use sandbox_core::id::{RepoId, SnapshotId};
+use sandbox_core::launch::TreeView;
 use sandbox_core::record::Snapshot;
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::{Store, make_dir, read_json, write_whole};
@@ -35,7 +36,7 @@ impl Drop for Syncing {
 /// for it alone (a fork, a full copy).
 fn sync_own(sandbox: &Sandbox) -> std::io::Result<()> {
     let dir = File::open(sandbox.dir.path())?;
-    if std::fs::read_dir(sandbox.upper()).is_ok_and(|mut entries| entries.next().is_some()) {
+    if sandbox.record.view == TreeView::Copy || sandbox.record.forked.is_some() {
         return Ok(rustix::fs::syncfs(&dir)?);
     }
     File::open(sandbox.dir.record())?.sync_all()?;
