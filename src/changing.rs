@@ -4,7 +4,8 @@
 //! repos/<id>/merge.lock        held while a working tree is changed
 //! repos/<id>/undo/<random>/    the former state, until `gc` takes it after 30 days
 //! repos/<id>/undo/<random>.all of a change of several repositories: all were changed; until it is there,
-//!                              none was, and whoever comes next takes all of them back
+//!                              none was, and whoever comes next finishes what was carried out in all, or takes
+//!                              all of them back
 //! repos/<id>/journal           `change` names both sides: where, and what there was
 //! ```
 //!
@@ -30,7 +31,8 @@ use std::time::Duration;
 /// How long another command's change of a working tree is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A change that has begun. Dropped before its end, the next command takes back what is there of it.
+/// A change that has begun. Dropped before its end, the next command takes back what is there of it; past HEAD's
+/// move it writes down what was done.
 pub struct Changing {
     repo: RepoId,
     base: RepoDir,
@@ -276,10 +278,18 @@ pub fn lock(context: &Context, store: &Store, id: &RepoId) -> Result<FileLock, C
         .ok_or_else(|| SandboxError::Busy { holder: holder(&path) })?;
     let home = Home::Repo(id.clone());
     for found in recovery::mend(context, store, Which::Of(&home, recovery::CHANGES, PATIENCE), true)? {
-        recovery::tell(&found);
         if let Err(error) = found.outcome {
-            return Err(CliError::chain(error.as_ref()));
+            let refused = CliError::chain(error.as_ref());
+            return Err(match recovery::hint(error.as_ref()) {
+                Some(hint) => {
+                    let message =
+                        format!("a '{}' of '{}' comes first", found.recovery.verb, found.recovery.of.join("', '"));
+                    CliError { message, causes: vec![refused.message], ..refused }.hint(hint)
+                }
+                None => refused,
+            });
         }
+        recovery::tell(&found);
     }
     Ok(lock)
 }

@@ -7,8 +7,9 @@ use crate::text::escape;
 use sandbox_core::commit_back;
 use sandbox_core::id::RepoId;
 use sandbox_core::journal::recover::{self, Change, Found, Hands, Which};
+use sandbox_core::journal::together::{InTheWay, Standing};
 use sandbox_core::journal::{End, Verb, markers};
-use sandbox_core::ops::Log;
+use sandbox_core::ops::{Deed, Log, Operation};
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_integrate::{MergeError, Repo};
@@ -53,6 +54,12 @@ pub fn tell(found: &Found) {
         Ok(()) => eprintln!("{}", escape(&found.recovery.to_string())),
         Err(error) => {
             let failure = CliError::chain(error.as_ref());
+            if let Some(hint) = hint(error.as_ref()) {
+                let of = found.recovery.of.join("', '");
+                eprintln!("warning: a '{}' of '{}': {}", found.recovery.verb, escape(&of), failure.message);
+                eprintln!("hint: {}", escape(&hint));
+                return;
+            }
             let why: String = failure.causes.iter().map(|cause| format!(": {cause}")).collect();
             eprintln!(
                 "warning: what a '{}' that was cut off left is still there: {}{why}; `git sandbox repair` tries again",
@@ -62,22 +69,44 @@ pub fn tell(found: &Found) {
     }
 }
 
+/// Says what a plan would do, doing nothing.
+pub fn plan(context: &Context, store: &Store) -> Result<Vec<Found>, CliError> {
+    Ok(recover::plan(store, &mut Worker { context, store, everywhere: true })?)
+}
+
+/// The next step, when something stands in the way.
+pub fn hint(error: &(dyn Error + 'static)) -> Option<String> {
+    error.downcast_ref::<InTheWay>().map(InTheWay::hint)
+}
+
 struct Worker<'a> {
     context: &'a Context,
     store: &'a Store,
     everywhere: bool,
 }
 
-impl Hands for Worker<'_> {
-    fn put_back(&mut self, change: &Change) -> Result<bool, Box<dyn Error + Send + Sync>> {
+type Failure = Box<dyn Error + Send + Sync>;
+
+impl Worker<'_> {
+    fn open(&self, change: &Change) -> Result<Repo, Failure> {
         let git = self.context.git().map_err(|error| error.message)?;
-        let repo = Repo::open(git, &change.worktree, &change.git_dir, &self.store.tmp())?;
-        match sandbox_integrate::restore(&repo, &change.undo) {
+        Ok(Repo::open(git, &change.worktree, &change.git_dir, &self.store.tmp())?)
+    }
+
+    /// The repository in whose `undo` the former state is, and its name there.
+    fn kept(change: &Change) -> Option<(RepoId, String)> {
+        let name = change.undo.file_name()?.to_str()?.to_owned();
+        let repo = change.undo.parent().and_then(Path::parent).and_then(Path::file_name)?;
+        Some((RepoId::parse(repo.to_str()?)?, name))
+    }
+}
+
+impl Hands for Worker<'_> {
+    fn put_back(&mut self, change: &Change) -> Result<bool, Failure> {
+        match sandbox_integrate::restore(&self.open(change)?, &change.undo) {
             Ok(()) => {
                 // It may have been cut after it was written down for `undo`.
-                let name = change.undo.file_name().unwrap_or_default().to_string_lossy();
-                let repo = change.undo.parent().and_then(Path::parent).and_then(Path::file_name);
-                if let Some(repo) = repo.and_then(|name| RepoId::parse(name.to_str()?)) {
+                if let Some((repo, name)) = Self::kept(change) {
                     Log::of(&self.store.repo(&repo)).taken_back(&name)?;
                 }
                 Ok(true)
@@ -87,7 +116,39 @@ impl Hands for Worker<'_> {
         }
     }
 
-    fn remove_refs(&mut self, sandbox: &Sandbox) -> Result<(), Box<dyn Error + Send + Sync>> {
+    fn standing(&mut self, change: &Change) -> Result<Standing, Failure> {
+        use sandbox_integrate::Standing as Found;
+        Ok(match sandbox_integrate::standing(&self.open(change)?, &change.undo)? {
+            Found::Before => Standing::Before,
+            Found::Cut => Standing::Cut,
+            Found::CarriedOut { since } => Standing::CarriedOut { since },
+            Found::Changed { what } => Standing::Changed { what },
+        })
+    }
+
+    fn finish(&mut self, verb: Verb, of: &[String], changes: &[Change]) -> Result<(), Failure> {
+        let mut deeds = Vec::new();
+        for change in changes {
+            sandbox_integrate::settle(&self.open(change)?, &change.undo)?;
+            if let Some((repo, undo)) = Self::kept(change) {
+                let (worktree, git_dir) = (change.worktree.clone(), change.git_dir.clone());
+                deeds.push(Deed::Tree { repo, worktree, git_dir, undo });
+            }
+        }
+        let told = format!("the {verb} of '{}', which was cut off and then finished", of.join("', '"));
+        let operation = Operation::now(&verb.to_string(), told, deeds);
+        for deed in &operation.deeds {
+            if let Deed::Tree { repo, undo, .. } = deed {
+                let log = Log::of(&self.store.repo(repo));
+                if !log.has(undo)? {
+                    log.add(&operation)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_refs(&mut self, sandbox: &Sandbox) -> Result<(), Failure> {
         let git = self.context.git().map_err(|error| error.message)?;
         Ok(commit_back::remove_refs_if_there(git, self.store, sandbox)?)
     }

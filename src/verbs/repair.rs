@@ -41,17 +41,20 @@ pub fn run(context: &Context, args: &cli::Repair) -> Outcome {
         findings.extend(placed(context, &store, path, args.dry_run)?);
     }
     if args.dry_run {
-        for recovery in recover::plan(&store)? {
-            let deeds: Vec<String> = recovery.deeds.iter().map(ToString::to_string).collect();
-            let what = format!("a '{}' of '{}' was cut off", recovery.verb, recovery.of.join("', '"));
+        for recover::Found { recovery: cut, outcome } in recovery::plan(context, &store)? {
+            let deeds: Vec<String> = cut.deeds.iter().map(ToString::to_string).collect();
+            let what = format!("a '{}' of '{}' was cut off", cut.verb, cut.of.join("', '"));
             let hint = (!deeds.is_empty()).then(|| deeds.join("; "));
-            findings.push(Found { kind: "operation", what, repaired: false, error: None, hint });
+            let hint = outcome.as_ref().err().and_then(|error| recovery::hint(error.as_ref())).or(hint);
+            let error = outcome.err().map(|error| CliError::chain(error.as_ref()).message);
+            findings.push(Found { kind: "operation", what, repaired: false, error, hint });
         }
     } else {
         for found in recovery::mend(context, &store, Which::All, true)? {
             let error = found.outcome.as_ref().err().map(|error| CliError::chain(error.as_ref()).message);
+            let hint = found.outcome.as_ref().err().and_then(|error| recovery::hint(error.as_ref()));
             let (what, repaired) = (found.recovery.to_string(), error.is_none());
-            findings.push(Found { kind: "operation", what, repaired, error, hint: None });
+            findings.push(Found { kind: "operation", what, repaired, error, hint });
         }
     }
     for finding in repair::find(git, &store, Path::new("/sys/fs/cgroup"))? {

@@ -5,8 +5,8 @@
 //! repos/<id>/undo/<random>/        the former state of a working tree, which a deed names
 //! ```
 //!
-//! A line is written after the deed: what was cut off before is no operation (the next command puts back or
-//! finishes what it left). `gc` takes both 30 days later.
+//! A line is written after the deed. What was cut off before it is put back by the next command and is no operation,
+//! or was carried out and gets its line then. `gc` takes both 30 days later.
 
 use crate::id::{RepoId, SandboxId};
 use crate::store::{RepoDir, StoreError, make_dir, read_json, write_json};
@@ -78,6 +78,11 @@ impl Operation {
     /// An operation that is over now.
     pub fn now(verb: &str, told: impl Into<String>, deeds: Vec<Deed>) -> Self {
         Self { version: VERSION, at: unix_now(), verb: verb.to_owned(), told: told.into(), deeds, undone: None }
+    }
+
+    /// Whether it changed a working tree whose former state is in this directory.
+    fn changed_from(&self, undo: &str) -> bool {
+        self.deeds.iter().any(|deed| matches!(deed, Deed::Tree { undo: other, .. } if other == undo))
     }
 
     /// Seconds since it was over; 0 when the clock went back since.
@@ -161,6 +166,15 @@ impl Log {
         write_json(&self.path(number), &operation, true)
     }
 
+    /// Whether an operation is written down whose former state is in the directory `undo`.
+    ///
+    /// # Errors
+    ///
+    /// When the log cannot be read.
+    pub fn has(&self, undo: &str) -> Result<bool, StoreError> {
+        Ok(self.all()?.iter().any(|(_, operation)| operation.changed_from(undo)))
+    }
+
     /// Notes that the changes whose former state was in the directory `undo` were taken back: the command that
     /// made them was cut off after it had written its line, or it was an `undo` that was.
     ///
@@ -168,9 +182,8 @@ impl Log {
     ///
     /// When the log cannot be read or written.
     pub fn taken_back(&self, undo: &str) -> Result<(), StoreError> {
-        let is_of = |deed: &Deed| matches!(deed, Deed::Tree { undo: other, .. } if other == undo);
         for (number, operation) in self.all()? {
-            if operation.undone.is_none() && operation.deeds.iter().any(is_of) {
+            if operation.undone.is_none() && operation.changed_from(undo) {
                 self.undone(number, &operation)?;
             }
         }
@@ -252,6 +265,7 @@ mod tests {
         for undo in ["a", "b"] {
             log.add(&Operation::now("merge", undo, vec![tree(undo)])).unwrap();
         }
+        assert!(log.has("a").unwrap() && !log.has("c").unwrap());
         log.taken_back("b").unwrap();
         log.taken_back("c").unwrap();
         assert!(log.get(1).unwrap().unwrap().undone.is_none());

@@ -72,7 +72,7 @@ pub use publish::sweep;
 pub use repo::{Operation, Repo};
 pub use risk::{Grade, Warning};
 pub use several::{Landed, LeftOut, SeveralPlan, plan_pick, plan_several};
-pub use undo::{can_restore, restore};
+pub use undo::{Standing, can_restore, restore, settle, standing};
 
 #[cfg(test)]
 mod tests;

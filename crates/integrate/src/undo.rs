@@ -14,10 +14,11 @@
 
 use crate::error::MergeError;
 use crate::index::{Index, IndexLock, copy_index};
+use crate::inspect::merge_base;
 use crate::path::RepoPath;
 use crate::plan::HeadMove;
 use crate::refs::Transaction;
-use crate::repo::Repo;
+use crate::repo::{Repo, parse_oid};
 use crate::worktree::{Found, Move, State, Worktree};
 use rustix::fs::{self as rfs, OFlags};
 use sandbox_git::Oid;
@@ -211,36 +212,177 @@ struct Back<'a> {
 
 /// Compares what is there with what was and what the merge made of it.
 fn look<'a>(repo: &Repo, dir: &Path, record: &'a Record, tree: &Worktree) -> Result<Back<'a>, MergeError> {
+    let survey = survey(repo, dir, record, tree)?;
+    if let Some(what) = survey.changed() {
+        return Err(MergeError::ChangedSince { what });
+    }
+    let todo = survey.paths.into_iter().filter(|(.., path, state)| *state != path.before);
+    Ok(Back {
+        todo: todo.map(|(_, name, path, state)| (name, path, state)).collect(),
+        head: survey.at,
+        index: survey.index == Side::After,
+    })
+}
+
+/// How something that a change touches is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    /// As it was.
+    Before,
+    /// As the change makes it.
+    After,
+    /// The change leaves it as it was.
+    Same,
+    /// As it can be between two renames.
+    Between,
+    /// Something else.
+    Other,
+}
+
+/// Everything that a change touches, as it is now.
+struct Survey<'a> {
+    index: Side,
+    head: Side,
+    /// Where HEAD is.
+    at: Option<Oid>,
+    paths: Vec<(Side, RepoPath, &'a PathRecord, State)>,
+}
+
+impl Survey<'_> {
+    /// The first thing that is neither as it was nor as the change made it.
+    fn changed(&self) -> Option<String> {
+        if self.index == Side::Other {
+            return Some("the index".into());
+        }
+        if self.head == Side::Other {
+            return Some("HEAD".into());
+        }
+        self.paths.iter().find(|(side, ..)| *side == Side::Other).map(|(_, name, ..)| format!("'{name}'"))
+    }
+
+    /// Whether files or the index are like this.
+    fn any(&self, side: Side) -> bool {
+        self.index == side || self.paths.iter().any(|(other, ..)| *other == side)
+    }
+}
+
+fn survey<'a>(repo: &Repo, dir: &Path, record: &'a Record, tree: &Worktree) -> Result<Survey<'a>, MergeError> {
     let index = Index::read(repo)?;
     // Edits leave the index alone, so it may have changed since.
     let new = dir.join("index.new");
-    let index_moves = new.exists();
-    if index_moves && index.digest != record.index && index.digest != Index::read_file(repo, &new)?.digest {
-        return Err(MergeError::ChangedSince { what: "the index".into() });
-    }
-    let head = repo.head()?;
-    if record.new.is_some() && (head.reference != record.reference || ![record.old, record.new].contains(&head.commit))
-    {
-        return Err(MergeError::ChangedSince { what: "HEAD".into() });
-    }
+    let index = if new.exists() {
+        let after = Index::read_file(repo, &new)?.digest;
+        match (index.digest == record.index, index.digest == after) {
+            (true, true) => Side::Same,
+            (true, false) => Side::Before,
+            (false, true) => Side::After,
+            (false, false) => Side::Other,
+        }
+    } else {
+        Side::Same
+    };
+    let now = repo.head()?;
+    let head = match record.new {
+        None => Side::Same,
+        Some(_) if now.reference != record.reference => Side::Other,
+        Some(new) if now.commit == Some(new) => Side::After,
+        Some(_) if now.commit == record.old => Side::Before,
+        Some(_) => Side::Other,
+    };
     let name = |path: &PathRecord| path.name().ok_or_else(|| MergeError::BadPath { path: path.path.clone() });
     let names = record.paths.iter().map(name).collect::<Result<Vec<_>, _>>()?;
-    let mut todo = Vec::new();
+    let mut paths = Vec::new();
     for (path, name) in record.paths.iter().zip(&names) {
         let state = tree.look(name).map_err(MergeError::io("read", name.as_path()))?.state();
-        if state == path.before {
-            continue;
-        }
-        // Between two renames of a cut merge a path can be absent; a file that was removed may have given
-        // its place to a directory.
+        // A file that was removed may have given its place to a directory.
         let replaced =
             state == State::Directory && path.after == State::Absent && names.iter().any(|n| n.is_below(name));
-        if state != path.after && state != State::Absent && !replaced {
-            return Err(MergeError::ChangedSince { what: format!("'{name}'") });
-        }
-        todo.push((name.clone(), path, state));
+        let side = match (state == path.before, state == path.after) {
+            (true, true) => Side::Same,
+            (true, false) => Side::Before,
+            (false, true) => Side::After,
+            _ if replaced => Side::After,
+            // Between two renames of a cut merge.
+            _ if state == State::Absent => Side::Between,
+            _ => Side::Other,
+        };
+        paths.push((side, name.clone(), path, state));
     }
-    Ok(Back { todo, head: head.commit, index: index_moves && index.digest != record.index })
+    Ok(Survey { index, head, at: now.commit, paths })
+}
+
+/// How a working tree stands to a change of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing of it is there.
+    Before,
+    /// Some of it is there, and [`restore`] puts back what was.
+    Cut,
+    /// It came past its last step. `since`: what was changed later, so that it cannot be taken back now.
+    CarriedOut {
+        /// In words.
+        since: Option<String>,
+    },
+    /// Some of it is there, and something else that came later.
+    Changed {
+        /// In words.
+        what: String,
+    },
+}
+
+/// Says how far a change came whose former state is in `dir`, writing nothing. The last step is HEAD's move: a
+/// branch that has the new commit says that all of it was done, even if work came later. A file or an index that
+/// is still as it was says that it was not, as after a power cut.
+///
+/// # Errors
+///
+/// When the record or the working tree cannot be read.
+pub fn standing(repo: &Repo, dir: &Path) -> Result<Standing, MergeError> {
+    if !dir.exists() {
+        return Ok(Standing::Before);
+    }
+    let Some(record) = read(dir)? else { return Ok(Standing::Before) };
+    let tree = Worktree::open(repo.worktree()).map_err(MergeError::io("open", repo.worktree()))?;
+    let survey = survey(repo, dir, &record, &tree)?;
+    let since = survey.changed();
+    if survey.head == Side::Other && has_new(repo, &record)? {
+        return Ok(Standing::CarriedOut { since });
+    }
+    let rest = survey.any(Side::Before) || survey.head == Side::Before;
+    let carried_out = match survey.head {
+        Side::After => !rest,
+        Side::Same => !rest && !survey.any(Side::Between) && since.is_none(),
+        _ => false,
+    };
+    if carried_out {
+        // What is gone was removed later.
+        let gone = survey.paths.iter().find(|(side, ..)| *side == Side::Between);
+        return Ok(Standing::CarriedOut { since: since.or(gone.map(|(_, name, ..)| format!("'{name}'"))) });
+    }
+    Ok(match since {
+        Some(what) => Standing::Changed { what },
+        None if survey.any(Side::After) || survey.any(Side::Between) || survey.head == Side::After => Standing::Cut,
+        None => Standing::Before,
+    })
+}
+
+/// Whether the new commit is in the history of the branch that was to have it.
+fn has_new(repo: &Repo, record: &Record) -> Result<bool, MergeError> {
+    let Some(new) = record.new else { return Ok(false) };
+    let name = record.reference.as_deref().unwrap_or("HEAD");
+    let tip = repo.pure().args(["rev-parse", "--verify", "--quiet", &format!("{name}^{{commit}}")]).line();
+    let Ok(tip) = tip else { return Ok(false) };
+    Ok(merge_base(repo, new, parse_oid(&tip)?)? == Some(new))
+}
+
+/// Removes what a change that was [carried out](Standing::CarriedOut) and then cut left beside it.
+///
+/// # Errors
+///
+/// When it cannot be removed.
+pub fn settle(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
+    remove_own_lock(repo, dir)?;
+    remove_staging(repo, dir)
 }
 
 /// Removes the staging directory of a merge that was cut; everything in it is in `dir` too.

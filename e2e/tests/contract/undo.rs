@@ -10,7 +10,8 @@ over_drivers! {
     a_pick_and_edits,
     newest_first_and_each_once,
     what_came_later_is_not_overwritten,
-    a_merge_that_was_cut_after_its_line_is_no_operation,
+    a_merge_that_was_cut_past_its_last_step_is_an_operation,
+    a_merge_that_was_cut_before_its_last_step_is_none,
     a_branch,
     a_dropped_sandbox,
     what_a_drop_stood_on_is_not_undone,
@@ -178,9 +179,41 @@ fn what_came_later_is_not_overwritten(subject: &Subject) {
     assert_eq!(look(&repo), before);
 }
 
-/// Killed between the line for `undo` and the end: the next command takes the merge back, and then nothing is
-/// left to undo but what was done before.
-fn a_merge_that_was_cut_after_its_line_is_no_operation(subject: &Subject) {
+/// Killed when files, index and HEAD are as the merge makes them: whatever comes next finishes it, also when work
+/// came on top, and `undo` takes it back as any other.
+fn a_merge_that_was_cut_past_its_last_step_is_an_operation(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    subject.spawn(&repo, &["a"], "echo a >a; git add a; git commit -qm a").ok();
+    let start = look(&repo);
+    let tip = repo.id("refs/sandbox/a");
+    for (point, later) in [("merge.log", ""), ("merge.done", ""), ("merge.log", "later"), ("merge.log", "commit")] {
+        let mut cut = subject.env.sandbox_command(repo.dir(), &["merge", "a"]);
+        assert_eq!(subject.env.run(cut.env("GIT_SANDBOX_FAULT", format!("{point}:kill"))).status, 137);
+        match later {
+            "later" => repo.write("a", "later\n"),
+            "commit" => drop(repo.commit("mine", "mine\n")),
+            _ => {}
+        }
+        let there = look(&repo);
+        let listed = repo.sandbox(&["ops"]);
+        assert!(listed.stderr.contains("a 'merge' of 'a' was cut off: it was finished"), "{point} {later}: {listed}");
+        assert_eq!(look(&repo), there, "{point} {later}");
+        if later == "later" {
+            repo.write("a", "a\n");
+        }
+        if later == "commit" {
+            assert_eq!(repo.id("HEAD^"), tip);
+            repo.git(&["reset", "-q", "--hard", "HEAD^"]).ok();
+        }
+        assert!(repo.sandbox(&["undo"]).expect(0).stderr.contains("undone: "), "{point} {later}");
+        assert_eq!(look(&repo), start, "{point} {later}");
+    }
+    let last = repo.sandbox(&["ops"]).stdout;
+    assert!(last.contains("the merge of 'a', which was cut off and then finished (undone)"), "{last}");
+}
+
+/// Killed before HEAD moved: it is taken back, and what was done before is what is left to undo.
+fn a_merge_that_was_cut_before_its_last_step_is_none(subject: &Subject) {
     let repo = subject.repo(State::Plain);
     for name in ["a", "b"] {
         subject.spawn(&repo, &[name], &format!("echo {name} >{name}; git add {name}; git commit -qm {name}")).ok();
@@ -189,12 +222,12 @@ fn a_merge_that_was_cut_after_its_line_is_no_operation(subject: &Subject) {
     repo.sandbox(&["merge", "a"]).ok();
     let before = look(&repo);
     let mut cut = subject.env.sandbox_command(repo.dir(), &["merge", "b"]);
-    let said = subject.env.run(cut.env("GIT_SANDBOX_FAULT", "merge.done:kill"));
+    let said = subject.env.run(cut.env("GIT_SANDBOX_FAULT", "merge.head:kill"));
     assert_eq!(said.status, 137, "{said}");
     let listed = repo.sandbox(&["ops"]);
     assert!(listed.stderr.contains("was taken back"), "{listed}");
     assert_eq!(look(&repo), before);
-    assert!(listed.stdout.lines().nth(1).is_some_and(|row| row.ends_with("(undone)")), "{listed}");
+    assert_eq!(listed.stdout.lines().count(), 2, "{listed}");
     repo.sandbox(&["undo"]).ok();
     assert_eq!(look(&repo), start);
 }

@@ -19,6 +19,7 @@ over_drivers! {
     a_merge_is_all_or_none,
     a_merge_that_fails_in_between_changes_nothing,
     a_merge_that_is_killed_at_any_moment_is_all_or_none,
+    a_merge_that_was_cut_waits_for_what_is_in_the_way,
     edits_are_applied_to_all_or_none,
     names_are_one_in_all,
     fork_drop_and_restore_take_all_along,
@@ -317,6 +318,46 @@ fn a_merge_that_is_killed_at_any_moment_is_all_or_none(subject: &Subject) {
     }
     assert_eq!(ended, calls.last().copied(), "each was counted to its end");
     assert!(seen[0] > 20 && seen[1] > calls.len(), "{seen:?}");
+}
+
+/// Killed when it was carried out in one repository, or in all: never half of it, whatever was edited since.
+fn a_merge_that_was_cut_waits_for_what_is_in_the_way(subject: &Subject) {
+    let (repo, lib) = two(subject, State::Plain);
+    let path = repo.dir().to_str().unwrap();
+    spawn(subject, &repo, "s", &lib, COMMIT_BOTH).ok();
+    let (start, lib_start) = (look(&repo), look(&lib));
+    let (tip, lib_tip) = (repo.id("refs/sandbox/s"), lib.id("refs/sandbox/s"));
+    let cut = |point: &str| {
+        let mut cut = subject.env.sandbox_command(repo.dir(), &["merge", "s"]);
+        assert_eq!(subject.env.run(cut.env("GIT_SANDBOX_FAULT", point)).status, 137);
+    };
+    // Carried out in the first, not in the second, and the first was edited: neither way is open.
+    cut("merge.head:2:kill");
+    let merged = repo.read("new");
+    repo.write("new", "mine\n");
+    let (half, lib_half) = (look(&repo), look(&lib));
+    for args in [&["list"][..], &["repair"], &["repair", "--dry-run"], &["merge", "s"]] {
+        let said = lib.sandbox(args).to_string();
+        assert!(said.contains(&format!("all of them are left as they are: in '{path}' 'new' changed since")), "{said}");
+        assert!(said.contains(&format!("move that out of the way in '{path}'")), "{said}");
+        assert_eq!((look(&repo), look(&lib)), (half.clone(), lib_half.clone()), "{args:?}");
+    }
+    // Out of the way, it is taken back in both by whatever comes next.
+    repo.write("new", merged);
+    let said = lib.sandbox(&["list"]);
+    assert!(said.stderr.contains("a 'merge' of 's' was cut off: it was taken back"), "{said}");
+    assert_eq!((look(&repo), look(&lib)), (start.clone(), lib_start.clone()));
+    // Carried out in both: what was edited since stays, and the merge too.
+    cut("merge.all:kill");
+    let merged = lib.read("new");
+    lib.write("new", "mine\n");
+    let said = repo.sandbox(&["list"]);
+    assert!(said.stderr.contains("a 'merge' of 's' was cut off: it was finished"), "{said}");
+    assert_eq!((head(&repo), head(&lib)), (tip, lib_tip));
+    assert_eq!(lib.read("new"), "mine\n");
+    lib.write("new", merged);
+    repo.sandbox(&["undo"]).ok();
+    assert_eq!((look(&repo), look(&lib)), (start, lib_start));
 }
 
 fn edits_are_applied_to_all_or_none(subject: &Subject) {

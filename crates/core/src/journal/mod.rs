@@ -27,6 +27,7 @@ mod line;
 mod op;
 mod read;
 pub mod recover;
+pub mod together;
 
 pub use line::{End, Ids, MAX_LINE, Verb, path_id, path_of};
 pub use op::{Op, Plan};

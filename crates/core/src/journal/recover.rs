@@ -6,19 +6,22 @@
 //! ```
 //!
 //! The point of no return of an operation is one rename or one transaction: before it, what was done is taken back;
-//! after it, the rest is done. Nothing outside our own names is touched, but the working tree, index and branch that
+//! after it, the rest is done. That of a change of a working tree is HEAD's move; of several, see
+//! [`together`](super::together). Nothing outside our own names is touched, but the working tree, index and branch that
 //! a merge of ours had half changed.
 
 use super::line::{End, Verb, path_of};
 use super::op::Op;
 use super::read::Operation;
+use super::together::{self, InTheWay, Standing, Verdict};
 use super::{Home, Journal, Marker, markers};
 use crate::id::SandboxId;
 use crate::record::SandboxRecord;
 use crate::sandbox::Sandbox;
-use crate::store::{SandboxDir, Store, StoreError, read_json};
+use crate::store::{SandboxDir, Store, StoreError, read_json, write_whole};
 use crate::{kept, removal, trash};
 use sandbox_sys::lock::FileLock;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::fmt;
 use std::fs;
@@ -45,6 +48,8 @@ pub struct Facts {
     pub place: Place,
     /// Whether the state before a change of the host is there.
     pub undo: bool,
+    /// How the working tree stands to that change; `None`: nobody looked.
+    pub standing: Option<Standing>,
     /// Whether a change of several repositories was carried out in all of them.
     pub all: bool,
     /// Files of ours in the host's object store.
@@ -73,6 +78,10 @@ pub struct Change {
 pub enum Deed {
     /// Takes a change of a working tree back.
     PutBack(Change),
+    /// Removes what a change that was carried out left, and writes it down for `undo`.
+    Finish(Vec<Change>),
+    /// Makes the mark that a change was carried out in all repositories.
+    Mark(PathBuf),
     /// Takes refs and name of a dropped sandbox away, which is in the trash.
     FinishTrash(SandboxId),
     /// Takes refs and name of a dropped sandbox away, then deletes it.
@@ -102,6 +111,11 @@ impl fmt::Display for Deed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::PutBack(change) => write!(f, "put back '{}'", change.worktree.display()),
+            Self::Finish(changes) => {
+                let places: Vec<_> = changes.iter().map(|change| change.worktree.display().to_string()).collect();
+                write!(f, "write down that '{}' was changed", places.join("', '"))
+            }
+            Self::Mark(path) => write!(f, "make '{}'", path.display()),
             Self::FinishTrash(id) => write!(f, "take away refs and name of sandbox {id}, which is in the trash"),
             Self::FinishDrop(id) => write!(f, "take away refs and name of sandbox {id}, and delete it"),
             Self::Delete(path) => write!(f, "delete '{}'", path.display()),
@@ -157,13 +171,16 @@ pub fn decide(operation: &Operation, home: &Home, facts: &Facts) -> Recovery {
         // What changes a working tree says where.
         _ => match (operation.step("change"), change(operation)) {
             (Some(step), _) if step.done || facts.all => end = End::Finished,
-            (Some(_), Some(change)) if facts.undo => {
+            // Taking back is what it was for.
+            (Some(_), Some(change)) if facts.undo && operation.verb == Verb::Undo => {
                 deeds.push(Deed::PutBack(change));
-                // Taking back is what it was for.
-                if operation.verb == Verb::Undo {
-                    end = End::Finished;
-                }
+                end = End::Finished;
             }
+            (Some(_), Some(change)) if matches!(facts.standing, Some(Standing::CarriedOut { .. })) => {
+                deeds.push(Deed::Finish(vec![change]));
+                end = End::Finished;
+            }
+            (Some(_), Some(change)) if facts.undo => deeds.push(Deed::PutBack(change)),
             _ => {}
         },
     }
@@ -192,6 +209,7 @@ fn look(store: &Store, operation: &Operation, home: &Home) -> Facts {
     Facts {
         place,
         undo: change(operation).is_some_and(|change| change.undo.is_dir()),
+        standing: None,
         all: change(operation).and_then(|change| change.all).is_some_and(|all| all.exists()),
         temps: common.as_deref().map_or_else(Vec::new, |common| temps(common, operation)),
         locks: common.as_deref().map_or_else(Vec::new, |common| locks(common, operation)),
@@ -227,6 +245,10 @@ fn locks(common: &Path, operation: &Operation) -> Vec<PathBuf> {
 pub trait Hands {
     /// Takes a change of a working tree back; `Ok(false)`: it was changed since, and nothing was done.
     fn put_back(&mut self, change: &Change) -> Result<bool, Box<dyn Error + Send + Sync>>;
+    /// Looks how a working tree stands to a change of it.
+    fn standing(&mut self, change: &Change) -> Result<Standing, Box<dyn Error + Send + Sync>>;
+    /// Removes what a change left that was carried out in all of these, and writes it down for `undo`, if it is not.
+    fn finish(&mut self, verb: Verb, of: &[String], changes: &[Change]) -> Result<(), Box<dyn Error + Send + Sync>>;
     /// Takes the refs of a sandbox out of the host's repositories. One whose repository is gone has none.
     fn remove_refs(&mut self, sandbox: &Sandbox) -> Result<(), Box<dyn Error + Send + Sync>>;
     /// Whether changes of this working tree are for this command to take back.
@@ -240,6 +262,12 @@ pub struct NoHands;
 impl Hands for NoHands {
     fn put_back(&mut self, _change: &Change) -> Result<bool, Box<dyn Error + Send + Sync>> {
         Err("there is nobody here who could put it back".into())
+    }
+    fn standing(&mut self, _change: &Change) -> Result<Standing, Box<dyn Error + Send + Sync>> {
+        Err("there is nobody here who could look".into())
+    }
+    fn finish(&mut self, _: Verb, _: &[String], _: &[Change]) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Err("there is nobody here who could write it down".into())
     }
     fn remove_refs(&mut self, _sandbox: &Sandbox) -> Result<(), Box<dyn Error + Send + Sync>> {
         Err("there is nobody here who could remove refs".into())
@@ -268,44 +296,104 @@ pub enum Which<'a> {
     Of(&'a Home, &'a [Verb], Duration),
 }
 
-/// Finds operations that were cut and says what follows, doing nothing.
-pub fn plan(store: &Store) -> Result<Vec<Recovery>, StoreError> {
-    let mut all = Vec::new();
-    for marker in markers(store) {
-        if let Some(cut) = Cut::take(store, &marker, Which::All)? {
-            all.extend(cut.recovery());
-        }
-    }
-    Ok(all)
+/// Finds operations that were cut and says what follows, doing nothing. What can only be left as it is comes with
+/// why.
+pub fn plan(store: &Store, hands: &mut dyn Hands) -> Result<Vec<Found>, StoreError> {
+    let cuts = Cuts::take(store, Which::All, |cut| Ok(vec![cut]))?;
+    let groups = cuts.singles.into_iter().chain(cuts.groups);
+    Ok(groups.filter_map(|cuts| decided(hands, &cuts)).collect())
 }
 
 /// Finds operations that were cut, and finishes them or takes them back. Returns those of which something was left
 /// to do.
 pub fn run(store: &Store, hands: &mut dyn Hands, which: Which<'_>) -> Result<Vec<Found>, StoreError> {
     let mut all = Vec::new();
-    for marker in markers(store) {
-        let Some(cut) = Cut::take(store, &marker, which)? else { continue };
-        let Some(mut recovery) = cut.recovery() else {
-            cut.close(End::TakenBack);
-            continue;
-        };
-        let mine = |deed: &Deed| !matches!(deed, Deed::PutBack(change) if !hands.may_change(change));
-        if !recovery.deeds.iter().all(mine) {
-            continue;
-        }
-        let outcome = apply(store, hands, &mut recovery);
-        if outcome.is_ok() {
-            cut.close(recovery.end);
-        }
-        if outcome.is_err() || !recovery.deeds.is_empty() {
-            all.push(Found { recovery, outcome });
-        }
+    let cuts = Cuts::take(store, which, |cut| {
+        all.extend(mend(store, hands, vec![cut]));
+        Ok(Vec::new())
+    })?;
+    for group in cuts.groups {
+        all.extend(mend(store, hands, group));
     }
     Ok(all)
 }
 
+/// Finishes one, or several that are one, or takes them back.
+fn mend(store: &Store, hands: &mut dyn Hands, cuts: Vec<Cut>) -> Option<Found> {
+    let others = |cut: &Cut| cut.change().is_some_and(|change| !hands.may_change(&change));
+    if cuts.iter().any(others) {
+        return None;
+    }
+    let Some(mut found) = decided(hands, &cuts) else {
+        cuts.into_iter().for_each(|cut| cut.close(End::TakenBack));
+        return None;
+    };
+    let together = cuts.len() > 1;
+    if found.outcome.is_ok() {
+        found.outcome = apply(store, hands, &mut found.recovery, together);
+    }
+    if found.outcome.is_ok() {
+        cuts.into_iter().for_each(|cut| cut.close(found.recovery.end));
+    }
+    (found.outcome.is_err() || !found.recovery.deeds.is_empty()).then_some(found)
+}
+
+/// Looks and decides: for one, or for several that are one. `None`: nothing was begun, or all had ended.
+fn decided(hands: &mut dyn Hands, cuts: &[Cut]) -> Option<Found> {
+    let mut looked = Ok(());
+    let mut all: Vec<(Change, Standing)> = Vec::new();
+    let recoveries: Vec<Recovery> = cuts
+        .iter()
+        .filter_map(|cut| {
+            let (Some(change), Some(facts)) = (cut.change(), &cut.facts) else { return cut.recovery(None) };
+            let standing = match facts.undo {
+                false => Standing::Before,
+                true => hands.standing(&change).unwrap_or_else(|error| {
+                    looked = Err(error);
+                    Standing::Before
+                }),
+            };
+            all.push((change, standing.clone()));
+            cut.recovery(Some(standing))
+        })
+        .collect();
+    let mut recovery = recoveries.first()?.clone();
+    if let (Err(error), false) = (looked, recovery.verb == Verb::Undo) {
+        return Some(Found { recovery, outcome: Err(error) });
+    }
+    // The mark is there: all of it was written down.
+    if let Some(over) = recoveries.iter().find(|recovery| recovery.end == End::Finished && recovery.deeds.is_empty()) {
+        return Some(Found { recovery: over.clone(), outcome: Ok(()) });
+    }
+    let Some(mark) = all.first().and_then(|(change, _)| change.all.clone()) else {
+        return Some(Found { recovery, outcome: Ok(()) });
+    };
+    let mut outcome = Ok(());
+    let all: Vec<(&Change, Standing)> = all.iter().map(|(change, standing)| (change, standing.clone())).collect();
+    (recovery.deeds, recovery.end) = match together::decide(&all) {
+        Verdict::Finish => {
+            let changes = all.iter().map(|(change, _)| (*change).clone()).collect();
+            (vec![Deed::Finish(changes), Deed::Mark(mark)], End::Finished)
+        }
+        Verdict::PutBack => {
+            let there = all.iter().filter(|(change, _)| change.undo.is_dir());
+            (there.map(|(change, _)| Deed::PutBack((*change).clone())).collect(), End::TakenBack)
+        }
+        Verdict::Leave(places) => {
+            outcome = Err(InTheWay { places }.into());
+            (Vec::new(), End::Left)
+        }
+    };
+    Some(Found { recovery, outcome })
+}
+
 /// Does what was decided. Each deed can be done again.
-fn apply(store: &Store, hands: &mut dyn Hands, recovery: &mut Recovery) -> Result<(), Box<dyn Error + Send + Sync>> {
+fn apply(
+    store: &Store,
+    hands: &mut dyn Hands,
+    recovery: &mut Recovery,
+    together: bool,
+) -> Result<(), Box<dyn Error + Send + Sync>> {
     let sandbox = |dir: PathBuf| -> Result<Option<Sandbox>, StoreError> {
         let dir = SandboxDir::at(dir);
         Ok(read_json::<SandboxRecord>(&dir.record())?.map(|record| Sandbox::new(dir, record)))
@@ -315,8 +403,14 @@ fn apply(store: &Store, hands: &mut dyn Hands, recovery: &mut Recovery) -> Resul
             Deed::PutBack(change) => {
                 if !hands.put_back(change)? {
                     recovery.end = End::Left;
+                    if together {
+                        let places = vec![(change.worktree.clone(), "something".to_owned())];
+                        return Err(InTheWay { places }.into());
+                    }
                 }
             }
+            Deed::Finish(changes) => hands.finish(recovery.verb, &recovery.of, changes)?,
+            Deed::Mark(path) => write_whole(path, b"", true)?,
             Deed::FinishTrash(id) => {
                 if let Some(sandbox) = sandbox(store.trash(id).path().to_owned())? {
                     trash::note(&sandbox, None);
@@ -351,6 +445,65 @@ fn remove_dir(dir: &Path) -> Result<(), StoreError> {
     }
 }
 
+/// What is dead, in our hands.
+#[derive(Default)]
+struct Cuts {
+    /// Those that `alone` handed back.
+    singles: Vec<Vec<Cut>>,
+    /// Those that are one change of several repositories.
+    groups: Vec<Vec<Cut>>,
+}
+
+impl Cuts {
+    /// Takes them in the order of their ids, so that two who do it at once do not wait for each other. What is alone
+    /// is handed out at once. Of a change of several repositories all that is left is taken, or nothing.
+    fn take(
+        store: &Store,
+        which: Which<'_>,
+        mut alone: impl FnMut(Cut) -> Result<Vec<Cut>, StoreError>,
+    ) -> Result<Self, StoreError> {
+        let mut cuts = Self::default();
+        let markers = markers(store);
+        let wanted: Vec<bool> = match which {
+            Which::All => vec![true; markers.len()],
+            Which::Of(home, verbs, _) => {
+                let known: Vec<_> = markers.iter().map(|marker| peek(store, marker)).collect();
+                let is_of = |known: &Option<(Home, Operation)>| {
+                    known.as_ref().is_some_and(|(of, operation)| of == home && verbs.contains(&operation.verb))
+                };
+                let all = |known: &Option<(Home, Operation)>| known.as_ref().and_then(|(_, op)| change(op)?.all);
+                let groups: BTreeSet<PathBuf> = known.iter().filter(|known| is_of(known)).filter_map(all).collect();
+                known.iter().map(|known| is_of(known) || all(known).is_some_and(|all| groups.contains(&all))).collect()
+            }
+        };
+        let mut groups: BTreeMap<PathBuf, Vec<Cut>> = BTreeMap::new();
+        let mut held = BTreeSet::new();
+        for (marker, _) in markers.iter().zip(wanted).filter(|(_, wanted)| *wanted) {
+            match Cut::take(store, marker, which)? {
+                Taken::Over => {}
+                Taken::Held => {
+                    held.extend(peek(store, marker).and_then(|(_, operation)| change(&operation)?.all));
+                }
+                Taken::Cut(cut) => match cut.change().and_then(|change| change.all) {
+                    Some(all) => groups.entry(all).or_default().push(*cut),
+                    None => cuts.singles.push(alone(*cut)?),
+                },
+            }
+        }
+        // One of them lives, or is being mended by somebody else.
+        cuts.groups = groups.into_iter().filter(|(all, _)| !held.contains(all)).map(|(_, group)| group).collect();
+        cuts.singles.retain(|single| !single.is_empty());
+        Ok(cuts)
+    }
+}
+
+/// What a marker is of, without taking it.
+fn peek(store: &Store, marker: &Marker) -> Option<(Home, Operation)> {
+    let home = read_home(&marker.path)?;
+    let operation = Journal::of(store, home.clone()).read().ok()?.find(&marker.op)?.clone();
+    Some((home, operation))
+}
+
 /// An operation whose owner is dead, in our hands.
 struct Cut {
     journal: Journal,
@@ -360,53 +513,58 @@ struct Cut {
     facts: Option<Facts>,
 }
 
+enum Taken {
+    Cut(Box<Cut>),
+    /// Its owner lives.
+    Held,
+    /// It came to its end meanwhile, or is left to others.
+    Over,
+}
+
 impl Cut {
-    /// `None`: its owner lives, it is none of ours, or it came to its end meanwhile.
-    fn take(store: &Store, marker: &Marker, which: Which<'_>) -> Result<Option<Self>, StoreError> {
+    fn take(store: &Store, marker: &Marker, which: Which<'_>) -> Result<Taken, StoreError> {
         let until = match which {
             Which::All => None,
-            Which::Of(home, verbs, patience) => {
-                if read_home(&marker.path).as_ref() != Some(home)
-                    || !Journal::of(store, home.clone())
-                        .read()?
-                        .find(&marker.op)
-                        .is_some_and(|operation| verbs.contains(&operation.verb))
-                {
-                    return Ok(None);
-                }
-                Some(std::time::Instant::now() + patience)
-            }
+            Which::Of(.., patience) => Some(std::time::Instant::now() + patience),
         };
         let lock = loop {
             match FileLock::try_existing(&marker.path).map_err(StoreError::io("lock", &marker.path))? {
                 sandbox_sys::lock::Tried::Taken(lock) => break lock,
-                sandbox_sys::lock::Tried::Gone => return Ok(None),
+                sandbox_sys::lock::Tried::Gone => return Ok(Taken::Over),
                 sandbox_sys::lock::Tried::Held if until.is_some_and(|until| std::time::Instant::now() < until) => {
                     std::thread::sleep(Duration::from_millis(5));
                 }
-                sandbox_sys::lock::Tried::Held => return Ok(None),
+                sandbox_sys::lock::Tried::Held => return Ok(Taken::Held),
             }
         };
         let Some(home) = read_home(&marker.path) else {
             // It died before it said what it was: nothing was done.
             let _ = fs::remove_file(&marker.path);
-            return Ok(None);
+            return Ok(Taken::Over);
         };
         let journal = Journal::of(store, home.clone());
         let operation = journal.read()?.find(&marker.op).cloned();
         // What a newer program began is left to it.
         if operation.as_ref().is_some_and(|operation| operation.newer) {
-            return Ok(None);
+            return Ok(Taken::Over);
         }
         let facts = operation.as_ref().map(|operation| look(store, operation, &home));
         let op = Op::adopt(&journal, marker, lock);
-        Ok(Some(Self { journal, home, operation, op, facts }))
+        Ok(Taken::Cut(Box::new(Self { journal, home, operation, op, facts })))
+    }
+
+    /// The change of a working tree that may be there of it.
+    fn change(&self) -> Option<Change> {
+        let operation = self.operation.as_ref().filter(|operation| operation.end.is_none())?;
+        change(operation).filter(|_| !matches!(operation.verb, Verb::Import | Verb::Drop | Verb::Empty | Verb::Gc))
     }
 
     /// What follows; `None`: it had not begun, or had ended.
-    fn recovery(&self) -> Option<Recovery> {
+    fn recovery(&self, standing: Option<Standing>) -> Option<Recovery> {
         match (&self.operation, &self.facts) {
-            (Some(operation), Some(facts)) if operation.end.is_none() => Some(decide(operation, &self.home, facts)),
+            (Some(operation), Some(facts)) if operation.end.is_none() => {
+                Some(decide(operation, &self.home, &Facts { standing, ..facts.clone() }))
+            }
             // Its journal was deleted with its directory, and that not to the end.
             (None, _) if self.journal.dir().is_dir() => match &self.home {
                 Home::Sandbox(id) if self.journal.dir().ends_with(format!("dropped-{id}")) => Some(Recovery {
@@ -449,6 +607,24 @@ mod tests {
             self.0.push(format!("put back {}", change.worktree.display()));
             Ok(!change.worktree.ends_with("changed"))
         }
+        fn standing(&mut self, change: &Change) -> Result<Standing, Box<dyn Error + Send + Sync>> {
+            let name = change.worktree.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            Ok(match &*name {
+                "done" => Standing::CarriedOut { since: None },
+                "later" => Standing::CarriedOut { since: Some("'f'".into()) },
+                _ => Standing::Cut,
+            })
+        }
+        fn finish(
+            &mut self,
+            verb: Verb,
+            of: &[String],
+            changes: &[Change],
+        ) -> Result<(), Box<dyn Error + Send + Sync>> {
+            let places: Vec<_> = changes.iter().map(|change| change.worktree.display().to_string()).collect();
+            self.0.push(format!("finish {verb} {} {}", of.join(" "), places.join(" ")));
+            Ok(())
+        }
         fn remove_refs(&mut self, sandbox: &Sandbox) -> Result<(), Box<dyn Error + Send + Sync>> {
             self.0.push(format!("refs of {}", sandbox.record.name));
             Ok(())
@@ -483,12 +659,19 @@ mod tests {
     }
 
     fn merge(store: &Store, worktree: &str, done: bool) -> RepoId {
+        begin(store, worktree, None, done)
+    }
+
+    /// One repository's part of a merge, cut.
+    fn begin(store: &Store, worktree: &str, all: Option<&Path>, done: bool) -> RepoId {
         let id = repo(store);
         let undo = store.repo(&id).path().join("undo/x");
         crate::store::make_dir(&undo).unwrap();
         let mut op = Journal::of_repo(store, &id).start(Plan::new(Verb::Merge).of("fix")).unwrap();
         let undo = super::super::path_id(&undo);
-        op.begin_durably("change", ids(&[("worktree", worktree), ("git-dir", "/w/.git"), ("undo", &undo)])).unwrap();
+        let mut named = ids(&[("worktree", worktree), ("git-dir", "/w/.git"), ("undo", &undo)]);
+        named.extend(all.map(|all| ("all".to_owned(), super::super::path_id(all))));
+        op.begin_durably("change", named).unwrap();
         if done {
             op.done("change").unwrap();
         }
@@ -499,8 +682,8 @@ mod tests {
     fn a_merge_that_was_cut_is_put_back_once() {
         let (_root, store) = store();
         let id = merge(&store, "/w", false);
-        let plan = super::plan(&store).unwrap();
-        assert_eq!(text(&plan[0]), "a 'merge' of 'fix' was cut off: it was taken back\n  put back '/w'");
+        let plan = super::plan(&store, &mut Noted::default()).unwrap();
+        assert_eq!(text(&plan[0].recovery), "a 'merge' of 'fix' was cut off: it was taken back\n  put back '/w'");
         let mut hands = Noted::default();
         assert_eq!(run(&store, &mut hands, Which::All).unwrap().len(), 1);
         assert!(run(&store, &mut hands, Which::All).unwrap().is_empty());
@@ -520,6 +703,65 @@ mod tests {
             "a 'merge' of 'fix' was cut off: what was changed since is left as it is"
         );
         assert_eq!(Journal::of_repo(&store, &id).read().unwrap().operations[0].end, Some(End::Left));
+    }
+
+    #[test]
+    fn a_merge_that_was_carried_out_is_finished_and_not_taken_back() {
+        let (_root, store) = store();
+        let id = merge(&store, "/done", false);
+        let plan = super::plan(&store, &mut Noted::default()).unwrap();
+        assert_eq!(
+            text(&plan[0].recovery),
+            "a 'merge' of 'fix' was cut off: it was finished\n  write down that '/done' was changed"
+        );
+        let mut hands = Noted::default();
+        assert_eq!(run(&store, &mut hands, Which::All).unwrap().len(), 1);
+        assert_eq!(hands.0, ["finish merge fix /done"]);
+        assert_eq!(Journal::of_repo(&store, &id).read().unwrap().operations[0].end, Some(End::Finished));
+        assert!(markers(&store).is_empty());
+    }
+
+    /// What is done with the parts of one merge, and how each ends.
+    fn several(worktrees: &[&str], only: Option<usize>) -> (Vec<String>, Vec<Option<End>>, bool) {
+        let (root, store) = store();
+        let all = root.path().join("x.all");
+        let parts: Vec<RepoId> = worktrees.iter().map(|worktree| begin(&store, worktree, Some(&all), false)).collect();
+        let mut hands = Noted::default();
+        let home = only.map(|n| Home::Repo(parts[n].clone()));
+        let which = home.as_ref().map_or(Which::All, |home| Which::Of(home, &[Verb::Merge], Duration::ZERO));
+        let found = run(&store, &mut hands, which).unwrap();
+        hands.0.extend(found.iter().filter_map(|found| found.outcome.as_ref().err().map(ToString::to_string)));
+        hands.0.sort();
+        let ends = parts.iter().map(|id| Journal::of_repo(&store, id).read().unwrap().operations[0].end);
+        (hands.0, ends.collect(), all.exists())
+    }
+
+    #[test]
+    fn a_merge_of_several_is_finished_or_taken_back_in_all_of_them() {
+        let (calls, ends, mark) = several(&["/w1", "/done"], None);
+        assert_eq!((calls, mark), (vec!["put back /done".to_owned(), "put back /w1".to_owned()], false));
+        assert_eq!(ends, [Some(End::TakenBack), Some(End::TakenBack)]);
+        // Who looks after one of them looks after all.
+        for only in [None, Some(0), Some(1)] {
+            let (calls, ends, mark) = several(&["/1/done", "/2/later"], only);
+            assert!(calls.len() == 1 && calls[0].starts_with("finish merge fix /"), "{calls:?}");
+            assert!(calls[0].contains("/1/done") && calls[0].contains("/2/later") && mark, "{calls:?}");
+            assert_eq!(ends, [Some(End::Finished), Some(End::Finished)]);
+        }
+    }
+
+    #[test]
+    fn a_merge_of_several_that_can_be_neither_stays_open() {
+        for only in [None, Some(0), Some(1)] {
+            let (calls, ends, mark) = several(&["/later", "/w"], only);
+            assert_eq!(
+                calls,
+                [
+                    "it was cut between its repositories, and all of them are left as they are: in '/later' 'f' changed since"
+                ]
+            );
+            assert_eq!((ends, mark), (vec![None, None], false));
+        }
     }
 
     #[test]
@@ -545,7 +787,7 @@ mod tests {
         let (_root, store) = store();
         let id = repo(&store);
         let op = Journal::of_repo(&store, &id).start(Plan::new(Verb::Merge)).unwrap();
-        assert!(super::plan(&store).unwrap().is_empty());
+        assert!(super::plan(&store, &mut Noted::default()).unwrap().is_empty());
         // A child that holds the marker is at work as well.
         let child = op.hold().unwrap();
         drop(op);
