@@ -32,7 +32,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { prefix: "rescue", prepare: not_rescued, command: &["drop", "--force", "x"] },
 ];
 
-/// A commit of more objects than are given loose, uncommitted edits on both sides.
+/// A commit of many objects, uncommitted edits on both sides.
 const WORK: &str = "mkdir many && for n in $(seq 120); do echo $n >many/$n; done && git add many && git mv a moved && \
                     git commit -qm made && echo left >left";
 

@@ -7,6 +7,7 @@
 //! Oid, RefName     values that were checked once
 //! refs             the ref store: loose and packed files, else one `for-each-ref`
 //! config           `config --list -z --show-scope --show-origin`, and writing such a file
+//! keep             marks on packs that no ref names yet
 //! index            the index file v2 to v4: ids, and stat data that can be rewritten in place
 //! ```
 //!
@@ -19,6 +20,7 @@ mod environ;
 mod escape;
 mod hash;
 pub mod index;
+pub mod keep;
 mod oid;
 mod refname;
 pub mod refs;

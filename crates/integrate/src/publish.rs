@@ -11,12 +11,13 @@
 use crate::error::MergeError;
 use crate::repo::Repo;
 use crate::run::unexpected;
+use sandbox_git::keep;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// The text of a mark: says whose it is, to us after a crash and to whoever wonders.
-const MARK: &str = "git-sandbox: until a ref names what is in it";
+/// Whose our marks are; those of other operations are left to their own recovery.
+const WHOSE: &str = "merge";
 
 /// Objects that are in the host's database and that no `gc` takes while this lives.
 #[derive(Debug)]
@@ -43,7 +44,8 @@ pub(crate) fn publish(repo: &Repo) -> Result<Published, MergeError> {
     let pack = repo.pure().args(["pack-objects", "-q", "--stdout", "--window=0"]).stdin(ids).output()?.stdout;
     // Without its index a pack is not looked into.
     let git = repo.host().config("core.fsync=committed,pack-metadata");
-    let said = git.args(["index-pack", "--stdin", &format!("--keep={MARK}")]).stdin(pack).output()?.stdout;
+    let mark = keep::text(WHOSE).map_err(MergeError::io("find", Path::new("/proc/self")))?;
+    let said = git.args(["index-pack", "--stdin", &format!("--keep={mark}")]).stdin(pack).output()?.stdout;
     let text = String::from_utf8_lossy(&said);
     let mark = match text.trim().split_once('\t') {
         Some(("keep", id)) => Some(repo.host_objects().join(format!("pack/pack-{id}.keep"))),
@@ -54,7 +56,8 @@ pub(crate) fn publish(repo: &Repo) -> Result<Published, MergeError> {
     Ok(Published { mark })
 }
 
-/// Removes marks that a killed command left. Whoever calls is the only one who changes this repository now.
+/// Removes marks that a killed command left. One of a command that lives stays: with another state directory it can
+/// be at work in the same repository.
 pub fn sweep(repo: &Repo) -> Result<(), MergeError> {
     let packs = repo.host_objects().join("pack");
     let failed = || MergeError::io("remove a mark below", &packs);
@@ -65,8 +68,12 @@ pub fn sweep(repo: &Repo) -> Result<(), MergeError> {
     for entry in entries {
         let path = entry.map_err(failed())?.path();
         let is_mark = path.extension().is_some_and(|extension| extension == "keep");
-        if is_mark && fs::read_to_string(&path).is_ok_and(|found| found.trim_end() == MARK) {
-            fs::remove_file(path).map_err(failed())?;
+        let left = |found: String| keep::is_of(&found, WHOSE) && keep::is_left(&found);
+        if is_mark && fs::read_to_string(&path).is_ok_and(left) {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed()(error)),
+                _ => {}
+            }
         }
     }
     Ok(())
@@ -124,7 +131,19 @@ mod tests {
         clean();
         assert!(is_there());
 
+        // At work: whoever else sweeps, with a state of its own, leaves the mark.
+        sweep(&repo).unwrap();
+        clean();
+        assert!(is_there(), "the mark of one that lives was taken");
+
         // Killed: the mark stays until the next command, and then nothing does.
+        let mark = published.mark.clone().unwrap();
+        let live = fs::read_to_string(&mark).unwrap();
+        let mut words: Vec<&str> = live.split(' ').collect();
+        let start = words.len() - 3;
+        words[start] = "1";
+        fs::remove_file(&mark).unwrap();
+        fs::write(&mark, words.join(" ")).unwrap();
         std::mem::forget(published);
         sweep(&repo).unwrap();
         let keeps = fs::read_dir(repo.host_objects().join("pack")).unwrap().flatten();

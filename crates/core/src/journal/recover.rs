@@ -217,12 +217,19 @@ fn look(store: &Store, operation: &Operation, home: &Home) -> Facts {
     }
 }
 
-/// Packs that were being copied into the host's object store, by the id in their names.
+/// Packs that were being copied into the host's object store, by the id in their names, and marks on packs, by the
+/// id in them.
 fn temps(common: &Path, operation: &Operation) -> Vec<PathBuf> {
     let prefix = format!("tmp_sandbox_{}_", operation.id);
     let entries = fs::read_dir(common.join("objects/pack")).into_iter().flatten().flatten();
-    let ours = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix));
-    let mut found: Vec<PathBuf> = ours.map(|entry| entry.path()).collect();
+    let is_mark = |path: &Path| {
+        let whose = operation.id.to_string();
+        path.extension().is_some_and(|extension| extension == "keep")
+            && fs::read_to_string(path).is_ok_and(|text| sandbox_git::keep::is_of(&text, &whose))
+    };
+    let temp = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&prefix));
+    let paths = entries.map(|entry| entry.path());
+    let mut found: Vec<PathBuf> = paths.filter(|path| temp(path) || is_mark(path)).collect();
     found.sort();
     found
 }
@@ -811,6 +818,11 @@ mod tests {
         for file in [ours.clone(), git.join("objects/pack/tmp_pack_other")] {
             fs::write(file, "x").unwrap();
         }
+        // A mark of its own, and one of an operation that another state knows.
+        let marks = ["pack-1.keep", "pack-2.keep"].map(|name| git.join("objects/pack").join(name));
+        for (mark, whose) in marks.iter().zip([op.id().to_string(), "other".into()]) {
+            fs::write(mark, sandbox_git::keep::text(&whose).unwrap() + "\n").unwrap();
+        }
         let lock = |name: &str, text: &str| fs::write(git.join(format!("refs/sandbox/{name}.lock")), text).unwrap();
         lock("fix", "2222\n");
         lock("else", "3333\n");
@@ -827,11 +839,12 @@ mod tests {
         assert_eq!(
             shown,
             "a 'import' of 'fix' was cut off: it was taken back\n  \
-             remove '/repo/.git/objects/pack/TEMP'\n  remove '/repo/.git/refs/sandbox/fix.lock'"
+             remove '/repo/.git/objects/pack/pack-1.keep'\n  remove '/repo/.git/objects/pack/TEMP'\n  remove '/repo/.git/refs/sandbox/fix.lock'"
         );
         assert!(!ours.exists() && git.join("objects/pack/tmp_pack_other").exists());
         assert!(!git.join("refs/sandbox/fix.lock").exists() && git.join("refs/sandbox/else.lock").exists());
         assert!(git.join("refs/heads/main.lock").exists());
+        assert!(!marks[0].exists() && marks[1].exists());
     }
 
     fn sandbox(store: &Store) -> Sandbox {

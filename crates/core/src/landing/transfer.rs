@@ -2,17 +2,19 @@
 //!
 //! ```text
 //! pack-objects in the landing   what the tips reach and was neither granted nor given before
-//!   small  ─► unpack-objects    loose objects, synced in one batch
-//!   large  ─► copy + rename     pack, then its index: whole or not there
+//!   copy + rename               a `.keep`, the pack, then its index: whole or not there
 //! rev-list in the host          the closure is complete; else everything is given, not only the new
-//! update-ref --stdin            old values checked, reflog written, hooks off
+//! update-ref --stdin            old values checked, reflog written, hooks off; then the `.keep` goes
 //! ```
+//!
+//! Never loose objects: a `prune` of the user that began before the refs moved takes those away even after they have
+//! moved. A pack with a `.keep`, and one that comes after they began, is left alone by `prune`, `gc` and `repack`.
 
-use super::{Landing, LandingError, Result, child_limits, failed};
+use super::{Landing, LandingError, Result, failed};
 use crate::host_repo::HostRepo;
 use crate::journal::{Ids, Op, path_id};
 use sandbox_git::refs::RefStore;
-use sandbox_git::{Git, GitCommand, GitError, Oid, RefName, printable};
+use sandbox_git::{Git, GitCommand, GitError, Oid, RefName, keep, printable};
 use sandbox_sys::fault;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -21,10 +23,6 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
-
-/// Up to so many objects (and bytes) are given loose, as `git fetch` does: a pack for each
-/// commit would make the host's repository slow until its next `gc`.
-const LOOSE: (u32, u64) = (100, 8 << 20);
 
 /// How long locks of other git commands are waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -64,12 +62,14 @@ impl Landing {
         }
         let host = Host { repo, op: op.as_deref() };
         let mut outcome = MoveOutcome::default();
+        // Until the refs name what was given, or nothing does.
+        let mut marks = Temps(Vec::new());
         let tips: BTreeSet<Oid> = updates.iter().filter_map(|update| update.new).collect();
         stop("import.give", host.common_dir())?;
         if !tips.is_empty() {
-            outcome.objects = self.give_new(&host, who, &tips, updates)?;
+            outcome.objects = self.give_new(&host, who, &tips, updates, &mut marks)?;
             if !self.is_complete(&host, &tips, updates)? {
-                self.heal(&host, &tips, updates, &mut outcome)?;
+                self.heal(&host, &tips, updates, &mut outcome, &mut marks)?;
             }
         }
         stop("import.given", host.common_dir())?;
@@ -82,12 +82,13 @@ impl Landing {
         match self.transaction(&host, who, updates) {
             // The walk passes over a tip that is not there at all; the transaction does not.
             Err(LandingError::Git(error)) if is_missing(&error) && !outcome.healed => {
-                self.heal(&host, &tips, updates, &mut outcome)?;
+                self.heal(&host, &tips, updates, &mut outcome, &mut marks)?;
                 self.transaction(&host, who, updates)?;
             }
             result => result?,
         }
         stop("import.moved", host.common_dir())?;
+        drop(marks);
         if let Some(op) = op {
             op.done("refs")?;
         }
@@ -96,16 +97,23 @@ impl Landing {
 
     /// Gives the host what it has not got from this sandbox before. Without that, each commit-back would
     /// give everything since the spawn once more.
-    fn give_new(&self, host: &Host<'_>, who: &str, tips: &BTreeSet<Oid>, updates: &[Update]) -> Result<u32> {
+    fn give_new(
+        &self,
+        host: &Host<'_>,
+        who: &str,
+        tips: &BTreeSet<Oid>,
+        updates: &[Update],
+        marks: &mut Temps,
+    ) -> Result<u32> {
         let given = self.given(host, who, tips, updates)?;
         if !given.is_empty() {
             let known = self.granted.union(&given).copied().collect();
             // A landing that was cut short can have a commit and not what it stands on.
-            if let Ok(outcome) = self.give(host, tips, &known) {
-                return Ok(outcome.objects);
+            if let Ok(objects) = self.give(host, tips, &known, marks) {
+                return Ok(objects);
             }
         }
-        Ok(self.give(host, tips, &self.granted)?.objects)
+        self.give(host, tips, &self.granted, marks)
     }
 
     /// Commits that the host's refs of this sandbox name and that are here as well.
@@ -131,8 +139,15 @@ impl Landing {
     }
 
     /// Gives the host everything that the tips reach, granted or not.
-    fn heal(&self, host: &Host<'_>, tips: &BTreeSet<Oid>, updates: &[Update], outcome: &mut MoveOutcome) -> Result<()> {
-        outcome.objects += self.give(host, tips, &BTreeSet::new())?.objects;
+    fn heal(
+        &self,
+        host: &Host<'_>,
+        tips: &BTreeSet<Oid>,
+        updates: &[Update],
+        outcome: &mut MoveOutcome,
+        marks: &mut Temps,
+    ) -> Result<()> {
+        outcome.objects += self.give(host, tips, &BTreeSet::new(), marks)?;
         outcome.healed = true;
         if !self.is_complete(host, tips, updates)? {
             let what = "objects are missing in the host's repository".to_owned();
@@ -141,13 +156,16 @@ impl Landing {
         Ok(())
     }
 
-    fn give(&self, host: &Host<'_>, tips: &BTreeSet<Oid>, known: &BTreeSet<Oid>) -> Result<MoveOutcome> {
+    /// Returns how many objects were given; `marks` keeps them.
+    fn give(&self, host: &Host<'_>, tips: &BTreeSet<Oid>, known: &BTreeSet<Oid>, marks: &mut Temps) -> Result<u32> {
         let out = tempfile::tempdir_in(&self.dir).map_err(failed("create", &self.dir))?;
-        let mut outcome = MoveOutcome::default();
+        let mut objects = 0;
         for name in self.pack(out.path(), tips, known)? {
-            outcome.objects += self.install(host, &out.path().join(format!("{name}.pack")))?;
+            let pack = out.path().join(format!("{name}.pack"));
+            objects += count(&pack)?;
+            self.place(host, &pack, marks)?;
         }
-        Ok(outcome)
+        Ok(objects)
     }
 
     /// Puts what the tips reach beyond what was granted into the vault of a repository, as packs that need
@@ -210,31 +228,11 @@ impl Landing {
         Ok(names.lines().filter(|name| !name.is_empty()).map(|name| format!("pack-{name}")).collect())
     }
 
-    fn install(&self, host: &Host<'_>, pack: &Path) -> Result<u32> {
-        let size = fs::metadata(pack).map_err(failed("look at", pack))?.len();
-        let mut head = [0; 12];
-        let read = fs::File::open(pack).and_then(|mut file| io::Read::read_exact(&mut file, &mut head));
-        read.map_err(failed("read", pack))?;
-        let objects = u32::from_be_bytes([head[8], head[9], head[10], head[11]]);
-        if objects <= LOOSE.0 && size <= LOOSE.1 {
-            let bytes = fs::read(pack).map_err(failed("read", pack))?;
-            host.writing(&self.git)
-                .config("core.fsync=loose-object,reference")
-                .config("core.fsyncMethod=batch")
-                .limits(child_limits(self.bounds))
-                .timeout(self.bounds.time)
-                .args(["unpack-objects", "-q"])
-                .stdin(bytes)
-                .run()?;
-        } else {
-            self.place(host, pack)?;
-        }
-        Ok(objects)
-    }
-
     /// Puts a pack into the host's object store.
-    fn place(&self, host: &Host<'_>, pack: &Path) -> Result<()> {
+    fn place(&self, host: &Host<'_>, pack: &Path, marks: &mut Temps) -> Result<()> {
         let dir = host.common_dir().join("objects").join("pack");
+        fs::create_dir_all(&dir).map_err(failed("create", &dir))?;
+        marks.0.extend(host.mark(&dir, pack)?);
         let point = |placed, path: &Path| stop(if placed { "import.placed" } else { "import.pack" }, path);
         place_in(&dir, host.foreign_owner(), pack, &|name| host.temp(name), &point)
     }
@@ -344,6 +342,24 @@ impl Host<'_> {
         }
     }
 
+    /// Puts a `.keep` where the one of a pack will be; `None`: there is one of somebody else.
+    fn mark(&self, dir: &Path, pack: &Path) -> Result<Option<PathBuf>> {
+        let mark = dir.join(pack.with_extension("keep").file_name().unwrap_or_default());
+        let mut file = match fs::OpenOptions::new().write(true).create_new(true).open(&mark) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
+            other => other.map_err(failed("create", &mark))?,
+        };
+        let mut made = Temps(vec![mark.clone()]);
+        let whose = self.op.map_or_else(|| "import".to_owned(), |op| op.id().to_string());
+        let text = keep::text(&whose).map_err(failed("find", Path::new("/proc/self")))?;
+        io::Write::write_all(&mut file, format!("{text}\n").as_bytes()).map_err(failed("write", &mark))?;
+        if let Some((uid, gid)) = self.foreign_owner() {
+            std::os::unix::fs::fchown(&file, Some(uid), Some(gid)).map_err(failed("change the owner of", &mark))?;
+        }
+        made.0.clear();
+        Ok(Some(mark))
+    }
+
     /// The name of an unfinished pack: whose it is can be told from it.
     fn temp(&self, name: &str) -> String {
         match self.op {
@@ -406,6 +422,14 @@ fn place_in(
 pub(crate) fn place(vault: &Path, pack: &Path) -> Result<()> {
     let temp = |name: &str| format!("tmp_sandbox_{}_{name}", std::process::id());
     place_in(&vault.join("objects/pack"), None, pack, &temp, &|_, _| Ok(()))
+}
+
+/// Reads how many objects a pack has.
+fn count(pack: &Path) -> Result<u32> {
+    let mut head = [0; 12];
+    let read = fs::File::open(pack).and_then(|mut file| io::Read::read_exact(&mut file, &mut head));
+    read.map_err(failed("read", pack))?;
+    Ok(u32::from_be_bytes([head[8], head[9], head[10], head[11]]))
 }
 
 fn is_missing(error: &GitError) -> bool {

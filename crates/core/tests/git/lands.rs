@@ -432,6 +432,45 @@ fn many_objects_come_as_one_pack() {
     });
 }
 
+/// A `prune`, `repack` or `gc` of the user between the objects and the refs takes nothing away.
+#[test]
+fn no_gc_takes_what_the_refs_are_about_to_name() {
+    each_git(|world| {
+        let top = world.repo("r", &[]);
+        let inside = world.spawn(&top, "inside");
+        write(&inside.top, "new", "1\n");
+        inside.git(&["add", "-A"]);
+        inside.git(&["commit", "-q", "-m", "new"]);
+        let head = oid(&inside.git(&["rev-parse", "HEAD"]));
+        let host = world.host(&top);
+        let landing = open(&inside, Bounds::default());
+        land(&inside, &landing, &[("refs/sandbox/x", head)]).unwrap();
+        let is_there = || world.try_git(&top, &["cat-file", "-e", &head.to_string()]).status.success();
+        // The transaction waits for the lock of another git.
+        let lock = top.join(".git/refs/sandbox/x.lock");
+        fs::create_dir_all(lock.parent().unwrap()).unwrap();
+        fs::write(&lock, "").unwrap();
+        let outcome = std::thread::scope(|scope| {
+            let moving =
+                scope.spawn(|| landing.move_to_host(None, &host, "x", &[update("refs/sandbox/x", None, head)]));
+            while !is_there() && !moving.is_finished() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            for args in [&["repack", "-q", "-a", "-d"][..], &["prune", "--expire=now"]] {
+                world.git(&top, args);
+            }
+            let kept = is_there();
+            fs::remove_file(&lock).unwrap();
+            assert!(kept, "what the transaction is about to name was taken");
+            moving.join().unwrap()
+        });
+        assert!(!outcome.unwrap().healed);
+        world.git(&top, &["fsck", "--no-dangling"]);
+        let packs = listing(&top.join(".git/objects/pack"));
+        assert!(!packs.iter().any(|name| name.contains("tmp_") || name.ends_with(".keep")), "{packs:?}");
+    });
+}
+
 /// A large file that was brought home once does not come again with each later commit.
 #[test]
 fn what_was_given_before_is_not_given_again() {
@@ -443,7 +482,7 @@ fn what_was_given_before_is_not_given_again() {
             let files = walkdir(&top.join(".git/objects"));
             files.iter().map(|path| fs::metadata(path).unwrap().len()).sum()
         };
-        // Does not compress, and is larger than what is given loose.
+        // Does not compress.
         let mut state = 1u64;
         let noise: String = (0..12 << 20)
             .map(|_| {
