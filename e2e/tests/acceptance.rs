@@ -30,6 +30,7 @@ const SCENARIOS: &[Scenario] = &[
     Scenario { prefix: "gc", prepare: outdated, command: &["gc"] },
     Scenario { prefix: "rescue", prepare: not_rescued, command: &["rescue", "x"] },
     Scenario { prefix: "rescue", prepare: not_rescued, command: &["drop", "--force", "x"] },
+    Scenario { prefix: "merge", prepare: committed_in_two, command: &["merge", "x"] },
 ];
 
 /// A commit of many objects, uncommitted edits on both sides.
@@ -38,6 +39,20 @@ const WORK: &str = "mkdir many && for n in $(seq 120); do echo $n >many/$n; done
 
 fn committed(repo: &Repo<'_>) {
     repo.sandbox(&["spawn", "-q", "x", "--", "sh", "-ec", WORK]).ok();
+}
+
+/// The second repository, where there is one.
+fn other(repo: &Repo<'_>) -> PathBuf {
+    repo.dir().with_file_name("other")
+}
+
+/// A commit in each of two repositories.
+fn committed_in_two(repo: &Repo<'_>) {
+    let other = other(repo);
+    let path = other.to_str().expect("it is text");
+    repo.git(&["clone", "-q", ".", path]).ok();
+    let work = format!("{WORK}; cd '{path}' && echo other >>a && git commit -qam other");
+    repo.sandbox(&["spawn", "-q", "x", "--with", path, "--", "sh", "-ec", &work]).ok();
 }
 
 /// Its commit is in the sandbox, and not here: as if the host had been away.
@@ -97,6 +112,13 @@ fn state(env: &TestEnv, repo: &Repo<'_>) -> String {
     // Names, kinds, modes and contents; what a merge writes is as old as the merge.
     let times = regex::Regex::new(r"\b\d{10}\.\d+").expect("it is a pattern");
     say("tree", times.replace_all(&tree_digest(repo.dir()), "").into_owned());
+    let other = other(repo);
+    if let Some(path) = other.to_str().filter(|_| other.is_dir()) {
+        say("other tree", times.replace_all(&tree_digest(&other), "").into_owned());
+        say("other status", repo.git(&["-C", path, "status", "--porcelain=v1", "--branch"]).stdout);
+        let refs = ["-C", path, "for-each-ref", "--format=%(refname) %(objecttype) %(tree) %(subject)"];
+        say("other refs", repo.git(&refs).stdout);
+    }
     say("status", repo.git(&["status", "--porcelain=v1", "--branch"]).stdout);
     // Ids have the time in them; what they name has not.
     say("refs", repo.git(&["for-each-ref", "--format=%(refname) %(objecttype) %(tree) %(subject)"]).stdout);
@@ -113,14 +135,16 @@ fn state(env: &TestEnv, repo: &Repo<'_>) -> String {
 /// What the vaults have: names without the ids in them, and trees, since commits have the time in them.
 fn vault(env: &TestEnv, repo: &Repo<'_>) -> String {
     let id = regex::Regex::new(r"refs/trash/[0-9a-f]{32}/").expect("it is a pattern");
-    let mut out = String::new();
+    let mut all = Vec::new();
     for vault in entries(&env.state().join("repos")).into_iter().map(|repo| repo.join("packs")) {
         let dir = format!("--git-dir={}", vault.display());
         let refs = repo.git(&[&dir, "for-each-ref", "--format=%(refname) %(objecttype) %(tree) %(subject)"]).stdout;
-        out.push_str(&id.replace_all(&refs, "refs/trash/ID/"));
-        out.push_str(&repo.git(&[&dir, "fsck", "--full", "--strict", "--no-dangling"]).to_string());
+        let fsck = repo.git(&[&dir, "fsck", "--full", "--strict", "--no-dangling"]);
+        all.push(format!("{}{fsck}", id.replace_all(&refs, "refs/trash/ID/")));
     }
-    out
+    // Their directories have random names.
+    all.sort_unstable();
+    all.concat()
 }
 
 fn entries(dir: &Path) -> Vec<PathBuf> {
@@ -298,6 +322,7 @@ macro_rules! scenarios {
 
 scenarios! {
     create 0 import 1 merge 2 drop_saved 3 drop_into_the_trash 4 trash_empty 5 gc 6 rescue 7 drop_with_a_rescue 8
+    merge_of_two_repositories 9
 }
 
 /// As long as the sandbox is there, so is what was rescued from it.
