@@ -18,7 +18,7 @@ use crate::inspect::merge_base;
 use crate::path::RepoPath;
 use crate::plan::HeadMove;
 use crate::refs::Transaction;
-use crate::repo::{Repo, parse_oid};
+use crate::repo::Repo;
 use crate::worktree::{Found, Move, State, Worktree};
 use rustix::fs::{self as rfs, OFlags};
 use sandbox_git::Oid;
@@ -345,7 +345,7 @@ pub fn standing(repo: &Repo, dir: &Path) -> Result<Standing, MergeError> {
     let tree = Worktree::open(repo.worktree()).map_err(MergeError::io("open", repo.worktree()))?;
     let survey = survey(repo, dir, &record, &tree)?;
     let since = survey.changed();
-    if survey.head == Side::Other && has_new(repo, &record)? {
+    if survey.head == Side::Other && has_new(repo, &record, survey.at)? {
         return Ok(Standing::CarriedOut { since });
     }
     let rest = survey.any(Side::Before) || survey.head == Side::Before;
@@ -366,13 +366,10 @@ pub fn standing(repo: &Repo, dir: &Path) -> Result<Standing, MergeError> {
     })
 }
 
-/// Whether the new commit is in the history of the branch that was to have it.
-fn has_new(repo: &Repo, record: &Record) -> Result<bool, MergeError> {
-    let Some(new) = record.new else { return Ok(false) };
-    let name = record.reference.as_deref().unwrap_or("HEAD");
-    let tip = repo.pure().args(["rev-parse", "--verify", "--quiet", &format!("{name}^{{commit}}")]).line();
-    let Ok(tip) = tip else { return Ok(false) };
-    Ok(merge_base(repo, new, parse_oid(&tip)?)? == Some(new))
+/// Whether the new commit is in the history of HEAD, wherever that is by now.
+fn has_new(repo: &Repo, record: &Record, head: Option<Oid>) -> Result<bool, MergeError> {
+    let (Some(new), Some(head)) = (record.new, head) else { return Ok(false) };
+    Ok(merge_base(repo, new, head)? == Some(new))
 }
 
 /// Removes what a change that was [carried out](Standing::CarriedOut) and then cut left beside it.

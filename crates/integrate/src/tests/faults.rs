@@ -2,7 +2,7 @@
 
 use super::World;
 use crate::work::fault::{AFTER, Fault};
-use crate::{How, MergeError, apply, restore};
+use crate::{How, MergeError, Standing, apply, restore, standing};
 use std::path::Path;
 
 /// Files that are changed, added, removed, merged, and change places with directories.
@@ -83,6 +83,35 @@ fn work_after_the_merge_is_not_taken_back() {
     let before = world.everything();
     restore(&world.repo(), &undo).unwrap_err();
     assert_eq!(before, world.everything());
+}
+
+#[test]
+fn how_far_a_merge_came() {
+    let world = world();
+    let old = world.git(&["rev-parse", "HEAD"]).trim().to_owned();
+    let undo = world.merge(How::FastForward).unwrap().undo.unwrap();
+    let now = || standing(&world.repo(), &undo).unwrap();
+    let later = |what: &str| Standing::CarriedOut { since: Some(what.into()) };
+    assert_eq!(now(), Standing::CarriedOut { since: None });
+    // HEAD's move was the last step: what came later came later.
+    world.write("change", "later\n");
+    assert_eq!(now(), later("'change'"));
+    // But not where something else is as it was, as a power cut leaves it.
+    world.write("dirty", "1\n2\n3 user\n");
+    assert_eq!(now(), Standing::Changed { what: "'change'".into() });
+    world.write("change", "1\n2\n3 agent\n");
+    assert_eq!(now(), Standing::Cut);
+    world.write("dirty", "1 agent\n2\n3 user\n");
+    assert_eq!(now(), Standing::CarriedOut { since: None });
+    world.git(&["commit", "-q", "--allow-empty", "-m", "later"]);
+    assert_eq!(now(), later("HEAD"));
+    world.git(&["switch", "-q", "--detach"]);
+    assert_eq!(now(), later("HEAD"));
+    world.git(&["switch", "-q", "-"]);
+    world.git(&["reset", "-q", "--soft", &old]);
+    assert_eq!(now(), Standing::Cut);
+    restore(&world.repo(), &undo).unwrap();
+    assert_eq!(now(), Standing::Before);
 }
 
 #[test]
