@@ -437,9 +437,15 @@ impl From<CommitBackError> for CliError {
                 LandingError::Git(_) | LandingError::Connect(_) | LandingError::Io { .. } => failure,
             },
             CommitBackError::Foreign { name } => failure.hint(format!(
-                "another tool made this ref: `git branch SAVED {0} && git update-ref -d {0}` moves it out of the way",
+                "something else made this ref: `git branch SAVED {0} && git update-ref -d {0}` moves it out of the way",
                 escape(&name)
             )),
+            CommitBackError::Earlier { name } => failure.hint(format!(
+                "`git branch SAVED refs/sandbox/{name}` keeps them; then run the command again"
+            )),
+            CommitBackError::Elsewhere { .. } => failure.hint(
+                "it may be of another user or of another `GIT_SANDBOX_STATE`; `git sandbox repair` tells how to remove its refs when it is gone",
+            ),
             CommitBackError::State { name, .. } => failure.hint(format!(
                 "`git sandbox exec {name} -- git status` shows what git says inside; its files are untouched"
             )),

@@ -404,3 +404,28 @@ fn all_objects_cost_no_disk_and_outlive_a_gc_of_the_host() {
     .ok();
     assert_eq!(fs::metadata(view.join(&pack)).unwrap().mode(), mode);
 }
+
+/// The repository's id is in its git directory, which all state directories share: what another one's sandboxes
+/// have there is theirs, running or not.
+#[test]
+fn repair_leaves_alone_what_another_state_directory_has() {
+    let env = TestEnv::new();
+    let repo = State::Plain.build(&env, "repo");
+    repo.sandbox(&["spawn", "-q", "mine", "--", "sh", "-c", "echo x >x; git add x; git commit -qm x"]).ok();
+    let refs = repo.git(&["for-each-ref", "refs/sandbox", "refs/sandbox-meta"]).ok();
+    assert!(refs.contains("refs/sandbox/mine"), "{refs}");
+    let pack = repo.dir().join(".git/objects/pack").join(format!("tmp_sandbox_{}_pack-1.pack", std::process::id()));
+    std::fs::create_dir_all(pack.parent().unwrap()).unwrap();
+    std::fs::write(&pack, "an import that is under way").unwrap();
+
+    let other = env.root().join("other-state");
+    let there = |args: &[&str]| env.run(env.sandbox_command(repo.dir(), args).env("GIT_SANDBOX_STATE", &other));
+    there(&["spawn", "-q", "--rm", "theirs", "--", "true"]).ok();
+    let said = there(&["repair"]);
+    assert!(said.status <= 1, "{said}");
+    assert!(format!("{said}").contains("refs/sandbox/mine"), "it is told: {said}");
+    assert_eq!(repo.git(&["for-each-ref", "refs/sandbox", "refs/sandbox-meta"]).ok(), refs);
+    assert!(pack.exists());
+    repo.sandbox(&["drop", "--force", "mine"]).ok();
+    assert_eq!(repo.git(&["for-each-ref", "refs/sandbox", "refs/sandbox-meta"]).ok(), "");
+}

@@ -13,11 +13,13 @@
 use crate::connection::{Connection, ConnectionError};
 use crate::gitdir::{GitDirError, granted_refs};
 use crate::host_repo::{HostRepo, HostRepoError};
+use crate::id::SandboxId;
 use crate::journal::{End, Home, Journal, Plan, Verb, recover};
 use crate::landing::{
-    Base, Bounds, Conversation, Landing, LandingError, Planned, Update, Want, delete_refs, owner_blob, plan_refs,
+    Base, Bounds, Conversation, Landing, LandingError, Owner, Planned, Update, Want, delete_refs, plan_refs,
 };
 use crate::launch::INSIDE;
+use crate::orphan;
 use crate::record::{Snapshot, ViewRecord};
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::{Store, StoreError, make_dir, read_json, write_json};
@@ -103,6 +105,20 @@ pub enum CommitBackError {
     Foreign {
         /// The ref.
         name: String,
+    },
+    /// An earlier sandbox of this name left it, and nothing else has its commits.
+    #[error("'refs/sandbox/{name}' has commits of an earlier sandbox of this name, and no branch or tag has them")]
+    Earlier {
+        /// Both.
+        name: String,
+    },
+    /// A sandbox that is not here has this name, or had it.
+    #[error("'refs/sandbox/{name}' is of the sandbox {id}, which is not in this state directory")]
+    Elsewhere {
+        /// Both.
+        name: String,
+        /// The other.
+        id: SandboxId,
     },
     /// The lock.
     #[error("cannot lock '{path}'", path = path.display())]
@@ -228,10 +244,15 @@ impl Job<'_> {
         let name = &self.sandbox.record.name;
         let repo = self.store.repo(&self.sandbox.mount().repo);
         let all = RefStore::read(self.git, self.host.git_dir(), self.host.common_dir())?;
-        let own = own_refs(&all, name.as_str());
         let owner_ref = meta(name.as_str(), "owner");
-        let owner = owner_blob(&self.sandbox.mount().repo, &self.sandbox.record.id);
-        self.check_owner(&own, &owner_ref, &owner)?;
+        let own = own_refs(&all, name.as_str());
+        let own = match self.check_owner(&own, &owner_ref) {
+            Ok(()) => own,
+            Err(error) => {
+                self.make_way(&all, error)?;
+                BTreeMap::new()
+            }
+        };
         let base = Base {
             branch: self.view.branch.as_deref().and_then(RefName::parse),
             refs: granted_refs(&self.layer_gitdir(&repo))?,
@@ -264,7 +285,8 @@ impl Job<'_> {
             return Ok(());
         }
         if !own.contains_key(&owner_ref) {
-            let blob = landing.blob(&owner)?;
+            let (repo, sandbox) = (self.sandbox.mount().repo.clone(), self.sandbox.record.id.clone());
+            let blob = landing.blob(&Owner { repo, sandbox, store: Some(self.store.id()?) }.bytes())?;
             updates.push(Update { name: owner_ref, old: None, new: Some(blob) });
         }
         let _lock = ref_lock(self.store, self.sandbox)?;
@@ -293,12 +315,31 @@ impl Job<'_> {
     }
 
     /// A ref that we did not write is never moved.
-    fn check_owner(&self, own: &BTreeMap<RefName, Oid>, owner_ref: &RefName, owner: &[u8]) -> Result<()> {
+    fn check_owner(&self, own: &BTreeMap<RefName, Oid>, owner_ref: &RefName) -> Result<()> {
         let foreign = |name: &RefName| CommitBackError::Foreign { name: sandbox_git::printable(name.as_bytes()) };
         let Some(first) = own.keys().next() else { return Ok(()) };
         let Some(blob) = own.get(owner_ref) else { return Err(foreign(first)) };
         let found = self.host.read(self.git).args(["cat-file", "blob", &blob.to_string()]).output()?.stdout;
-        if found == owner { Ok(()) } else { Err(foreign(owner_ref)) }
+        let ours = |owner: Owner| owner.repo == self.sandbox.mount().repo && owner.sandbox == self.sandbox.record.id;
+        if Owner::parse(&found).is_some_and(ours) { Ok(()) } else { Err(foreign(owner_ref)) }
+    }
+
+    /// Takes away what an earlier sandbox of this name left, if it was one of this state directory and nothing is
+    /// lost by that.
+    fn make_way(&self, all: &RefStore, foreign: CommitBackError) -> Result<()> {
+        let (name, repo) = (self.sandbox.name(), &self.sandbox.mount().repo);
+        let Some(orphan) = orphan::of_name(self.git, self.store, repo, self.host, all, name)? else {
+            return Err(foreign);
+        };
+        let name = name.to_owned();
+        match (orphan.ours, orphan.saved) {
+            (true, true) => {
+                let _lock = ref_lock(self.store, self.sandbox)?;
+                Ok(delete_refs(self.git, self.host, &orphan.refs)?)
+            }
+            (true, false) => Err(CommitBackError::Earlier { name }),
+            (false, _) => Err(CommitBackError::Elsewhere { name, id: orphan.id }),
+        }
     }
 
     /// With the repository in front where it is not the main one.
@@ -458,8 +499,7 @@ pub(crate) fn owned_refs(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<
         let all = RefStore::read(git, host.git_dir(), host.common_dir())?;
         let own = own_refs(&all, sandbox.name());
         let job = Job { git, store, sandbox, snapshot: &snapshot, view, host: &host, number };
-        let owner = owner_blob(&sandbox.mount().repo, &sandbox.record.id);
-        if job.check_owner(&own, &meta(sandbox.name(), "owner"), &owner).is_err() {
+        if job.check_owner(&own, &meta(sandbox.name(), "owner")).is_err() {
             continue;
         }
         all_owned.push((host.clone(), view.clone(), own));

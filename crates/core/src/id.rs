@@ -65,6 +65,10 @@ id!(
     /// One operation of a journal.
     OpId
 );
+id!(
+    /// A state directory.
+    StoreId
+);
 
 /// The longest name, in bytes.
 pub const MAX_NAME: usize = 41;

@@ -18,12 +18,14 @@
 
 mod budget;
 mod names;
+mod owner;
 mod plan;
 mod relay;
 mod transfer;
 
 pub use names::{escape_ref, unescape_ref};
-pub use plan::{Base, MAX_REFS, Planned, RefPlan, RefusedRef, owner_blob, plan_refs};
+pub use owner::Owner;
+pub use plan::{Base, MAX_REFS, Planned, RefPlan, RefusedRef, plan_refs};
 pub use relay::Conversation;
 pub(crate) use transfer::place;
 pub use transfer::{MoveOutcome, Update, delete_refs, stale_locks};

@@ -25,6 +25,7 @@ pub mod launch;
 pub mod made_inside;
 pub mod names;
 pub mod ops;
+pub mod orphan;
 pub mod prepare;
 pub mod prune;
 pub mod record;

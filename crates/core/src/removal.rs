@@ -165,7 +165,7 @@ fn is_id(name: &str) -> bool {
 }
 
 /// Nothing works on one temporary thing for a day.
-fn old(path: &Path) -> bool {
+pub(crate) fn old(path: &Path) -> bool {
     fs::symlink_metadata(path)
         .and_then(|meta| meta.modified())
         .is_ok_and(|at| at.elapsed().is_ok_and(|age| age.as_secs() > 86_400))

@@ -3,17 +3,19 @@
 //!
 //! Nothing that could be the last copy of anything is removed: it is told of, with the next step.
 
-use crate::commit_back::own_refs;
 use crate::host_repo::HostRepo;
 use crate::id::{Name, RepoId, SandboxId};
-use crate::landing::{delete_refs, owner_blob};
+use crate::landing::delete_refs;
 use crate::names::Names;
+use crate::orphan;
 use crate::record::{RepoRecord, SandboxRecord};
+use crate::removal::old;
 use crate::sandbox::Sandbox;
 use crate::store::{Store, StoreError, read_json};
 use sandbox_git::refs::RefStore;
 use sandbox_git::{Git, Oid, RefName, printable};
 use sandbox_sys::lock::FileLock;
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -43,8 +45,17 @@ pub enum Fix {
     Dropped(PathBuf),
     /// Removes a file of ours from the host's object store.
     TempPack(PathBuf),
-    /// Removes refs of ours whose commits other refs have.
-    Refs(PathBuf, Vec<(RefName, Oid)>),
+    /// Removes refs of a sandbox of ours that is gone, whose commits are elsewhere.
+    Refs {
+        /// The repository.
+        repo: RepoId,
+        /// Its git directory.
+        git_dir: PathBuf,
+        /// The sandbox.
+        id: SandboxId,
+        /// The refs.
+        refs: Vec<(RefName, Oid)>,
+    },
     /// Removes an empty control group.
     Cgroup(PathBuf),
     /// Nothing: what the user can do.
@@ -69,7 +80,11 @@ pub fn find(git: &Git, store: &Store, cgroups: &Path) -> Result<Vec<Finding>, St
             found.push(Finding { kind: "dropped", what, fix: Fix::Dropped(path) });
         }
     }
-    groups(cgroups, 0, &mut found);
+    // The name of a group tells whose it is: those of other stores, and of other pid namespaces, are not ours.
+    let ids = ["sandboxes", "trash"].map(|dir| entries(&store.root().join(dir)));
+    let ours: BTreeSet<String> =
+        ids.iter().flatten().filter_map(|path| Some(file_name(path).get(..8)?.to_owned())).collect();
+    groups(cgroups, 0, &ours, &mut found);
     Ok(found)
 }
 
@@ -96,7 +111,14 @@ pub fn mend(git: &Git, store: &Store, finding: &Finding) -> Result<bool, Failure
         }
         Fix::Dropped(path) => sandbox_capture::remove_tree(path)?,
         Fix::TempPack(path) => fs::remove_file(path)?,
-        Fix::Refs(git_dir, refs) => delete_refs(git, &HostRepo::from_git_dir(git_dir)?, refs)?,
+        Fix::Refs { repo, git_dir, id, refs } => {
+            // Restored meanwhile: that is done under this lock.
+            let lock = FileLock::exclusive_within(&store.repo(repo).lock_file(), Duration::from_secs(10))?;
+            if lock.is_none() || store.sandbox(id).path().exists() {
+                return Ok(false);
+            }
+            delete_refs(git, &HostRepo::from_git_dir(git_dir)?, refs)?;
+        }
         Fix::Cgroup(path) => fs::remove_dir(path)?,
         Fix::Told(_) => return Ok(false),
     }
@@ -172,8 +194,10 @@ fn repository(git: &Git, store: &Store, record: &RepoRecord, found: &mut Vec<Fin
     for path in entries(&host.common_dir().join("objects/pack")) {
         let name = file_name(&path);
         let Some(rest) = name.strip_prefix("tmp_sandbox_") else { continue };
-        let open = rest.split('_').next().is_some_and(|op| store.open_operations().join(op).exists());
-        if !open {
+        let owner = rest.split('_').next().unwrap_or_default();
+        // The import may be one of another state directory.
+        let gone = owner.parse::<u32>().is_ok_and(|pid| !Path::new("/proc").join(pid.to_string()).exists());
+        if !store.open_operations().join(owner).exists() && (gone || old(&path)) {
             let what = format!("'{}' was not copied to the end", path.display());
             found.push(Finding { kind: "temp-pack", what, fix: Fix::TempPack(path) });
         }
@@ -184,7 +208,7 @@ fn repository(git: &Git, store: &Store, record: &RepoRecord, found: &mut Vec<Fin
         else {
             continue;
         };
-        orphan(git, store, record, host, &all, name, found);
+        refs_of_nobody(git, store, record, host, &all, name, found);
     }
 }
 
@@ -193,7 +217,7 @@ fn units(sandboxes: usize) -> &'static str {
 }
 
 /// Refs that say that they are of a sandbox of this repository, which is nowhere.
-fn orphan(
+fn refs_of_nobody(
     git: &Git,
     store: &Store,
     record: &RepoRecord,
@@ -202,54 +226,47 @@ fn orphan(
     name: &str,
     found: &mut Vec<Finding>,
 ) {
-    let own = own_refs(all, name);
-    let owner = own.iter().find(|(known, _)| known.as_bytes().ends_with(b"/owner")).map(|(_, oid)| *oid);
-    let text = owner.and_then(|oid| host.read(git).args(["cat-file", "blob", &oid.to_string()]).output().ok());
-    let text = text.map(|out| out.stdout).unwrap_or_default();
-    let id = String::from_utf8_lossy(&text).lines().find_map(|line| SandboxId::parse(line.strip_prefix("sandbox ")?));
-    // Only what is surely ours.
-    let Some(id) = id.filter(|id| owner_blob(&record.id, id) == text && !store.sandbox(id).path().exists()) else {
-        return;
-    };
-    let tips = own.iter().filter(|(_, oid)| Some(**oid) != owner);
-    let input: String = tips.map(|(_, oid)| format!("{oid}\n")).collect();
-    let count = host
-        .read(git)
-        .args(["rev-list", "--count", "--stdin", "--not", "--branches", "--tags", "--remotes"])
-        .stdin(input)
-        .line();
-    let trashed = store.trash(&id).path().exists();
-    let elsewhere = trashed || count.is_ok_and(|count| count == "0");
+    let Ok(Some(orphan)) = orphan::of_name(git, store, &record.id, host, all, name) else { return };
     let name = printable(name.as_bytes());
-    let what =
-        format!("refs/sandbox/{name} is of a sandbox that {}", if trashed { "is in the trash" } else { "is gone" });
-    let fix = if elsewhere {
-        Fix::Refs(host.git_dir().to_owned(), own.into_iter().collect())
-    } else {
-        Fix::Told(format!(
+    let of = match (orphan.ours, orphan.trashed) {
+        (false, _) => format!("the sandbox {}, which is not in this state directory", orphan.id),
+        (true, true) => "a sandbox that is in the trash".to_owned(),
+        (true, false) => "a sandbox that is gone".to_owned(),
+    };
+    let what = format!("refs/sandbox/{name} is of {of}");
+    let fix = match (orphan.ours, orphan.saved) {
+        (true, true) => {
+            Fix::Refs { repo: record.id.clone(), git_dir: host.git_dir().to_owned(), id: orphan.id, refs: orphan.refs }
+        }
+        (true, false) => Fix::Told(format!(
             "no branch or tag has its commits: `git branch NAME refs/sandbox/{name}` keeps them, then `git sandbox repair` takes the refs away"
-        ))
+        )),
+        (false, _) => Fix::Told(format!(
+            "left alone: it may be alive in another one, of another user or another `GIT_SANDBOX_STATE`; if it is gone: `git for-each-ref --format='delete %(refname)' refs/sandbox/{name} refs/sandbox-meta/{name} | git update-ref --stdin`"
+        )),
     };
     found.push(Finding { kind: "refs", what, fix });
 }
 
 /// Control groups of supervisors that are dead, which nothing is in.
-fn groups(dir: &Path, depth: usize, found: &mut Vec<Finding>) {
+fn groups(dir: &Path, depth: usize, ours: &BTreeSet<String>, found: &mut Vec<Finding>) {
     for path in entries(dir) {
         let name = file_name(&path);
         if !path.is_dir() || path.is_symlink() {
             continue;
         }
-        let pid = name.strip_prefix("git-sandbox-").and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
-        match pid {
-            Some(pid) => {
+        // `git-sandbox-<pid>-<id>`, as the namespace driver makes them.
+        let of = name.strip_prefix("git-sandbox-").and_then(|rest| rest.split_once('-'));
+        match of.and_then(|(pid, id)| Some((pid.parse::<u32>().ok()?, id))) {
+            Some((_, id)) if !ours.contains(id) => {}
+            Some((pid, _)) => {
                 let empty = fs::read_to_string(path.join("cgroup.procs")).is_ok_and(|text| text.is_empty());
                 if empty && !Path::new("/proc").join(pid.to_string()).exists() {
                     let what = format!("the control group '{}' is of a supervisor that is dead", path.display());
                     found.push(Finding { kind: "cgroup", what, fix: Fix::Cgroup(path) });
                 }
             }
-            None if depth < 6 => groups(&path, depth + 1, found),
+            None if depth < 6 => groups(&path, depth + 1, ours, found),
             None => {}
         }
     }

@@ -5,7 +5,7 @@
 //! Locks are `flock`s held by the process that uses them, in the order store < repository <
 //! sandbox: dying releases them. A file appears whole: written beside, renamed.
 
-use crate::id::{LayerId, RepoId, SandboxId, SnapshotId};
+use crate::id::{LayerId, RepoId, SandboxId, SnapshotId, StoreId};
 use sandbox_sys::lock::FileLock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 pub const FORMAT: u32 = 1;
 
 /// What may be in a state directory before its format is written.
-const PARTS: &[&str] = &["format", "lock", "repos", "sandboxes", "trash", "tmp", "open"];
+const PARTS: &[&str] = &["format", "id", "lock", "repos", "sandboxes", "trash", "tmp", "open"];
 
 /// The state directory.
 #[derive(Clone, Debug)]
@@ -119,6 +119,30 @@ impl Store {
         match self.newer {
             None => Ok(()),
             Some(found) => Err(StoreError::Newer { path: self.root.clone(), found }),
+        }
+    }
+
+    /// The id of this state directory, made when it is first asked for: refs of the host say by it whose they are.
+    pub fn id(&self) -> Result<StoreId> {
+        let path = self.root.join("id");
+        let read = || match fs::read_to_string(&path) {
+            Ok(text) => Ok(StoreId::parse(text.trim())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("read", &path)(error)),
+        };
+        if let Some(id) = read()? {
+            return Ok(id);
+        }
+        // Whoever is first gives it, for all.
+        let id = StoreId::random();
+        let made = self.tmp().join(format!("id-{id}"));
+        write_whole(&made, format!("{id}\n").as_bytes(), true)?;
+        let linked = fs::hard_link(&made, &path);
+        let _ = fs::remove_file(&made);
+        match (linked, read()?) {
+            (_, Some(id)) => Ok(id),
+            (Err(source), None) => Err(StoreError::Io { action: "write", path, source }),
+            (Ok(()), None) => Ok(id),
         }
     }
 
@@ -392,6 +416,20 @@ mod tests {
         let store = Store::open(&root).unwrap();
         assert!(store.sandbox_ids().unwrap().is_empty());
         assert!(matches!(store.writable(), Err(StoreError::Newer { found: 7, .. })));
+    }
+
+    #[test]
+    fn a_state_directory_has_one_id() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("s")).unwrap();
+        let ids: Vec<StoreId> = std::thread::scope(|scope| {
+            let asked: Vec<_> = (0..8).map(|_| scope.spawn(|| store.id().unwrap())).collect();
+            asked.into_iter().map(|id| id.join().unwrap()).collect()
+        });
+        assert!(ids.iter().all(|id| *id == ids[0]));
+        assert_eq!(Store::open(store.root()).unwrap().id().unwrap(), ids[0]);
+        assert_eq!(fs::read_dir(store.tmp()).unwrap().count(), 0);
+        assert_ne!(Store::open(&dir.path().join("t")).unwrap().id().unwrap(), ids[0]);
     }
 
     #[test]

@@ -11,7 +11,7 @@
 use super::{HostRepo, HostRepoError, failed};
 use crate::commit_back::own_refs;
 use crate::id::RepoId;
-use crate::landing::owner_blob;
+use crate::landing::Owner;
 use crate::record::RepoRecord;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::{self, Store, StoreError};
@@ -206,7 +206,8 @@ fn owns(git: &Git, host: &HostRepo, all: &RefStore, id: &RepoId, sandboxes: &[Sa
         let own = own_refs(all, sandbox.name());
         let owner = own.iter().find(|(name, _)| name.as_bytes().ends_with(b"/owner")).map(|(_, oid)| *oid);
         let blob = owner.and_then(|oid| host.read(git).args(["cat-file", "blob", &oid.to_string()]).output().ok());
-        blob.is_some_and(|blob| blob.stdout == owner_blob(id, &sandbox.record.id))
+        let owner = blob.and_then(|blob| Owner::parse(&blob.stdout));
+        owner.is_some_and(|owner| owner.repo == *id && owner.sandbox == sandbox.record.id)
     })
 }
 

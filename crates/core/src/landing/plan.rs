@@ -11,7 +11,7 @@
 //! ```
 
 use super::names::escape_ref;
-use crate::id::{Name, RepoId, SandboxId};
+use crate::id::Name;
 use sandbox_git::{ObjectFormat, Oid, RefName, printable};
 use sandbox_protocol::{RepoState, unescape_bytes};
 use std::collections::{BTreeMap, BTreeSet};
@@ -198,12 +198,6 @@ impl Planner<'_> {
         }
         self.plan.updates.push(Planned { name, inner: inner.to_owned(), new, old });
     }
-}
-
-/// Returns the contents of `refs/sandbox-meta/<name>/owner`, so that refs explain themselves without
-/// the state directory.
-pub fn owner_blob(repo: &RepoId, sandbox: &SandboxId) -> Vec<u8> {
-    format!("git-sandbox 1\nrepository {repo}\nsandbox {sandbox}\n").into_bytes()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use crate::world::{Inside, World, each_git, write};
 use sandbox_core::id::{Name, RepoId, SandboxId};
 use sandbox_core::landing::{
-    Base, Bounds, Conversation, Landed, Landing, LandingError, Update, Want, owner_blob, plan_refs,
+    Base, Bounds, Conversation, Landed, Landing, LandingError, Owner, Update, Want, plan_refs,
 };
 use sandbox_core::{gitdir, landing};
 use sandbox_git::{ObjectFormat, Oid, RefName};
@@ -87,7 +87,8 @@ fn commits_come_home_in_one_transaction_with_a_reflog() {
         assert_eq!((landed.accepted.len(), landed.refused.len()), (1, 0));
         let host = world.host(&top);
         let before = world.git(&top, &["status", "--porcelain"]);
-        let blob = landing.blob(&owner_blob(&RepoId::random(), &SandboxId::random())).unwrap();
+        let owner = Owner { repo: RepoId::random(), sandbox: SandboxId::random(), store: None };
+        let blob = landing.blob(&owner.bytes()).unwrap();
         let outcome = landing
             .move_to_host(
                 None,
