@@ -82,7 +82,7 @@ impl Debounce {
 /// Looks at the refs of each tree from time to time, where renames are not seen.
 #[derive(Debug)]
 pub struct Poller {
-    gitdirs: Vec<(PathBuf, Option<Vec<SystemTime>>)>,
+    gitdirs: Vec<(PathBuf, Vec<SystemTime>)>,
     next: Option<Instant>,
     active: Option<Instant>,
 }
@@ -91,7 +91,9 @@ impl Poller {
     /// Returns a poller of the trees' repositories; it never looks when renames are `seen`.
     pub fn new(config: &AgentConfig, seen: bool) -> Self {
         let trees = config.trees.iter().filter(|tree| !seen && !tree.read_only && !config.helper);
-        let gitdirs = trees.map(|tree| (tree.at.join(".git"), None)).collect();
+        // Before anything runs: what the first command moves is told too.
+        let gitdirs = trees.map(|tree| tree.at.join(".git")).map(|gitdir| (gitdir.clone(), signature(&gitdir)));
+        let gitdirs = gitdirs.collect();
         Self { gitdirs, next: None, active: None }
     }
 
@@ -121,10 +123,10 @@ impl Poller {
         for (gitdir, last) in &mut self.gitdirs {
             let seen = signature(gitdir);
             // Of one that is gone there is nothing to tell.
-            if last.as_ref().is_some_and(|last| *last != seen) && gitdir.exists() {
+            if *last != seen && gitdir.exists() {
                 moved.push(gitdir.as_os_str().as_bytes().to_vec());
             }
-            *last = Some(seen);
+            *last = seen;
         }
         moved
     }
