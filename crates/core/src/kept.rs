@@ -19,6 +19,7 @@
 
 mod dropped;
 
+pub(crate) use dropped::taken_out;
 pub use dropped::{DropError, as_branches, forget, forget_kept, into_trash, out_of_trash};
 
 use crate::id::{Name, RepoId, SandboxId};

@@ -153,13 +153,19 @@ pub fn run(
     sandbox: &Sandbox,
     effort: Effort,
 ) -> Result<Outcome> {
-    let _lock = rescue_lock(sandbox)?;
     let repo = store.repo(&sandbox.mount().repo);
     let load = || Kept::load(&repo, &sandbox.record.id);
+    let is_dropped = |kept: &Option<Kept>| kept.as_ref().is_some_and(|kept| kept.trash.is_some());
+    let was_dropped = is_dropped(&load()?);
+    let _lock = rescue_lock(sandbox)?;
     let mut kept = load()?;
-    if kept.as_ref().is_some_and(|kept| kept.trash.is_some()) {
+    if is_dropped(&kept) {
+        if !was_dropped {
+            // While this one waited: what the trash keeps is not taken out of it.
+            return Ok(Outcome::Clean);
+        }
         // A drop was cut before the sandbox itself was in the trash.
-        kept::out_of_trash(git, store, sandbox)?;
+        kept::taken_out(git, store, sandbox)?;
         kept = load()?;
     }
     let mut kept = kept.unwrap_or_else(|| Kept::new(&sandbox.record));
@@ -195,9 +201,9 @@ fn clean(mut kept: Kept, repo: &RepoDir) -> Result<Outcome> {
 
 /// Serialises rescues of one sandbox. Not the lock of commit-backs: who wants commits home now does not wait
 /// until a large work tree was read.
-fn rescue_lock(sandbox: &Sandbox) -> Result<FileLock> {
+pub(crate) fn rescue_lock(sandbox: &Sandbox) -> std::result::Result<FileLock, CommitBackError> {
     let path = sandbox.dir.path().join("rescue.lock");
-    FileLock::exclusive(&path).map_err(|source| CommitBackError::Lock { path, source }.into())
+    FileLock::exclusive(&path).map_err(|source| CommitBackError::Lock { path, source })
 }
 
 /// The whole chain of causes, in one line.

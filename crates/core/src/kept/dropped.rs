@@ -5,6 +5,7 @@ use crate::commit_back::{CommitBackError, owned_refs, ref_lock};
 use crate::host_repo::HostRepo;
 use crate::landing::{LandingError, escape_ref, place};
 use crate::record::{SandboxRecord, ViewRecord};
+use crate::rescue::rescue_lock;
 use crate::sandbox::Sandbox;
 use crate::store::{RepoDir, Store, StoreError};
 use crate::view::{self, View};
@@ -41,7 +42,6 @@ type Result<T> = std::result::Result<T, DropError>;
 /// host are kept.
 pub fn into_trash(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<usize> {
     let repo = store.repo(&sandbox.mount().repo);
-    let mut kept = Kept::load(&repo, &sandbox.record.id)?.unwrap_or_else(|| Kept::new(&sandbox.record));
     let snapshot = sandbox.snapshot(store).map_err(CommitBackError::from)?;
     let out = tempfile::tempdir_in(sandbox.dir.path()).map_err(StoreError::io("create", sandbox.dir.path()));
     let out = out.map_err(KeptError::from)?;
@@ -61,8 +61,11 @@ pub fn into_trash(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<usize> 
         dropped.views.push(view.key.clone());
     }
     let count = dropped.commits.len();
+    // A rescue that outlived its supervisor may still be at work: what it writes is read, not written over.
+    let _rescue = rescue_lock(sandbox)?;
     let _lock = ref_lock(store, sandbox)?;
     let stop = |name| fault::point(name).map_err(StoreError::io("write", repo.vault())).map_err(KeptError::from);
+    let mut kept = Kept::load(&repo, &sandbox.record.id)?.unwrap_or_else(|| Kept::new(&sandbox.record));
     kept.placing.clone_from(&dropped.packs);
     stop("trash.placing")?;
     kept.save(&repo)?;
@@ -82,9 +85,15 @@ pub fn into_trash(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<usize> 
 /// After a sandbox came back from the trash and its commits were brought home again: its rescues are under its name,
 /// which may be another one now, and the commits are the host's.
 pub fn out_of_trash(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<()> {
+    let _rescue = rescue_lock(sandbox)?;
+    taken_out(git, store, sandbox)
+}
+
+/// As [`out_of_trash`], by whoever holds the lock of the sandbox's rescues.
+pub(crate) fn taken_out(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<()> {
     let repo = store.repo(&sandbox.mount().repo);
-    let Some(mut kept) = Kept::load(&repo, &sandbox.record.id)? else { return Ok(()) };
     let _lock = ref_lock(store, sandbox)?;
+    let Some(mut kept) = Kept::load(&repo, &sandbox.record.id)? else { return Ok(()) };
     let before = kept.packs();
     kept.trash = None;
     kept.name.clone_from(&sandbox.record.name);
