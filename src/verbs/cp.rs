@@ -10,7 +10,7 @@ use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::start::connect_or_start;
 use crate::text::{count, escape, parse_size, size};
-use sandbox_core::copy_out::{self, CopyOut};
+use sandbox_core::copy_out::{self, CopyOut, Links};
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_protocol::{Exec, escape_bytes};
@@ -70,6 +70,7 @@ fn out(store: &Store, sandbox: &Sandbox, path: &str, target: &Path, links: bool,
         return Err(CliError::new(format!("there is no directory '{}'", escape(&parent.to_string_lossy())))
             .hint(format!("`mkdir -p '{}'` makes it", escape(&parent.to_string_lossy()))));
     }
+    let links = if links { Links::Inside } else { Links::None };
     let request = CopyOut { path: &relative, target: &target, links, limit };
     let copied = copy_out::copy_out(store, &tree, &request)?;
     for (path, why) in &copied.skipped {

@@ -57,7 +57,7 @@ pub fn run(context: &Context, args: &cli::Rescue) -> Outcome {
 }
 
 /// Copies what is only its own: `files`, or `files-<n>` of its other trees, and a bundle of each repository's
-/// commits. Reads no layer and no repository of the host.
+/// commits. Reads no layer and no repository of the host. Status 1 when something was left out.
 fn export(context: &Context, sandbox: &Sandbox, dir: &Path) -> Outcome {
     let shown = escape(&dir.to_string_lossy());
     std::fs::create_dir(dir).map_err(|error| {
@@ -67,10 +67,15 @@ fn export(context: &Context, sandbox: &Sandbox, dir: &Path) -> Outcome {
     })?;
     let dir = &std::path::absolute(dir).map_err(CliError::io(format!("find '{shown}'")))?;
     let numbered = |stem: &str, n: usize| if n == 0 { stem.to_owned() } else { format!("{stem}-{n}") };
+    let mut complete = true;
     for tree in sandbox.trees() {
         let copied = copy_out::copy_changes(&tree, &dir.join(numbered("files", tree.tree)))?;
         for (path, why) in copied.skipped.iter().filter(|(path, _)| path != ".git") {
+            complete = false;
             eprintln!("skipped '{}': {why}", escape(path));
+        }
+        if copied.skipped.iter().any(|(path, _)| path != ".git") {
+            eprintln!("hint: what was skipped is still below '{}'", escape(&tree.upper().to_string_lossy()));
         }
         let of = escape(&tree.mount().worktree.to_string_lossy());
         eprintln!("copied {} of '{of}', {}", count(copied.files, "changed file"), size(copied.bytes));
@@ -85,6 +90,7 @@ fn export(context: &Context, sandbox: &Sandbox, dir: &Path) -> Outcome {
             Ok(false) => {}
             // What they stand on is gone.
             Err(error) => {
+                complete = false;
                 let failed = CliError::chain(&error);
                 eprintln!(
                     "warning: its commits cannot be bundled: {}",
@@ -95,7 +101,7 @@ fn export(context: &Context, sandbox: &Sandbox, dir: &Path) -> Outcome {
     }
     let git = escape(&sandbox.upper().join(".git").to_string_lossy());
     eprintln!("hint: its own git directory is '{git}': look at it before any git reads its configuration");
-    Ok(0)
+    Ok(if complete { 0 } else { 1 })
 }
 
 /// Of one that runs, or by a helper of one that does not.

@@ -6,12 +6,15 @@ use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::text::{age, count, escape, size, table, tilde};
-use sandbox_core::id::Name;
+use sandbox_core::host_repo::HostRepo;
+use sandbox_core::id::{Name, RepoId};
 use sandbox_core::kept::{self, Kept};
+use sandbox_core::record::RepoRecord;
 use sandbox_core::sandbox::Sandbox;
-use sandbox_core::store::Store;
+use sandbox_core::store::{Store, read_json};
 use sandbox_core::trash::{self, Contents, Trashed};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -40,38 +43,48 @@ struct Entry<'a> {
 enum Found {
     /// As it was.
     Whole(Box<Trashed>),
-    /// Its directory was lost; the vault has its commits and the last rescue.
-    Lost(Box<Kept>),
+    /// Its directory was lost.
+    Lost(Lost),
+}
+
+/// What the vaults have of one whose directory was lost: of each of its repositories the commits and the last rescue.
+/// Never empty.
+struct Lost(Vec<(RepoId, Kept)>);
+
+impl Lost {
+    fn first(&self) -> &Kept {
+        &self.0[0].1
+    }
 }
 
 impl Found {
     fn name(&self) -> &str {
         match self {
             Self::Whole(item) => item.record.name.as_str(),
-            Self::Lost(kept) => kept.name.as_str(),
+            Self::Lost(lost) => lost.first().name.as_str(),
         }
     }
 
     fn id(&self) -> &str {
         match self {
             Self::Whole(item) => item.record.id.as_str(),
-            Self::Lost(kept) => kept.id.as_str(),
+            Self::Lost(lost) => lost.first().id.as_str(),
         }
     }
 
     fn worktree(&self) -> &Path {
         match self {
             Self::Whole(item) => item.worktree(),
-            Self::Lost(kept) => &kept.worktree,
+            Self::Lost(lost) => &lost.first().worktree,
         }
     }
 
     fn age(&self) -> u64 {
         match self {
             Self::Whole(item) => item.age_seconds,
-            Self::Lost(kept) => {
+            Self::Lost(lost) => {
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0);
-                now.saturating_sub(kept.since())
+                now.saturating_sub(lost.0.iter().map(|(_, kept)| kept.since()).max().unwrap_or_default())
             }
         }
     }
@@ -96,7 +109,7 @@ pub fn run(context: &Context, args: &cli::Trash) -> Outcome {
             let new = new.as_deref().map(Name::parse).transpose().map_err(CliError::from)?;
             match one(&all, "restore", name)? {
                 Found::Whole(item) => restore(context, &store, item, new.as_ref()),
-                Found::Lost(kept) => restore_lost(context, &store, kept),
+                Found::Lost(lost) => restore_lost(context, &store, lost),
             }
         }
         Some(cli::TrashAction::Empty { yes }) => {
@@ -120,7 +133,11 @@ pub fn run(context: &Context, args: &cli::Trash) -> Outcome {
             for found in &all {
                 match found {
                     Found::Whole(item) => items.push((**item).clone()),
-                    Found::Lost(kept) => kept::forget_kept(&store.repo(&repo_of(&store, kept)?), (**kept).clone())?,
+                    Found::Lost(lost) => {
+                        for (repo, kept) in &lost.0 {
+                            kept::forget_kept(&store.repo(repo), kept.clone())?;
+                        }
+                    }
                 }
             }
             trash::empty(&store, &items)?;
@@ -133,10 +150,13 @@ pub fn run(context: &Context, args: &cli::Trash) -> Outcome {
 /// Everything in the trash, newest first.
 fn all(store: &Store) -> Result<Vec<Found>, CliError> {
     let mut all: Vec<Found> = trash::list(store)?.into_iter().map(|item| Found::Whole(Box::new(item))).collect();
+    let mut lost: BTreeMap<String, Vec<(RepoId, Kept)>> = BTreeMap::new();
     for id in store.repo_ids()? {
-        let kept = Kept::all(&store.repo(&id))?;
-        all.extend(kept.into_iter().filter(|kept| kept::is_lost(store, kept)).map(|kept| Found::Lost(Box::new(kept))));
+        for kept in Kept::all(&store.repo(&id))?.into_iter().filter(|kept| kept::is_lost(store, kept)) {
+            lost.entry(kept.id.to_string()).or_default().push((id.clone(), kept));
+        }
     }
+    all.extend(lost.into_values().map(|parts| Found::Lost(Lost(parts))));
     all.sort_by_key(Found::age);
     Ok(all)
 }
@@ -185,32 +205,54 @@ fn restore(context: &Context, store: &Store, item: &Trashed, new: Option<&Name>)
     Ok(0)
 }
 
-/// The repository in whose vault it is.
-fn repo_of(store: &Store, kept: &Kept) -> Result<sandbox_core::id::RepoId, CliError> {
-    let there = |id: &sandbox_core::id::RepoId| kept::file(&store.repo(id), &kept.id).exists();
-    let found = store.repo_ids()?.into_iter().find(there);
-    found.ok_or_else(|| CliError::new(format!("what was kept of '{}' is gone", kept.name)))
-}
-
-/// Only what the vault has is left: it becomes branches.
-fn restore_lost(context: &Context, store: &Store, kept: &Kept) -> Outcome {
-    let id = repo_of(store, kept)?;
-    if context.repo_id(store)?.as_ref() != Some(&id) {
-        return Err(CliError::new(format!("the directory of '{}' was lost, only commits are left", kept.name))
-            .hint(format!("run this in its repository, '{}'", escape(&kept.worktree.to_string_lossy()))));
+/// Only what the vaults have is left: it becomes branches, in each of its repositories.
+fn restore_lost(context: &Context, store: &Store, lost: &Lost) -> Outcome {
+    let (here, name) = (context.repo_id(store)?, &lost.first().name);
+    if !lost.0.iter().any(|(id, _)| here.as_ref() == Some(id)) {
+        return Err(CliError::new(format!("the directory of '{name}' was lost, only commits are left"))
+            .hint(format!("run this in its repository, '{}'", escape(&lost.first().worktree.to_string_lossy()))));
     }
-    let host = context.repo()?;
-    let branches =
-        kept::as_branches(context.git()?, host, &store.repo(&id), kept).map_err(|error| CliError::chain(&error))?;
-    eprintln!("the directory of '{}' was lost: its commits are branches now", kept.name);
-    for branch in &branches {
-        println!("{}", escape(branch));
+    eprintln!("the directory of '{name}' was lost: its commits are branches now");
+    let mut status = 0;
+    for (id, kept) in &lost.0 {
+        let elsewhere = here.as_ref() != Some(id);
+        let there;
+        let of = match read_json::<RepoRecord>(&store.repo(id).record())? {
+            Some(record) if elsewhere => record.common_dir,
+            _ => context.repo()?.common_dir().to_owned(),
+        };
+        let branches = (|| {
+            let host = if elsewhere {
+                there = HostRepo::from_git_dir(&of)?;
+                &there
+            } else {
+                context.repo()?
+            };
+            kept::as_branches(context.git()?, host, &store.repo(id), kept).map_err(|error| CliError::chain(&error))
+        })();
+        let branches = match branches {
+            Ok(branches) => branches,
+            // The others have theirs all the same.
+            Err(error) if lost.0.len() > 1 => {
+                error.print();
+                eprintln!("warning: nothing of '{name}' is restored in '{}'", escape(&of.to_string_lossy()));
+                status = 1;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        if elsewhere {
+            eprintln!("in '{}':", escape(&of.to_string_lossy()));
+        }
+        for branch in &branches {
+            println!("{}", escape(branch));
+        }
+        let rescue = format!("restored/{}/rescue", kept.name);
+        if branches.contains(&rescue) {
+            eprintln!("hint: `git stash apply {rescue}` puts back what was not committed");
+        }
     }
-    let rescue = format!("restored/{}/rescue", kept.name);
-    if branches.contains(&rescue) {
-        eprintln!("hint: `git stash apply {rescue}` puts back what was not committed");
-    }
-    Ok(0)
+    Ok(status)
 }
 
 /// What is known of one in the trash.
@@ -222,20 +264,32 @@ struct Shown<'a> {
     /// As it was found out when it was dropped; null for what an older version dropped.
     contents: Option<&'a Contents>,
     /// Refs of the vault with their commits.
-    kept: std::collections::BTreeMap<String, String>,
+    kept: BTreeMap<String, String>,
     rescued_files: Option<u64>,
 }
 
 fn show(context: &Context, store: &Store, found: &Found, json: bool) -> Outcome {
     let loaded;
+    let mut refs = BTreeMap::new();
     let (contents, kept) = match found {
         Found::Whole(item) => {
             loaded = kept::of(store, &item.record).map_err(|error| CliError::chain(&error))?;
+            refs.extend(loaded.iter().flat_map(Kept::refs));
             (item.contents.as_ref(), loaded.as_ref())
         }
-        Found::Lost(kept) => (None, Some(&**kept)),
+        Found::Lost(lost) => {
+            for (n, (repo, kept)) in lost.0.iter().enumerate() {
+                // The same names in each of several repositories.
+                let of = match (n, read_json::<RepoRecord>(&store.repo(repo).record())?) {
+                    (0, _) => String::new(),
+                    (_, Some(record)) => format!("{}:", record.common_dir.to_string_lossy()),
+                    (_, None) => format!("{repo}:"),
+                };
+                refs.extend(kept.refs().into_iter().map(|(name, oid)| (format!("{of}{name}"), oid)));
+            }
+            (None, Some(lost.first()))
+        }
     };
-    let refs = kept.map(Kept::refs).unwrap_or_default();
     let rescue = kept.and_then(Kept::newest).filter(|_| kept.is_some_and(|kept| kept.clean.is_none()));
     if json {
         print_json(&Shown {

@@ -19,6 +19,17 @@ use std::path::{Component, Path, PathBuf};
 /// Deeper than this nothing is copied.
 const MAX_DEPTH: usize = 256;
 
+/// Which symbolic links are copied, as links.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Links {
+    /// None.
+    None,
+    /// Those that are relative and stay inside what is copied.
+    Inside,
+    /// All: whoever opens one looks where it leads.
+    All,
+}
+
 /// What to copy.
 #[derive(Clone, Copy, Debug)]
 pub struct CopyOut<'a> {
@@ -26,8 +37,8 @@ pub struct CopyOut<'a> {
     pub path: &'a Path,
     /// On the host; must not exist, unless it is a directory for a directory or a file for a file.
     pub target: &'a Path,
-    /// Symbolic links too, if they are relative and stay inside what is copied.
-    pub links: bool,
+    /// Which symbolic links too.
+    pub links: Links,
     /// Bytes at most, by apparent size.
     pub limit: u64,
 }
@@ -183,7 +194,7 @@ pub fn copy_out(store: &Store, sandbox: &Sandbox, request: &CopyOut<'_>) -> Resu
 /// Copies what is the sandbox's own, all files that were changed or made in it, without looking at what it stands
 /// on: that may be gone. `target` is made, or is a directory.
 pub fn copy_changes(sandbox: &Sandbox, target: &Path) -> Result<Copied, CopyOutError> {
-    let request = CopyOut { path: Path::new(""), target, links: true, limit: u64::MAX };
+    let request = CopyOut { path: Path::new(""), target, links: Links::All, limit: u64::MAX };
     let upper = sandbox.upper();
     let top = rustix::fs::open(&upper, DIRECTORY, Mode::empty());
     let top = top.map_err(|error| CopyOutError::Io { path: upper, source: error.into() })?;
@@ -247,7 +258,7 @@ impl Copy<'_> {
     fn leaf(&mut self, layer: &OwnedFd, name: &OsStr, kind: FileType, target: &Path) -> Result<(), CopyOutError> {
         match kind {
             FileType::RegularFile => self.file(layer, name, target),
-            FileType::Symlink if self.request.links => self.link(layer, name, target),
+            FileType::Symlink if self.request.links != Links::None => self.link(layer, name, target),
             FileType::Symlink => {
                 self.skip(target, "a symbolic link");
                 Ok(())
@@ -297,8 +308,7 @@ impl Copy<'_> {
         let to = readlinkat(layer, name, Vec::new()).map_err(|e| Self::fail(target)(e.into()))?;
         let to = Path::new(OsStr::from_bytes(to.to_bytes()));
         let below = target.strip_prefix(self.request.target).unwrap_or(Path::new(""));
-        let stays = stays(to, below.components().count());
-        if !stays {
+        if self.request.links == Links::Inside && !stays(to, below.components().count()) {
             self.skip(target, "a symbolic link that leads out");
             return Ok(());
         }
@@ -360,7 +370,7 @@ mod tests {
         std::fs::write(from.join("d7/x"), "x").unwrap();
         std::fs::write(from.join("d8/x"), "x").unwrap();
         std::os::unix::fs::symlink(&outside, to.join("d7")).unwrap();
-        let request = CopyOut { path: Path::new(""), target: &to, links: true, limit: 100 };
+        let request = CopyOut { path: Path::new(""), target: &to, links: Links::Inside, limit: 100 };
         let mut copy = Copy { request: &request, copied: Copied::default() };
         let top = Merged(vec![rustix::fs::open(&from, DIRECTORY, Mode::empty()).unwrap()]);
         copy.directory(top, &to).unwrap();

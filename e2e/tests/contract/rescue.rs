@@ -300,7 +300,7 @@ fn what_it_stands_on_may_be_gone(subject: &Subject) {
     let repo = subject.repo(State::Plain);
     subject.idle(&repo, "s");
     let script = "echo c >c; git add c; git commit -qm c; echo u >u; rm src/a.c; ln -s /etc/passwd out; \
-        mkdir -p deep/er; echo d >deep/er/d";
+        ln -s ../../up away; mkdir -p deep/er; echo d >deep/er/d";
     subject.exec(&repo, "s", script).ok();
     let made = subject.exec(&repo, "s", "git rev-parse HEAD").ok();
     repo.sandbox(&["stop", "s"]).ok();
@@ -309,11 +309,12 @@ fn what_it_stands_on_may_be_gone(subject: &Subject) {
     let seen = repo.sandbox(&["start", "s"]).expect(125);
     assert!(seen.stderr.contains("which is gone") && seen.stderr.contains("`git sandbox rescue s --to DIR`"), "{seen}");
     let seen = repo.sandbox(&["rescue", "s", "--to", "../saved"]).expect(0);
-    assert!(seen.stderr.contains("copied 3 changed files"), "{seen}");
-    assert!(seen.stderr.contains("skipped 'out': a symbolic link that leads out"), "{seen}");
+    assert!(seen.stderr.contains("copied 5 changed files") && !seen.stderr.contains("skipped"), "{seen}");
+    let links = repo.sh("cd ../saved/files; readlink out away").ok();
+    assert_eq!(links, "/etc/passwd\n../../up\n", "links are copied as links");
     assert_eq!(
         repo.sh("cd ../saved; cat files/c files/u files/deep/er/d; ls -A files").ok(),
-        "c\nu\nd\nc\ndeep\nsrc\nu\n"
+        "c\nu\nd\naway\nc\ndeep\nout\nsrc\nu\n"
     );
     let heads = repo
         .sh("git init -q ../fresh; cd ../fresh; git bundle verify -q ../saved/commits.bundle; \
@@ -322,6 +323,14 @@ fn what_it_stands_on_may_be_gone(subject: &Subject) {
     assert!(heads.contains(made.trim()), "{heads}");
     let seen = repo.sandbox(&["rescue", "s", "--to", "../saved"]).expect(128);
     assert!(seen.stderr.contains("error: cannot create '../saved'"), "{seen}");
+    // What cannot be copied is named, and the status says so.
+    let upper = subject.env.state().join("sandboxes").join(id(&repo, "s")).join("trees/0/upper");
+    repo.sh(&format!("mkfifo '{}'", upper.join("pipe").display())).ok();
+    let seen = repo.sandbox(&["rescue", "s", "--to", "../again"]).expect(1);
+    assert!(
+        seen.stderr.contains("skipped 'pipe': not a regular file\nhint: what was skipped is still below '"),
+        "{seen}"
+    );
     std::fs::rename(repos.join("gone"), repos.join("layers")).unwrap();
     assert_eq!(subject.exec(&repo, "s", "cat u; test ! -e src/a.c").ok(), "u\n");
 }

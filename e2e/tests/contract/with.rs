@@ -23,6 +23,7 @@ over_drivers! {
     edits_are_applied_to_all_or_none,
     names_are_one_in_all,
     fork_drop_and_restore_take_all_along,
+    each_vault_has_its_part_when_the_directory_is_lost,
     every_verb_says_which,
     verbs_of_one_repository_are_about_the_one_that_the_caller_is_in,
     a_command_that_never_commits_is_committed_for_in_each,
@@ -526,6 +527,27 @@ fn in_vault(subject: &Subject, repo: &Repo, args: &[&str]) -> String {
     let id = fs::read_to_string(repo.dir().join(".git/sandbox-id")).unwrap();
     let dir = subject.env.state().join("repos").join(id.trim()).join("packs");
     repo.git(&[&[&*format!("--git-dir={}", dir.display())], args].concat()).ok()
+}
+
+fn each_vault_has_its_part_when_the_directory_is_lost(subject: &Subject) {
+    let (repo, lib) = two(subject, State::Plain);
+    spawn(subject, &repo, "s", &lib, COMMIT_BOTH).ok();
+    let tips = [&repo, &lib].map(|repo| repo.id("refs/sandbox/s"));
+    let shown: serde_json::Value = serde_json::from_str(&repo.sandbox(&["show", "s", "--json"]).ok()).unwrap();
+    let dir = subject.env.state().join("trash").join(shown["id"].as_str().unwrap());
+    repo.sandbox(&["drop", "--force", "s"]).ok();
+    repo.sh(&format!("rm -rf '{}'", dir.display())).ok();
+    let list = repo.sandbox(&["trash", "list"]).ok();
+    assert_eq!(list.lines().count(), 2, "one line below the heading: {list}");
+    let told = repo.sandbox(&["trash", "show", "s"]).ok();
+    assert_eq!(told.matches("/commits/tip\n").count(), 2, "{told}");
+    let seen = repo.sandbox(&["trash", "restore", "s"]).expect(0);
+    assert_eq!(seen.stdout, "restored/s/tip\nrestored/s/tip\n", "{seen}");
+    for (repo, tip) in [&repo, &lib].into_iter().zip(tips) {
+        assert_eq!(repo.id("restored/s/tip"), tip);
+    }
+    repo.sandbox(&["trash", "empty", "--yes"]).ok();
+    assert!(repo.sandbox(&["trash", "list"]).expect(0).stderr.contains("the trash is empty"));
 }
 
 fn every_verb_says_which(subject: &Subject) {
