@@ -216,20 +216,18 @@ fn restore_lost(context: &Context, store: &Store, lost: &Lost) -> Outcome {
     let mut status = 0;
     for (id, kept) in &lost.0 {
         let elsewhere = here.as_ref() != Some(id);
-        let there;
         let of = match read_json::<RepoRecord>(&store.repo(id).record())? {
             Some(record) if elsewhere => record.common_dir,
             _ => context.repo()?.common_dir().to_owned(),
         };
-        let branches = (|| {
-            let host = if elsewhere {
-                there = HostRepo::from_git_dir(&of)?;
-                &there
-            } else {
-                context.repo()?
-            };
+        let bring = |host: &HostRepo| {
             kept::as_branches(context.git()?, host, &store.repo(id), kept).map_err(|error| CliError::chain(&error))
-        })();
+        };
+        let branches = if elsewhere {
+            HostRepo::from_git_dir(&of).map_err(CliError::from).and_then(|host| bring(&host))
+        } else {
+            bring(context.repo()?)
+        };
         let branches = match branches {
             Ok(branches) => branches,
             // The others have theirs all the same.

@@ -542,7 +542,7 @@ fn each_vault_has_its_part_when_the_directory_is_lost(subject: &Subject) {
     let told = repo.sandbox(&["trash", "show", "s"]).ok();
     assert_eq!(told.matches("/commits/tip\n").count(), 2, "{told}");
     let seen = repo.sandbox(&["trash", "restore", "s"]).expect(0);
-    assert_eq!(seen.stdout, "restored/s/tip\nrestored/s/tip\n", "{seen}");
+    assert_eq!(seen.stdout.matches("restored/s/tip\n").count(), 2, "{seen}");
     for (repo, tip) in [&repo, &lib].into_iter().zip(tips) {
         assert_eq!(repo.id("restored/s/tip"), tip);
     }
