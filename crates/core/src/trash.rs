@@ -116,7 +116,9 @@ pub fn list(store: &Store) -> Result<Vec<Trashed>, StoreError> {
         let contents = dropped.and_then(|dropped| dropped.contents);
         all.push(Trashed { dir, record, age_seconds, disk, contents });
     }
-    all.sort_by_key(|item| item.age_seconds);
+    // Of two of the same second the rename tells which was the later one.
+    let moved = |item: &Trashed| fs::metadata(item.dir.path()).map_or((0, 0), |meta| (meta.ctime(), meta.ctime_nsec()));
+    all.sort_by_cached_key(|item| (item.age_seconds, std::cmp::Reverse(moved(item))));
     Ok(all)
 }
 
