@@ -10,6 +10,7 @@ pub mod auto_commit;
 pub mod commit_back;
 pub mod connection;
 pub mod copy_out;
+pub mod days;
 pub mod directory;
 pub mod driver;
 pub mod fold;

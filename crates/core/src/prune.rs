@@ -5,6 +5,7 @@
 //! The last snapshot of each work tree is kept for its next spawn as long as all that is kept only for this
 //! fits into the cache's size; what was not used for longest goes first. The trash goes after 30 days.
 
+use crate::days::Days;
 use crate::id::{LayerId, SandboxId, SnapshotId};
 use crate::journal::{End, Journal, Plan, Verb};
 use crate::kept::Kept;
@@ -29,6 +30,8 @@ pub struct PrunePlan {
     pub idle: u64,
     /// The most that this may be.
     pub cache: u64,
+    /// What is in the trash, or is kept without its directory.
+    dropped: BTreeSet<SandboxId>,
 }
 
 /// One thing.
@@ -62,7 +65,12 @@ pub fn default_cache(store: &Store) -> u64 {
 pub fn plan(store: &Store, cache: u64) -> Result<PrunePlan, StoreError> {
     let mut plan = PrunePlan { cache, ..PrunePlan::default() };
     let mut expired: BTreeSet<SandboxId> = BTreeSet::new();
-    for item in trash::list(store)?.into_iter().filter(|item| item.age_seconds > KEEP_DAYS * 86_400) {
+    let days = Days::read(store);
+    for item in trash::list(store)? {
+        plan.dropped.insert(item.record.id.clone());
+        if item.age_seconds <= KEEP_DAYS * 86_400 || days.of(&item.record.id) < KEEP_DAYS {
+            continue;
+        }
         expired.insert(item.record.id.clone());
         plan.items.push(Item {
             kind: "sandbox",
@@ -236,6 +244,8 @@ fn plan_repo(
 
 /// Removes what was planned and still is not needed; returns how many.
 pub fn apply(store: &Store, planned: &PrunePlan) -> Result<usize, StoreError> {
+    // A full disk, on which this is how room is made, costs days of the count and nothing else.
+    let _ = Days::read(store).write(store, &planned.dropped);
     let mut op = Journal::of_store(store).start(Plan::new(Verb::Gc).makes_room())?;
     let expired = planned.items.iter().filter(|item| item.repo.is_none());
     let named = expired.filter_map(|item| Some((item.path.file_name()?.to_str()?.to_owned(), String::new())));
@@ -317,9 +327,14 @@ fn plan_kept(
 ) -> Result<BTreeSet<String>, StoreError> {
     let mut packs = BTreeSet::new();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0);
+    let passed = Days::read(store);
     for kept in Kept::all(repo)? {
         let days = now.saturating_sub(kept.since()) / 86_400;
-        if !store.sandbox(&kept.id).record().exists() && days > KEEP_DAYS && kept.since() > 0 {
+        let is_lost = !store.sandbox(&kept.id).record().exists();
+        if is_lost {
+            plan.dropped.insert(kept.id.clone());
+        }
+        if is_lost && days > KEEP_DAYS && passed.of(&kept.id) >= KEEP_DAYS && kept.since() > 0 {
             plan.items.push(Item {
                 kind: "rescue",
                 what: format!("rescued work and commits of '{}' of {days} days ago", kept.name),

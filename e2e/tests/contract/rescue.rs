@@ -351,6 +351,17 @@ fn the_trash_expires_as_a_whole(subject: &Subject) {
     };
     old(subject.env.state().join("trash").join(&id).join("dropped.json"), "/at");
     old(vault(subject).join("../kept").join(format!("{id}.json")), "/trash/at");
+    // A clock that says so is not enough: only a week passes from one run to the next, whatever it says.
+    let days = subject.env.state().join("days.json");
+    repo.sandbox(&["gc"]).ok();
+    old(days.clone(), "/at");
+    repo.sandbox(&["gc"]).ok();
+    assert!(vault_refs(subject, &repo).contains("/commits/tip"), "one jump of the clock takes nothing");
+    for _ in 0..3 {
+        old(days.clone(), "/at");
+        repo.sandbox(&["gc"]).ok();
+    }
+    old(days, "/at");
     let plan = repo.sandbox(&["gc", "--dry-run"]).ok();
     assert!(plan.contains("dropped sandbox 's' of 32 days ago"), "{plan}");
     assert!(plan.contains("rescued work and commits of 's' of 32 days ago"), "{plan}");
