@@ -338,7 +338,8 @@ fn a_merge_that_was_cut_waits_for_what_is_in_the_way(subject: &Subject) {
     repo.write("new", "mine\n");
     let (half, lib_half) = (look(&repo), look(&lib));
     for args in [&["list"][..], &["repair"], &["repair", "--dry-run"], &["merge", "s"]] {
-        let said = lib.sandbox(args).to_string();
+        let said = lib.sandbox(args);
+        let said = said.stdout + &said.stderr;
         assert!(said.contains(&format!("all of them are left as they are: in '{path}' 'new' changed since")), "{said}");
         assert!(said.contains(&format!("move that out of the way in '{path}'")), "{said}");
         assert_eq!((look(&repo), look(&lib)), (half.clone(), lib_half.clone()), "{args:?}");
