@@ -49,9 +49,16 @@ pub fn drop_saved(git: &Git, store: &Store, sandbox: &Sandbox, lock: FileLock) -
     take_names_back(store, &sandbox.record);
     drop(lock);
     stop("drop.delete")?;
-    sandbox_capture::remove_tree(&gone).map_err(StoreError::io("delete", &gone))?;
+    // On FUSE and NFS a file that is open keeps its directory, and the journal is until the end.
+    let kept = match sandbox_capture::remove_tree(&gone) {
+        Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => true,
+        other => other.map(|()| false).map_err(StoreError::io("delete", &gone))?,
+    };
     stop("drop.end")?;
     op.end(End::Done);
+    if kept {
+        sandbox_capture::remove_tree(&gone).map_err(StoreError::io("delete", &gone))?;
+    }
     Ok(())
 }
 

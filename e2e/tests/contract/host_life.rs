@@ -59,7 +59,12 @@ fn every_housekeeping_of_the_host_goes_unnoticed(subject: &Subject) {
             assert_eq!(home.status, 0, "round {round}: {home}");
             inside.join().unwrap().expect(0);
             let host = host.join().unwrap();
-            assert!(!host.stderr.contains("fatal") && !host.stderr.contains("error:"), "round {round}: {host}");
+            // Git 2.39's `gc` names each ref that is no commit, once there is a commit graph: our record of who owns
+            // the refs is a blob. It does what it shall all the same, and fsck below finds nothing.
+            let owner = repo.id("refs/sandbox-meta/s/owner");
+            let said: Vec<&str> = host.stderr.lines().filter(|line| !line.contains(&owner)).collect();
+            let bad = said.iter().any(|line| line.contains("fatal") || line.contains("error:"));
+            assert!(!bad, "round {round}: {host}");
         });
         repo.sandbox(&["fetch", "s"]).ok();
         assert_eq!(repo.git(&["log", "-1", "--format=%s", "sandbox/s"]).ok(), format!("c{round}-3\n"));
