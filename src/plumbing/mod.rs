@@ -26,7 +26,7 @@ pub fn run(role: &str, args: &[OsString]) -> ExitCode {
         "__serve-host" => serve::run(args),
         "__proxy" => proxy::run(args),
         "__watch" => watch::run(args),
-        watch::HOOK => watch::hook(args),
+        watch::HOOK => return watch::hook(args),
         "__probe" => crate::probe::role(args),
         sandbox_protocol::REPO_STATE_VERB => state::run(),
         sandbox_protocol::RESCUE_VERB => rescue_inside::run(),

@@ -14,6 +14,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Duration;
 
 /// The role that git calls.
@@ -81,8 +82,16 @@ fn terminate() -> Result<OwnedFd, CliError> {
 }
 
 /// Answers git (githooks(5), `fsmonitor-watchman`, version 2): a token, then paths, each ended by NUL. When there is
-/// no watcher that answers, the status says so, and git looks at every file.
-pub fn hook(args: &[OsString]) -> Result<(), CliError> {
+/// no watcher that answers, the status says so, and git looks at every file. Not a word more: nothing is wrong
+/// then, and git would show it with each of its commands, twice, since it asks in version 1 next.
+pub fn hook(args: &[OsString]) -> ExitCode {
+    match answer_hook(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn answer_hook(args: &[OsString]) -> Result<(), CliError> {
     let place = (Path::new(argument(args, 0, "the watcher's directory")?), argument(args, 1, "its socket")?);
     let (version, token) = (argument(args, 2, "the version")?, argument(args, 3, "the token")?);
     if version != "2" {
