@@ -12,7 +12,7 @@ use crate::terminal::interactive;
 use crate::text::{count, escape, escape_bytes, size};
 use crate::verbs::drop::{self, Force};
 use crate::verbs::trees::of_which;
-use crate::verbs::{commit, fetch, merge};
+use crate::verbs::{apply, commit, fetch, merge};
 use sandbox_core::auto_commit;
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
@@ -265,8 +265,8 @@ fn uncommitted(context: &Context, store: &Store, sandbox: &Sandbox, left: &Uncom
                 fetch::bring(context, store, sandbox)?;
                 return integrate(context, store, sandbox, OnExit::Ask, true);
             }
-            "a" | "apply" => return merge::apply_edits(context, store, sandbox, false),
-            "s" | "stash" => return merge::apply_edits(context, store, sandbox, true),
+            "a" | "apply" => return apply::edits(context, store, sandbox, false),
+            "s" | "stash" => return apply::edits(context, store, sandbox, true),
             "d" | "discard" => {
                 eprintln!("{}", drop::drop_one(context, store, sandbox, Force::Trash)?);
                 return Ok(());

@@ -1,6 +1,7 @@
 //! One file per verb, or per family of small ones.
 
 pub mod allow;
+pub mod apply;
 mod branch;
 mod bundle;
 pub mod commit;
@@ -74,7 +75,7 @@ pub fn run(context: &Context, verb: Verb) -> Outcome {
         Verb::Merge(args) => merge::run(context, &args),
         Verb::Pick(args) => pick::run(context, &args),
         Verb::Bundle(args) => bundle::run(context, &args),
-        Verb::Apply(args) => merge::apply(context, &args),
+        Verb::Apply(args) => apply::run(context, &args),
         Verb::Commit(args) => commit::run(context, &args),
         Verb::Branch(args) => branch::run(context, &args),
         Verb::Cp(args) => cp::run(context, &args),

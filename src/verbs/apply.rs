@@ -1,0 +1,206 @@
+//! `apply`: what a sandbox changed comes into this working tree as uncommitted edits, or into the stash.
+
+use super::merge::{escape_path, identity, no_commits, open, relation};
+use crate::changing::{Part, Work, carry_out};
+use crate::cli;
+use crate::context::Context;
+use crate::error::{CliError, Outcome};
+use crate::text::count;
+use sandbox_core::journal::Verb;
+use sandbox_core::sandbox::Sandbox;
+use sandbox_core::store::Store;
+use sandbox_core::work::{self, Changed};
+use sandbox_git::Oid;
+use sandbox_integrate::{
+    Edit, EditsPlan, EditsRequest, Kind, Layers, MergeError, Relation, Repo, RepoPath, StashRequest,
+};
+
+pub fn run(context: &Context, args: &cli::Apply) -> Outcome {
+    let store = context.store()?;
+    store.writable()?;
+    let sandbox = context.sandbox(&store, &args.name)?;
+    let trees = super::trees::chosen(&sandbox, args.only.as_deref())?;
+    super::fetch::bring(context, &store, &sandbox)?;
+    let mut found = Vec::new();
+    for tree in trees {
+        if !tree.mount().has_commits() {
+            let files = work::changed_now(context.git()?, &store, &tree)?.files.len();
+            if files > 0 {
+                eprintln!("hint: {}", no_commits(&tree, files));
+            }
+            continue;
+        }
+        // What is merged already is not brought a second time; what is not comes along.
+        let merged = relation(context, &store, &tree)? == Relation::Contained;
+        let changed = if merged {
+            work::uncommitted_now(context.git()?, &store, &tree)?.files
+        } else {
+            work::changed_now(context.git()?, &store, &tree)?.files
+        };
+        if !changed.is_empty() {
+            found.push((tree, changed));
+        }
+    }
+    if found.is_empty() {
+        eprintln!("nothing changed in '{}'", sandbox.name());
+        return Ok(1);
+    }
+    if args.dry_run {
+        for (tree, changed) in &found {
+            if sandbox.record.repos.len() > 1 {
+                println!("repository {}", escape_path(&tree.mount().worktree));
+            }
+            for change in changed {
+                println!("{} {}", change.letter(), crate::text::escape_bytes(&change.path));
+            }
+        }
+        return Ok(0);
+    }
+    bring_edits(context, &store, &sandbox, found, args.stash)?;
+    Ok(0)
+}
+
+/// Brings uncommitted changes over, as edits of the working tree or as a stash entry.
+pub fn edits(context: &Context, store: &Store, sandbox: &Sandbox, stash: bool) -> Result<(), CliError> {
+    let mut found = Vec::new();
+    for tree in sandbox.trees().filter(|tree| tree.mount().has_commits()) {
+        let left = work::uncommitted_now(context.git()?, store, &tree)?.files;
+        if !left.is_empty() {
+            found.push((tree, left));
+        }
+    }
+    bring_edits(context, store, sandbox, found, stash)
+}
+
+/// What changed in one tree, and where it goes.
+struct Edited {
+    tree: Sandbox,
+    repo: Repo,
+    edits: Vec<Edit>,
+    captured: Layers,
+    base: Option<Oid>,
+    tip: Option<Oid>,
+    branch: Option<String>,
+}
+
+impl Edited {
+    fn of(context: &Context, store: &Store, tree: Sandbox, changed: &[work::ChangedFile]) -> Result<Self, CliError> {
+        let repo = open(context, store, &tree)?;
+        let snapshot = tree.snapshot(store)?;
+        let dir = store.repo(&tree.mount().repo);
+        let captured = Layers::new(snapshot.layers.iter().map(|id| dir.layer_tree(id)));
+        let edits = changed.iter().map(|change| read_edit(&tree, change)).collect::<Result<Vec<Edit>, CliError>>()?;
+        let base = snapshot.git.base.as_deref().and_then(Oid::parse);
+        let tip = work::tip(context.git()?, store, &tree)?.or(base);
+        Ok(Self { tree, repo, edits, captured, base, tip, branch: snapshot.git.branch })
+    }
+
+    /// As a stash entry.
+    fn stash(&self, context: &Context, store: &Store) -> Result<(), CliError> {
+        let name = self.tree.name();
+        let commit = self.tip.ok_or_else(|| {
+            CliError::new("a stash needs a commit, and there is none")
+                .hint(format!("`git sandbox apply {name}` brings the files as edits"))
+        })?;
+        let identity = identity(context, &self.repo)?;
+        let message = format!("sandbox '{name}': uncommitted work");
+        let branch = self.branch.as_deref().map(|b| b.strip_prefix("refs/heads/").unwrap_or(b));
+        let request = StashRequest { name, commit, branch, edits: &self.edits, message: &message, identity: &identity };
+        let _lock = crate::changing::lock(context, store, &self.tree.mount().repo)?;
+        Ok(sandbox_integrate::stash(&self.repo, &request).map(drop)?)
+    }
+
+    /// As edits of the working tree.
+    fn plan(&self, context: &Context, store: &Store) -> Result<EditsPlan, CliError> {
+        let merged = relation(context, store, &self.tree)? == Relation::Contained;
+        let request = EditsRequest {
+            name: self.tree.name(),
+            edits: &self.edits,
+            since: self.tip.filter(|_| merged),
+            captured: Some(&self.captured),
+            base: self.base,
+        };
+        sandbox_integrate::plan_edits(&self.repo, &request).map_err(|error| not_applied(&self.tree, error))
+    }
+}
+
+fn bring_edits(
+    context: &Context,
+    store: &Store,
+    sandbox: &Sandbox,
+    found: Vec<(Sandbox, Vec<work::ChangedFile>)>,
+    stash: bool,
+) -> Result<(), CliError> {
+    let all = found.into_iter().map(|(tree, changed)| Edited::of(context, store, tree, &changed));
+    let all = all.collect::<Result<Vec<Edited>, CliError>>()?;
+    let place = |edited: &Edited| match sandbox.record.repos.len() {
+        1 => String::new(),
+        _ => format!("{}: ", escape_path(edited.repo.worktree())),
+    };
+    if stash {
+        for edited in &all {
+            edited.stash(context, store)?;
+            eprintln!(
+                "{}{} in the stash: `git stash pop` takes them out",
+                place(edited),
+                count(edited.edits.len(), "file")
+            );
+        }
+        return Ok(());
+    }
+    let plan = |edited: &Edited| {
+        edited.plan(context, store).map_err(|error| match sandbox.record.repos.len() {
+            1 => error,
+            _ => error.cause(format!("in '{}'", escape_path(edited.repo.worktree()))),
+        })
+    };
+    let plans = all.iter().map(plan).collect::<Result<Vec<EditsPlan>, CliError>>()?;
+    let told = |edited: &Edited| format!("{} applied here, uncommitted", count(edited.edits.len(), "file"));
+    let parts: Vec<Part<'_>> = all
+        .iter()
+        .zip(&plans)
+        .map(|(edited, plan)| Part {
+            tree: &edited.tree,
+            repo: &edited.repo,
+            work: Work::Edits(plan),
+            told: format!("{}, from '{}'", told(edited), sandbox.name()),
+        })
+        .collect();
+    carry_out(context, store, Verb::Apply, sandbox.name(), &parts)?;
+    for edited in &all {
+        eprintln!("{}{}", place(edited), told(edited));
+    }
+    Ok(())
+}
+
+/// The same refusal as of a merge, with the next step of this one.
+fn not_applied(sandbox: &Sandbox, error: MergeError) -> CliError {
+    let conflicts = matches!(error, MergeError::Conflicts { .. });
+    let failure = CliError::from(error);
+    if !conflicts {
+        return failure;
+    }
+    let name = sandbox.name();
+    let hint = format!(
+        "nothing was written; commit or stash the files named and apply again, or `git sandbox apply --stash {name}` \
+         puts the changes into the stash"
+    );
+    CliError { message: format!("cannot apply the changes of '{name}'"), hints: vec![hint], ..failure }
+}
+
+/// Reads a changed file of the upper directory, beneath its root and without following links.
+pub fn read_edit(sandbox: &Sandbox, change: &work::ChangedFile) -> Result<Edit, CliError> {
+    let name = crate::text::escape_bytes(&change.path);
+    let path = RepoPath::parse(&change.path)
+        .ok_or_else(|| CliError::new(format!("'{name}' is not a path that may be written")))?;
+    let after = match change.what {
+        Changed::Deleted => None,
+        _ => Some(
+            match work::read_changed(sandbox, change).map_err(CliError::io(format!("read '{name}' of the sandbox")))? {
+                work::Content::File { executable, bytes } => (Kind::File { executable }, bytes),
+                work::Content::Symlink(target) => (Kind::Symlink, target),
+            },
+        ),
+    };
+    Ok(Edit { path, after })
+}

@@ -1,0 +1,80 @@
+//! Carrying plans out, all or none, and telling what was done.
+
+use super::place::escape_path;
+use crate::changing::{Part, Work, carry_out};
+use crate::context::Context;
+use crate::error::CliError;
+use crate::text::{count, escape, escape_lines};
+use sandbox_core::journal::Verb;
+use sandbox_core::sandbox::Sandbox;
+use sandbox_core::store::Store;
+use sandbox_integrate::{Grade, MergePlan, Repo, What};
+
+pub fn warn(plan: &MergePlan) {
+    if plan.warnings.is_empty() {
+        return;
+    }
+    eprintln!("look here first:");
+    for warning in plan.warnings.iter().take(20) {
+        let grade = match warning.grade {
+            Grade::Red => "red  ",
+            Grade::Amber => "amber",
+        };
+        eprintln!("  {grade} {}: {}", warning.path, escape_lines(&warning.why));
+    }
+    if plan.warnings.len() > 20 {
+        eprintln!("  … and {} more", plan.warnings.len() - 20);
+    }
+}
+
+/// Carries a plan out and says what it did.
+pub fn do_it(
+    context: &Context,
+    store: &Store,
+    sandbox: &Sandbox,
+    repo: &Repo,
+    plan: &MergePlan,
+) -> Result<(), CliError> {
+    do_all(context, store, &[(sandbox.clone(), repo, plan)])
+}
+
+/// Carries out all plans or none, and says what was done.
+pub fn do_all(context: &Context, store: &Store, plans: &[(Sandbox, &Repo, &MergePlan)]) -> Result<(), CliError> {
+    let Some((_, _, first)) = plans.first() else { return Ok(()) };
+    let verb = if matches!(first.what, What::Pick { .. }) { Verb::Pick } else { Verb::Merge };
+    let parts: Vec<Part<'_>> = plans
+        .iter()
+        .map(|(tree, repo, plan)| Part { tree, repo, work: Work::Merge(plan), told: words(plan) })
+        .collect();
+    let done = carry_out(context, store, verb, &first.name, &parts)?;
+    for ((_, repo, plan), merged) in plans.iter().zip(&done) {
+        // Where, if that is not clear.
+        let place = if plans.len() > 1 { format!("{}: ", escape_path(repo.worktree())) } else { String::new() };
+        eprintln!("{place}{}", words(plan));
+        if !merged.uncommitted.is_empty() {
+            eprintln!(
+                "{place}{} here still {} uncommitted changes",
+                count(merged.uncommitted.len(), "file"),
+                if merged.uncommitted.len() == 1 { "has" } else { "have" }
+            );
+        }
+    }
+    Ok(())
+}
+
+/// What carrying a plan out does.
+fn words(plan: &MergePlan) -> String {
+    let what = match plan.what {
+        What::UpToDate => "nothing to do".to_owned(),
+        What::FastForward { commits } => format!("fast-forwarded by {}", count(commits as usize, "commit")),
+        What::Merge { commits, .. } => format!("merged {}", count(commits as usize, "commit")),
+        What::Squash { commits } => format!("squashed {} into one", count(commits as usize, "commit")),
+        What::Rebase { commits } => format!("put {} on top", count(commits as usize, "commit")),
+        What::Pick { commits } => format!("picked {}", count(commits as usize, "commit")),
+        What::Several { sandboxes } => format!("merged {sandboxes} sandboxes"),
+        What::Octopus { sandboxes } => format!("merged {sandboxes} sandboxes in one commit"),
+    };
+    let names: Vec<String> = plan.name.split(' ').map(|name| format!("'{name}'")).collect();
+    let onto = plan.head.reference.as_deref().map_or("HEAD", |name| name.strip_prefix("refs/heads/").unwrap_or(name));
+    format!("{what} from {} into '{}': now at {}", names.join(", "), escape(onto), plan.head.new.short())
+}

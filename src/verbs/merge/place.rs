@@ -1,0 +1,62 @@
+//! Where a merge goes: the repository and working tree, and who makes its commits.
+
+use crate::context::Context;
+use crate::error::CliError;
+use sandbox_core::sandbox::Sandbox;
+use sandbox_core::store::Store;
+use sandbox_core::work;
+use sandbox_integrate::{Identity, Relation, Repo};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+pub fn escape_path(path: &Path) -> String {
+    crate::text::escape_bytes(path.as_os_str().as_bytes())
+}
+
+/// Opens the host repository of a sandbox for merging, at the work tree that the caller is in if
+/// it is one of that repository, else at the one that was captured.
+pub fn open(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Repo, CliError> {
+    let host = work::host(store, sandbox)?;
+    let here = context.maybe_repo().filter(|repo| repo.common_dir() == host.common_dir());
+    let repo = here.unwrap_or(&host);
+    Ok(Repo::open(context.git()?, repo.worktree()?, repo.git_dir(), &store.tmp())?)
+}
+
+/// The branch that is checked out where a merge would go; `None` when detached.
+pub fn checked_out(context: &Context, sandbox: &Sandbox, store: &Store) -> Result<Option<String>, CliError> {
+    let host = work::host(store, sandbox)?;
+    let here = context.maybe_repo().filter(|repo| repo.common_dir() == host.common_dir());
+    let git_dir = here.unwrap_or(&host).git_dir().to_owned();
+    let head = std::fs::read_to_string(git_dir.join("HEAD")).map_err(CliError::io("read HEAD"))?;
+    Ok(head.trim().strip_prefix("ref: refs/heads/").filter(|branch| *branch != ".invalid").map(str::to_owned).or_else(
+        || {
+            // The reftable format keeps HEAD elsewhere.
+            let name = here
+                .unwrap_or(&host)
+                .read(context.git().ok()?)
+                .args(["symbolic-ref", "--quiet", "--short", "HEAD"])
+                .line()
+                .ok()?;
+            Some(name).filter(|name| !name.is_empty())
+        },
+    ))
+}
+
+/// How the sandbox's tip stands against the commit that is checked out.
+pub fn relation(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Relation, CliError> {
+    let repo = open(context, store, sandbox)?;
+    let Some(tip) = work::tip(context.git()?, store, sandbox)? else { return Ok(Relation::Contained) };
+    Ok(sandbox_integrate::relation(&repo, repo.head()?.commit, tip)?)
+}
+
+/// Who makes a merge commit: as git resolves it in the host repository.
+pub fn identity(context: &Context, repo: &Repo) -> Result<Identity, CliError> {
+    let line = context.git()?.user(repo.worktree()).args(["var", "GIT_COMMITTER_IDENT"]).line().map_err(|error| {
+        CliError::new("git does not know who you are")
+            .cause(error.stderr().unwrap_or_default().to_owned())
+            .hint("`git config --global user.name NAME` and `git config --global user.email ADDRESS`")
+    })?;
+    let (name, rest) = line.split_once(" <").unwrap_or((&line, ""));
+    let email = rest.split_once('>').map_or("", |(email, _)| email);
+    Ok(Identity { name: name.to_owned(), email: email.to_owned(), date: None })
+}

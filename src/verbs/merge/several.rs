@@ -1,0 +1,145 @@
+//! Several sandboxes at once: each onto the result of those before, and this working tree changes once.
+
+use super::carry::{do_it, warn};
+use super::known::{Known, is_clean};
+use super::place::{identity, open};
+use crate::cli;
+use crate::context::Context;
+use crate::error::{CliError, Outcome};
+use crate::text::{escape, escape_lines};
+use crate::verbs::conflicts::{HERE, Table, in_order, one_repository};
+use crate::verbs::list::print_json;
+use crate::verbs::{fetch, trees};
+use sandbox_core::sandbox::Sandbox;
+use sandbox_core::store::Store;
+use sandbox_integrate::{
+    Commit, Conflicts, How, Landed, LeftOut, MergeError, MergePlan, MergeRequest, Pair, What, best_order,
+};
+use serde::Serialize;
+
+/// Schema version 1.
+#[derive(Serialize)]
+struct Several<'a> {
+    version: u32,
+    plan: Option<&'a MergePlan>,
+    merged: &'a [Landed],
+    left_out: Vec<Left<'a>>,
+}
+
+#[derive(Serialize)]
+struct Left<'a> {
+    name: &'a str,
+    error: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    conflicts: Option<&'a Conflicts>,
+    here: &'a [Commit],
+    there: &'a [Commit],
+}
+
+/// Several at once: each onto the result of those before, and this working tree changes once.
+pub fn run(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Outcome {
+    let named = in_order(context, store, &args.names, args.all)?;
+    let (alone, named): (Vec<Sandbox>, Vec<Sandbox>) =
+        named.into_iter().partition(|sandbox| args.all && args.only.is_none() && trees::merged_together(sandbox));
+    for sandbox in &alone {
+        let name = sandbox.name();
+        eprintln!("left out '{name}': it has several repositories; `git sandbox merge {name}` merges them together");
+    }
+    let named = named.into_iter().map(|sandbox| trees::one(sandbox, args.only.as_deref()));
+    let named = named.collect::<Result<Vec<Sandbox>, CliError>>()?;
+    one_repository(&named.iter().collect::<Vec<_>>())?;
+    for sandbox in &named {
+        fetch::bring(context, store, sandbox)?;
+    }
+    let Some(table) = Table::read(context, store, &named, false)? else {
+        eprintln!("no sandbox of this repository has commits");
+        return Ok(1);
+    };
+    let has_commits = |sandbox: &&Sandbox| !table.without.iter().any(|name| name == sandbox.name());
+    let given: Vec<&Sandbox> = named.iter().filter(has_commits).collect();
+    let order = if args.in_order || how == How::FastForwardOnly {
+        (0..given.len()).collect()
+    } else {
+        let at = |name: &str| table.tips.iter().position(|tip| tip.name == name);
+        let collide = |a: Option<usize>, b: Option<usize>| {
+            a.zip(b).is_some_and(|(a, b)| matches!(table.pair(a, b), Pair::Conflict { .. }))
+        };
+        let numbers: Vec<Option<usize>> = given.iter().map(|sandbox| at(sandbox.name())).collect();
+        best_order(given.len(), |a, b| collide(numbers[a], numbers[b]), |n| collide(at(HERE), numbers[n]))
+    };
+    let sandboxes: Vec<&Sandbox> = order.iter().map(|n| given[*n]).collect();
+    let Some(first) = sandboxes.first() else {
+        eprintln!("no sandbox of this repository has commits");
+        return Ok(1);
+    };
+    if !order.is_sorted() {
+        let names: Vec<&str> = sandboxes.iter().map(|sandbox| sandbox.name()).collect();
+        eprintln!("in this order, so that most of them merge: {}", names.join(", "));
+    }
+    let repo = open(context, store, first)?;
+    let ask = !is_clean(context, &repo)?;
+    let known = sandboxes.iter().map(|sandbox| Known::of(context, store, sandbox, ask));
+    let known = known.collect::<Result<Vec<_>, _>>()?;
+    let identity = identity(context, &repo)?;
+    let requests: Vec<MergeRequest<'_>> =
+        known.iter().flatten().map(|known| known.request(how, args.message.as_deref(), &identity)).collect();
+    let found = sandbox_integrate::plan_several(&repo, &requests, args.octopus)?;
+    if args.json {
+        let left = found.left_out.iter().map(|left| Left {
+            name: &left.name,
+            error: left.error.to_string(),
+            conflicts: match &left.error {
+                MergeError::Conflicts { conflicts, .. } => Some(conflicts),
+                _ => None,
+            },
+            here: &left.sides.0,
+            there: &left.sides.1,
+        });
+        let (plan, left_out) = (found.plan.as_ref(), left.collect());
+        print_json(&Several { version: 1, plan, merged: &found.merged, left_out })?;
+    } else if let Some(plan) = found.plan.as_ref().filter(|_| args.dry_run) {
+        print!("{}", escape_lines(&plan.describe()));
+    }
+    for landed in found.merged.iter().filter(|landed| landed.what == What::UpToDate && !args.all) {
+        eprintln!("nothing to merge from '{}'", landed.name);
+    }
+    for left in &found.left_out {
+        tell_left_out(left);
+    }
+    if !found.left_out.is_empty() && (args.atomic || args.octopus) {
+        let names: Vec<String> = found.left_out.iter().map(|left| format!("'{}'", left.name)).collect();
+        let flag = if args.octopus { "--octopus" } else { "--atomic" };
+        return Err(CliError::new(format!("cannot merge all of them: {} would be left out", names.join(", ")))
+            .hint(format!("nothing was written; without `{flag}` the others are merged"))
+            .status(1));
+    }
+    let Some(plan) = found.plan else {
+        if found.left_out.is_empty() {
+            eprintln!("nothing to merge");
+        }
+        return Ok(1);
+    };
+    warn(&plan);
+    if !args.dry_run {
+        do_it(context, store, first, &repo, &plan)?;
+    }
+    Ok((!found.left_out.is_empty()).into())
+}
+
+/// One that does not fit: why, and which commits are against each other.
+fn tell_left_out(left: &LeftOut) {
+    let error = CliError::chain(&left.error);
+    eprintln!("left out '{}': {}", left.name, error.message);
+    let causes = match &left.error {
+        MergeError::Conflicts { conflicts, .. } => conflicts.to_string().lines().map(str::to_owned).collect(),
+        _ => error.causes,
+    };
+    for cause in causes {
+        eprintln!("  {cause}");
+    }
+    for (side, commits) in [("here ", &left.sides.0), ("there", &left.sides.1)] {
+        for commit in commits {
+            eprintln!("  {side} {} {}", commit.id.short(), escape(&commit.subject));
+        }
+    }
+}
