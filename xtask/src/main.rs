@@ -22,7 +22,7 @@ usage: cargo xtask test [--fast | --all] [--no-install] [FILTER]
 test   builds once, then runs every test as an ordinary user and as root (when root),
        with each git of this machine; the last line is `N passed, N failed, N skipped`
          --fast        one user and one git
-         --all         ignored tests and documentation tests too
+         --all         ignored tests and documentation tests too, each user with each git
          --no-install  installs nothing and makes no user
 soak   everything at once, at random, with kills, against a model: ten minutes or N, shared by
        an ordinary user and root; SOAK_SEED repeats the decisions of a run

@@ -4,8 +4,8 @@
 //! install ─► build once ─► for each user × git: test executables ─► totals
 //!
 //!                    a git   another git
-//!   ordinary user    all     contract      every test runs as both users and with every git;
-//!   root             contract     all      the contract suite in every combination (--all: all do)
+//!   ordinary user    all        –          every test runs as both users and with every git;
+//!   root              –        all         --all: every one of them in every combination
 //! ```
 //!
 //! The executables are copied to a directory that every user can read, on a file system that an
@@ -73,25 +73,11 @@ impl Options {
 struct Pass {
     user: User,
     git: Git,
-    scope: Scope,
-}
-
-/// Which executables a pass runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Scope {
-    /// Every one.
-    All,
-    /// Only the contract suite.
-    Contract,
 }
 
 impl std::fmt::Display for Pass {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let what = match self.scope {
-            Scope::All => "all tests",
-            Scope::Contract => "the contract suite",
-        };
-        write!(f, "{what} as {} with {}", self.user.name, self.git)
+        write!(f, "as {} with {}", self.user.name, self.git)
     }
 }
 
@@ -114,14 +100,13 @@ fn plan(options: &Options, me: &User, ordinary: Option<Result<User, String>>, gi
     users.push(me.clone());
     for (n, git) in gits.iter().enumerate() {
         for (m, user) in users.iter().enumerate() {
-            let whole = options.all || gits.len() == 1 || n % users.len() == m;
-            let scope = if whole { Scope::All } else { Scope::Contract };
-            plan.passes.push(Pass { user: user.clone(), git: git.clone(), scope });
+            // Who runs git and which git it is seldom have to do with each other: each of them once is enough by default.
+            if options.all || gits.len() == 1 || n % users.len() == m {
+                plan.passes.push(Pass { user: user.clone(), git: git.clone() });
+            }
         }
     }
-    if options.soak.is_some() {
-        plan.passes.retain(|pass| pass.scope == Scope::All);
-    } else if options.fast {
+    if options.fast {
         plan.passes.truncate(1);
         plan.left_out.clear();
     } else if gits.len() < 2 {
@@ -209,10 +194,7 @@ impl Stage {
         println!("\n{pass}");
         let temp = self.temp(&pass.user).map_err(|error| format!("cannot make a directory: {error}"))?;
         let mut totals = Totals::default();
-        let wanted = |test: &&TestExecutable| match options.soak {
-            Some(_) => test.name.ends_with("soak"),
-            None => pass.scope == Scope::All || test.name == "e2e/contract",
-        };
+        let wanted = |test: &&TestExecutable| options.soak.is_none() || test.name.ends_with("soak");
         for test in self.tests.iter().filter(wanted) {
             let start = Instant::now();
             let (counts, failure) = runner::run(
@@ -254,9 +236,6 @@ impl Stage {
         let repeated = ["SOAK_SEED", "SOAK_TELL"].map(|name| (name, std::env::var_os(name)));
         if options.all {
             command.arg("--include-ignored");
-        } else if pass.scope == Scope::Contract {
-            // What a copy of the tree changes has nothing to do with who runs which git.
-            command.args(["--skip", "namespace_copy"]);
         }
         let git_dir = pass.git.path.parent().unwrap_or(Path::new("/usr/bin")).to_owned();
         let standard = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin"];
@@ -347,11 +326,12 @@ mod tests {
         let plan = plan(&Options::default(), &user("root", 0), Some(Ok(user("ann", 7))), &gits);
         assert_eq!(
             text(&plan),
-            "all tests as ann with git 2.39.0 (/usr/bin/git)\n\
-             the contract suite as root with git 2.39.0 (/usr/bin/git)\n\
-             the contract suite as ann with git 2.47.0 (/usr/local/bin/git)\n\
-             all tests as root with git 2.47.0 (/usr/local/bin/git)\n"
+            "as ann with git 2.39.0 (/usr/bin/git)\n\
+             as root with git 2.47.0 (/usr/local/bin/git)\n"
         );
+        let all = Options::parse(&["--all"]).unwrap();
+        let plan = super::plan(&all, &user("root", 0), Some(Ok(user("ann", 7))), &gits);
+        assert_eq!(plan.passes.len(), 4, "{}", text(&plan));
     }
 
     #[test]
@@ -359,7 +339,7 @@ mod tests {
         let plan = plan(&Options::default(), &user("ann", 7), None, &[git("/usr/bin/git", 39)]);
         assert_eq!(
             text(&plan),
-            "all tests as ann with git 2.39.0 (/usr/bin/git)\n\
+            "as ann with git 2.39.0 (/usr/bin/git)\n\
              not as root: not run by root\n\
              not with a second git: this machine has one\n"
         );
@@ -370,7 +350,7 @@ mod tests {
         let gits = [git("/usr/bin/git", 39), git("/usr/local/bin/git", 47)];
         let options = Options::parse(&["--fast", "merge"]).unwrap();
         let plan = plan(&options, &user("root", 0), Some(Ok(user("ann", 7))), &gits);
-        assert_eq!(text(&plan), "all tests as ann with git 2.39.0 (/usr/bin/git)\n");
+        assert_eq!(text(&plan), "as ann with git 2.39.0 (/usr/bin/git)\n");
         assert!(Options::parse(&["--slow"]).is_err());
     }
 }
