@@ -221,8 +221,9 @@ const WRITTEN_BACK: std::time::Duration = std::time::Duration::from_secs(60);
 fn refresh(request: &CaptureRequest<'_>, manifest: Option<&Manifest>) -> Result<(), CaptureError> {
     let (Some(newest), Some(manifest)) = (request.previous.first(), manifest) else { return Ok(()) };
     let new = request.tmp_dir.join(format!("{}.manifest", request.new_layer_id));
-    write_manifest(&new, manifest, request.owner)?;
-    let target = request.layers_dir.join(newest).join(MANIFEST);
+    let layer = request.layers_dir.join(newest);
+    write_manifest(&new, manifest, &layer, request.owner)?;
+    let target = layer.join(MANIFEST);
     // Nothing is synced before the command runs: until this one is on the disk, the one before is kept.
     // One that is so young that it may not be there either does not take the place of an older one.
     let replaced = target.with_extension(crate::manifest::REPLACED);
@@ -245,7 +246,7 @@ fn answer(looks: Looks<'_>, left_out: Vec<LeftOut>, manifest: Manifest, rebased:
         new_layer: None,
         stats: crate::request::Stats {
             files: manifest.files(),
-            dirs: u64::from(manifest.dirs()) - 1,
+            dirs: u64::from(manifest.dirs_held()).saturating_sub(1),
             unchanged: manifest.files(),
             ..Default::default()
         },

@@ -46,7 +46,7 @@ pub fn describe(dir: &Path, id: &str) -> Result<Manifest, CaptureError> {
     let parts = builder.finish().ok_or_else(|| CaptureError::TooLarge { root: dir.to_owned() })?;
     let file = dir.join(MANIFEST);
     let manifest = Manifest::from_parts(parts)?;
-    write_manifest(&file, &manifest, None)?;
+    write_manifest(&file, &manifest, dir, None)?;
     Ok(manifest)
 }
 

@@ -82,18 +82,10 @@ pub fn weigh(layers_dir: &Path, stack: &[String], disk: impl Fn(&Path) -> u64) -
     let manifest = open(layers_dir, stack)?;
     let base = Manifest::open(&layers_dir.join(stack.last()?).join(MANIFEST)).ok()?;
     let mut weight = StackWeight { layers: stack.len(), ..StackWeight::default() };
-    let live = |manifest: &Manifest, of: &mut dyn FnMut(u16, u64)| {
-        for index in 0..manifest.len() as u32 {
-            let raw = manifest.raw(index);
-            if raw.child().is_none() && raw.flags().reason().is_none() {
-                of(raw.layer_index(), raw.size());
-            }
-        }
-    };
-    live(&base, &mut |_, size| weight.base += size);
-    live(&manifest, &mut |layer, size| {
-        *(if layer == 0 { &mut weight.base_live } else { &mut weight.above_live }) += size;
-    });
+    weight.base = base.held().layers.iter().map(|(_, bytes)| bytes).sum();
+    let live = manifest.held().layers;
+    weight.base_live = live.first().map_or(0, |(_, bytes)| *bytes);
+    weight.above_live = live.iter().skip(1).map(|(_, bytes)| bytes).sum();
     weight.above = stack[..stack.len() - 1].iter().map(|id| disk(&layers_dir.join(id).join(TREE))).sum();
     Some(weight)
 }

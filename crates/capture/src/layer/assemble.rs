@@ -3,10 +3,11 @@
 use super::Build;
 use super::entry::Copied;
 use super::plan::{Fate, Plan};
-use crate::manifest::{Builder, Flags, Manifest, NONE, Parts, Raw, Reason, Record};
+use crate::manifest::{Builder, Edit, Flags, Manifest, NONE, Parts, Raw, Reason, Record};
 use crate::request::CaptureError;
 use crate::scan::{Listing, Scan, What};
 use crate::stat::{Kind, Stat};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// Where the entries of a directory come from.
 #[derive(Clone, Copy)]
@@ -16,12 +17,8 @@ enum From<'a> {
 }
 
 struct Assembler<'a> {
-    build: &'a Build<'a>,
     known: Option<&'a Manifest>,
-    scan: &'a Scan,
-    fates: &'a [Fate],
-    plan: &'a Plan,
-    results: &'a [Copied],
+    made: Made<'a>,
     /// Position in `scan.updates` of each known entry, or `NONE`.
     update_of: Vec<u32>,
     /// Position in `scan.changed` of each known directory, or `NONE`.
@@ -37,6 +34,11 @@ pub(super) fn assemble(
     plan: &Plan,
     results: &[Copied],
 ) -> Result<Manifest, CaptureError> {
+    if let Some(known) = known
+        && let Some(manifest) = edited(build, known, scan, fates, plan, results)?
+    {
+        return Ok(manifest);
+    }
     let index = |len: usize, items: &mut dyn Iterator<Item = u32>| {
         let mut table = vec![NONE; len];
         for (at, item) in items.enumerate() {
@@ -48,12 +50,8 @@ pub(super) fn assemble(
     };
     let (entries, dirs) = known.map_or((0, 0), |known| (known.len(), known.dirs() as usize));
     let assembler = Assembler {
-        build,
         known,
-        scan,
-        fates,
-        plan,
-        results,
+        made: Made { build, scan, fates, plan, results },
         update_of: index(entries, &mut scan.updates.iter().map(|update| update.index)),
         listing_of: index(dirs, &mut scan.changed.iter().map(|(dir, _)| *dir)),
     };
@@ -63,22 +61,17 @@ pub(super) fn assemble(
 
 impl<'a> Assembler<'a> {
     fn run(&self) -> Option<Parts> {
-        let layers = if self.build.started() {
-            self.build.layers.clone()
-        } else {
-            // Nothing was put into the layer, so there will be none.
-            self.known.map(|known| known.layers_up().to_vec()).unwrap_or_default()
-        };
+        let (made, scan) = (&self.made, self.made.scan);
         let devs = self.known.map(Manifest::devs).unwrap_or_default();
-        let top = self.dir_record(&self.scan.top);
-        let mut builder = Builder::new(self.scan.start, self.build.settings, layers, devs, top);
-        builder.git_state(self.build.request.git_state);
+        let top = made.dir_record(&scan.top);
+        let mut builder = Builder::new(scan.start, made.build.settings, made.layers(self.known), devs, top);
+        builder.git_state(made.build.request.git_state);
         if let Some(known) = self.known {
-            builder.reserve(known.len() + self.results.len(), known.len() * 16);
+            builder.reserve(known.len() + made.results.len(), known.len() * 16);
         }
         let first = match self.known {
             Some(_) => self.dir_from(0),
-            None => From::Listing(self.scan.new.first()?.as_ref()?),
+            None => From::Listing(scan.new.first()?.as_ref()?),
         };
         let mut waiting = vec![(0, first)];
         let mut below = Vec::new();
@@ -103,14 +96,14 @@ impl<'a> Assembler<'a> {
                             }
                             What::Copy { look, op } => {
                                 let flags = Flags::default().with_look(look);
-                                if let Some(record) = self.copied(op as usize, flags) {
+                                if let Some(record) = made.copied(op as usize, flags) {
                                     builder.push(&node.name, record);
                                 }
                             }
                             What::Dir(id) => {
                                 // Without a listing it vanished before it could be read.
-                                if let Some(Some(listing)) = self.scan.new.get(id as usize) {
-                                    let child = builder.push_dir(dir, &node.name, self.dir_record(&node.stat));
+                                if let Some(Some(listing)) = scan.new.get(id as usize) {
+                                    let child = builder.push_dir(dir, &node.name, made.dir_record(&node.stat));
                                     below.push((child, From::Listing(listing)));
                                 }
                             }
@@ -130,7 +123,7 @@ impl<'a> Assembler<'a> {
     /// Returns where the entries of a known directory come from now.
     fn dir_from(&self, dir: u32) -> From<'a> {
         match self.listing_of.get(dir as usize) {
-            Some(at) if *at != NONE => From::Listing(&self.scan.changed[*at as usize].1),
+            Some(at) if *at != NONE => From::Listing(&self.made.scan.changed[*at as usize].1),
             _ => From::Known(dir),
         }
     }
@@ -155,23 +148,48 @@ impl<'a> Assembler<'a> {
 
     /// Adds a known entry whose stat moved; returns the index of a directory.
     fn push_updated(&self, builder: &mut Builder, dir: u32, index: u32, raw: &Raw<'_>, at: usize) -> Option<u32> {
+        let record = self.made.updated(index, raw, at)?;
+        if raw.child().is_some() {
+            return Some(builder.push_dir(dir, raw.name(), record));
+        }
+        builder.push(raw.name(), record);
+        None
+    }
+}
+
+/// What a round has made of what the scan found.
+struct Made<'a> {
+    build: &'a Build<'a>,
+    scan: &'a Scan,
+    fates: &'a [Fate],
+    plan: &'a Plan,
+    results: &'a [Copied],
+}
+
+impl Made<'_> {
+    /// Returns the ids of the layers, lowermost first.
+    fn layers(&self, known: Option<&Manifest>) -> Vec<String> {
+        if self.build.started() {
+            return self.build.layers.clone();
+        }
+        // Nothing was put into the layer, so there will be none.
+        known.map(|known| known.layers_up().to_vec()).unwrap_or_default()
+    }
+
+    /// Returns the record of a known entry whose stat moved; `None` when the file is gone.
+    fn updated(&self, index: u32, raw: &Raw<'_>, at: usize) -> Option<Record> {
         let update = &self.scan.updates[at];
         let flags = raw.flags().with_look(update.look);
         if raw.child().is_some() {
-            return Some(builder.push_dir(dir, raw.name(), self.dir_record(&update.stat)));
+            return Some(self.dir_record(&update.stat));
         }
         match self.fates[at] {
             Fate::Refresh { stat, racy } => {
                 let layer = Some(raw.layer_index()).filter(|_| raw.flags().reason().is_none());
-                builder.push(raw.name(), Record { stat, layer, copy: raw.copy(), flags: flags.with_racy(racy) });
+                Some(Record { stat, layer, copy: raw.copy(), flags: flags.with_racy(racy) })
             }
-            Fate::DirAttr | Fate::Copy => {
-                if let Some(record) = self.plan.op_of.get(&index).and_then(|op| self.copied(*op, flags)) {
-                    builder.push(raw.name(), record);
-                }
-            }
+            Fate::DirAttr | Fate::Copy => self.plan.op_of.get(&index).and_then(|op| self.copied(*op, flags)),
         }
-        None
     }
 
     /// Returns the record of what an operation copied; `None` when the file is gone.
@@ -194,6 +212,102 @@ impl<'a> Assembler<'a> {
         let flags = Flags::default().with_racy(stat.racy(self.scan.start));
         Record { stat: *stat, layer: Some(layer), copy: None, flags }
     }
+}
+
+/// Returns the manifest by changing the known one, so that only what differs is written; `None` when no delta can
+/// stand on that, or a whole one is better.
+fn edited(
+    build: &Build<'_>,
+    known: &Manifest,
+    scan: &Scan,
+    fates: &[Fate],
+    plan: &Plan,
+    results: &[Copied],
+) -> Result<Option<Manifest>, CaptureError> {
+    let made = Made { build, scan, fates, plan, results };
+    let layers = made.layers(Some(known));
+    if !layers.starts_with(known.layers_up()) {
+        return Ok(None);
+    }
+    let Some(mut edit) = Edit::new(known, layers, scan.start, build.settings) else { return Ok(None) };
+    let listed = scan.changed.iter().map(|(_, listing)| listing).chain(scan.new.iter().flatten());
+    if edit.is_heavy(scan.updates.len() + listed.map(|listing| listing.nodes.len()).sum::<usize>()) {
+        return Ok(None);
+    }
+    edit.git_state(build.request.git_state);
+    edit.set(0, 0, made.dir_record(&scan.top));
+    // Files that were gone when they were to be copied, by directory.
+    let mut gone: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+    for (at, update) in scan.updates.iter().enumerate().filter(|(_, update)| update.index != 0) {
+        match made.updated(update.index, &known.raw(update.index), at) {
+            Some(record) => edit.set(update.index, update.dir, record),
+            None => drop(gone.entry(update.dir).or_default().insert(update.index)),
+        }
+    }
+    let mut below = Vec::new();
+    // Those above come first: what is in a directory that is gone is gone with it.
+    for (dir, listing) in &scan.changed {
+        let gone = gone.remove(dir).unwrap_or_default();
+        if edit.is_gone(*dir) {
+            continue;
+        }
+        let kept: HashSet<u32> = listing
+            .nodes
+            .iter()
+            .filter_map(|node| match node.what {
+                What::Keep(index) => Some(index).filter(|index| !gone.contains(index)),
+                _ => None,
+            })
+            .collect();
+        relist(&mut edit, &made, *dir, listing, |index| kept.contains(&index), &mut below);
+    }
+    for (dir, gone) in gone {
+        if edit.is_gone(dir) {
+            continue;
+        }
+        let record = known.dir(dir);
+        edit.begin(dir, record.flags, |index| !gone.contains(&index));
+        (record.first..record.first + record.count).filter(|index| !gone.contains(index)).for_each(|at| edit.keep(at));
+        edit.end(dir);
+    }
+    while let Some((dir, listing)) = below.pop() {
+        relist(&mut edit, &made, dir, listing, |_| false, &mut below);
+    }
+    if edit.is_heavy(0) {
+        return Ok(None);
+    }
+    Ok(Some(edit.finish()?))
+}
+
+/// Gives a directory the entries of a listing; its new directories are still to be filled.
+fn relist<'a>(
+    edit: &mut Edit<'_>,
+    made: &Made<'a>,
+    dir: u32,
+    listing: &Listing,
+    kept: impl Fn(u32) -> bool,
+    below: &mut Vec<(u32, &'a Listing)>,
+) {
+    edit.begin(dir, listing.flags, &kept);
+    for node in &listing.nodes {
+        match node.what {
+            What::Keep(index) if kept(index) => edit.keep(index),
+            What::Keep(_) => {}
+            What::Copy { look, op } => {
+                if let Some(record) = made.copied(op as usize, Flags::default().with_look(look)) {
+                    edit.push(&node.name, record);
+                }
+            }
+            What::Dir(id) => {
+                // Without a listing it vanished before it could be read.
+                if let Some(Some(listing)) = made.scan.new.get(id as usize) {
+                    below.push((edit.push_dir(dir, &node.name, made.dir_record(&node.stat)), listing));
+                }
+            }
+            What::LeaveOut(reason) => edit.push(&node.name, left_out(&node.stat, reason)),
+        }
+    }
+    edit.end(dir);
 }
 
 fn left_out(stat: &Stat, reason: Reason) -> Record {

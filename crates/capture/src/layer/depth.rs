@@ -14,7 +14,7 @@ use super::plan::Fate;
 use crate::manifest::Manifest;
 use crate::request::{CaptureError, MAX_STACK};
 use crate::scan::{Scan, What};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 /// A stack that is shorter than this is built upon as it is when next to nothing changed: looking through
 /// it for what is still in use takes longer than another layer costs.
@@ -28,23 +28,21 @@ const KEPT_PART: u64 = 8;
 
 /// Entries of a manifest that the next layer will replace or hide.
 #[derive(Debug, Default)]
-pub(crate) struct Gone(Vec<bool>);
+pub(crate) struct Gone(HashSet<u32>);
 
 impl Gone {
     /// Returns whether an entry is among them.
     pub(crate) fn has(&self, index: u32) -> bool {
-        self.0.get(index as usize).copied().unwrap_or(false)
+        self.0.contains(&index)
     }
 
     /// Adds an entry, and with a directory all that is in it.
     fn add(&mut self, known: &Manifest, index: u32) {
         let mut waiting = vec![index];
         while let Some(index) = waiting.pop() {
-            if let Some(seen) = self.0.get_mut(index as usize) {
-                *seen = true;
-            }
-            // Subdirectories come later in the file: damage cannot make a loop.
-            let child = known.raw(index).child().map(|child| known.dir(child)).filter(|dir| dir.first > index);
+            // What was seen before is not entered again: damage cannot make a loop.
+            let child = known.raw(index).child().filter(|_| self.0.insert(index)).map(|child| known.dir(child));
+            self.0.insert(index);
             waiting.extend(child.into_iter().flat_map(|dir| dir.first..dir.first + dir.count));
         }
     }
@@ -83,14 +81,14 @@ impl Build<'_> {
             return Ok(Depth::all(all));
         }
         let gone = gone(known, scan, &fates);
-        let mut kept = vec![(0u64, 0u64); all];
-        for index in (0..known.len() as u32).filter(|index| !gone.has(*index)) {
-            let raw = known.raw(index);
+        let mut kept = known.held().layers;
+        kept.resize(all, (0, 0));
+        for raw in gone.0.iter().map(|index| known.raw(*index)) {
             if raw.child().is_none()
                 && raw.flags().reason().is_none()
                 && let Some(layer) = kept.get_mut(usize::from(raw.layer_index()))
             {
-                *layer = (layer.0 + 1, layer.1 + raw.size());
+                *layer = (layer.0.saturating_sub(1), layer.1.saturating_sub(raw.size()));
             }
         }
         let layers = choose(&kept, (files / KEPT_PART, bytes / KEPT_PART));
@@ -116,7 +114,7 @@ fn choose(kept: &[(u64, u64)], most: (u64, u64)) -> usize {
 
 /// Returns the entries of which the scan says that they are another by now, or nowhere.
 fn gone(known: &Manifest, scan: &Scan, fates: &[Fate]) -> Gone {
-    let mut gone = Gone(vec![false; known.len()]);
+    let mut gone = Gone::default();
     for (update, fate) in scan.updates.iter().zip(fates) {
         if *fate == Fate::Copy {
             gone.add(known, update.index);

@@ -14,11 +14,12 @@ use super::depth::Gone;
 use super::entry::{Compared, Copied, compare_directories};
 use super::jobs::copy_all;
 use super::plan::Op;
-use crate::manifest::{Builder, Manifest, Raw, Record};
+use crate::manifest::{Edit, Manifest, Raw, Record};
 use crate::paths::{LIST, join, open_beneath};
 use crate::request::CaptureError;
 use crate::stat::Kind;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
+use std::iter;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -32,8 +33,12 @@ impl Build<'_> {
         let mut dirs = BTreeSet::from([Vec::new()]);
         let mut white_out = Vec::new();
         let mut ops = Vec::new();
-        let mut op_of = vec![usize::MAX; full.len()];
-        let mut waiting = vec![0];
+        let mut op_of = HashMap::new();
+        // Directories and entries that do not only look as in the layers that are kept.
+        let mut moved = Vec::new();
+        let touched = self.below.and_then(|below| full.touched_since(below));
+        let everywhere = touched.is_none();
+        let mut waiting = touched.unwrap_or_else(|| vec![0]);
         while let Some(dir) = waiting.pop() {
             let record = full.dir(dir);
             let path: Arc<[u8]> = full.dir_path(dir).into();
@@ -46,12 +51,23 @@ impl Build<'_> {
                 shown.insert(raw.name());
                 if let Some(child) = raw.child() {
                     let path = join(&path, raw.name());
-                    if !self.same_dir(&raw, &path) {
+                    let same = self.same_dir(&raw, &path);
+                    if !same {
                         dirs.insert(path);
                     }
-                    waiting.push(child);
-                } else if raw.layer_index() >= self.layer() && !gone.has(index) {
-                    op_of[index as usize] = ops.len();
+                    if !same || raw.layer_index() >= self.layer() {
+                        moved.push((index, dir));
+                    }
+                    if everywhere {
+                        waiting.push(child);
+                    }
+                } else if raw.layer_index() >= self.layer() {
+                    moved.push((index, dir));
+                    // What is gone goes before anybody could look for its copy.
+                    if gone.has(index) {
+                        continue;
+                    }
+                    op_of.insert(index, ops.len());
                     dirs.insert(path.to_vec());
                     ops.push(Op {
                         dir: path.clone(),
@@ -90,7 +106,7 @@ impl Build<'_> {
                 return Err(self.layer_error("fold", &path, rustix::io::Errno::NOENT));
             }
         }
-        self.folded(full, &op_of, &results)
+        self.folded(full, &moved, |index| op_of.get(&index).and_then(|op| results.get(*op)))
     }
 
     /// Returns whether the base's directory looks as the stack's.
@@ -113,39 +129,23 @@ impl Build<'_> {
         matches!(compared, Ok(Compared::Same(..)))
     }
 
-    fn folded(&self, full: &Manifest, op_of: &[usize], results: &[Copied]) -> Result<Manifest, CaptureError> {
-        let record = |raw: &Raw<'_>, layer, copy| Record { stat: raw.stat(), layer, copy, flags: raw.flags() };
-        let top = record(&full.raw(0), Some(self.layer()), None);
-        let mut builder = Builder::new(full.scanned(), full.settings(), self.layers.clone(), full.devs(), top);
-        builder.git_state(full.git_state());
-        builder.reserve(full.len(), full.len() * 16);
-        let mut waiting = vec![(0, 0)];
-        let mut below = Vec::new();
-        while let Some((old, new)) = waiting.pop() {
-            let dir = full.dir(old);
-            builder.begin(new, dir.flags);
-            for index in dir.first..dir.first + dir.count {
-                let raw = full.raw(index);
-                match (raw.child(), results.get(op_of[index as usize])) {
-                    (Some(child), _) => {
-                        below.push((child, builder.push_dir(new, raw.name(), record(&raw, Some(self.layer()), None))));
-                    }
-                    (None, Some(Copied::Done { copy, .. })) => {
-                        builder.push(raw.name(), record(&raw, Some(self.layer()), Some(*copy)));
-                    }
-                    // It goes before anybody could look for its copy.
-                    (None, _) if raw.layer_index() >= self.layer() && raw.flags().reason().is_none() => {
-                        builder.push(raw.name(), record(&raw, Some(self.layer()), None));
-                    }
-                    (None, _) => {
-                        builder.take(new, &raw);
-                    }
-                }
-            }
-            builder.end(new);
-            waiting.extend(below.drain(..).rev());
+    /// Returns the manifest in which what has `moved` (entries and their directories) is in the new layer.
+    fn folded<'r>(
+        &self,
+        full: &Manifest,
+        moved: &[(u32, u32)],
+        result: impl Fn(u32) -> Option<&'r Copied>,
+    ) -> Result<Manifest, CaptureError> {
+        let mut edit = Edit::any(full, self.layers.clone(), full.scanned(), full.settings());
+        for (index, dir) in iter::once((0, 0)).chain(moved.iter().copied()) {
+            let raw = full.raw(index);
+            let copy = match result(index) {
+                Some(Copied::Done { copy, .. }) => Some(*copy),
+                _ => None,
+            };
+            let (stat, flags) = (raw.stat(), raw.flags());
+            edit.set(index, dir, Record { stat, layer: Some(self.layer()), copy, flags });
         }
-        let parts = builder.finish().ok_or_else(|| CaptureError::TooLarge { root: self.request.root.to_owned() })?;
-        Ok(Manifest::from_parts(parts)?)
+        Ok(if edit.can_stand(self.layers.len() - 1) { edit.finish()? } else { edit.finish_whole()? })
     }
 }

@@ -301,7 +301,7 @@ impl<'a> Build<'a> {
         }
         let target = self.request.layers_dir.join(self.request.new_layer_id);
         if let Some(out) = &mut self.out {
-            write_manifest(&out.dir.join(MANIFEST), manifest, self.request.owner)?;
+            write_manifest(&out.dir.join(MANIFEST), manifest, &out.dir, self.request.owner)?;
             if let Some((uid, gid)) = self.request.owner {
                 rustix::fs::chown(&out.dir, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
                     .map_err(|errno| CaptureError::io("finish", &out.dir)(errno.into()))?;
@@ -313,10 +313,22 @@ impl<'a> Build<'a> {
     }
 }
 
-/// Writes a manifest to a new file.
-pub(crate) fn write_manifest(path: &Path, manifest: &Manifest, owner: Option<(u32, u32)>) -> Result<(), CaptureError> {
+/// Writes a manifest to a new file, and puts what it stands on into the directory where it will lie.
+pub(crate) fn write_manifest(
+    path: &Path,
+    manifest: &Manifest,
+    beside: &Path,
+    owner: Option<(u32, u32)>,
+) -> Result<(), CaptureError> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
+    let whole;
+    let manifest = if link_base(manifest, beside) {
+        manifest
+    } else {
+        whole = manifest.flat(manifest.git_state())?;
+        &whole
+    };
     let mut file = std::fs::OpenOptions::new()
         .write(true)
         .create(true)
@@ -332,4 +344,18 @@ pub(crate) fn write_manifest(path: &Path, manifest: &Manifest, owner: Option<(u3
             .map_err(|errno| CaptureError::io("finish", path)(errno.into()))?;
     }
     Ok(())
+}
+
+/// Links the whole manifest that a delta stands on into a directory; false when the file system does not, or
+/// another file has its place by now.
+fn link_base(manifest: &Manifest, beside: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let Some((from, file, name)) = manifest.base() else { return true };
+    let to = beside.join(name);
+    let is_it = || std::fs::symlink_metadata(&to).is_ok_and(|meta| (meta.dev(), meta.ino()) == file);
+    if is_it() {
+        return true;
+    }
+    let _ = std::fs::remove_file(&to);
+    std::fs::hard_link(from, &to).is_ok() && is_it()
 }

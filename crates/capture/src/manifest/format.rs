@@ -2,8 +2,10 @@
 
 /// First and last bytes of the file.
 pub(super) const MAGIC: &[u8; 8] = b"gsmanif\n";
-/// The version that this build reads and writes.
+/// The version of a whole manifest that this build reads and writes.
 pub(super) const VERSION: u32 = 1;
+/// The version of one that says what differs from a whole one.
+pub(super) const DELTA: u32 = 2;
 /// Length of the header.
 pub(super) const HEADER: usize = 128;
 /// Length of a directory record.
@@ -19,6 +21,13 @@ pub(super) const NO_LAYER: u16 = u16::MAX;
 pub(crate) const DIR_GIT: u32 = 1;
 /// The directory could not be listed; it is carried empty.
 pub(crate) const DIR_UNREADABLE: u32 = 2;
+/// The directory is left over from before a change: nothing leads to it.
+pub(crate) const DIR_GONE: u32 = 4;
+
+/// Returns the name, beside a delta, of the whole manifest that it stands on.
+pub(crate) fn base_name(digest: u64) -> String {
+    format!("base-{digest:016x}")
+}
 
 /// Header offsets.
 pub(super) mod head {
@@ -27,6 +36,8 @@ pub(super) mod head {
     pub(crate) const DIRS: usize = 16;
     pub(crate) const LAYERS: usize = 20;
     pub(crate) const DEVS: usize = 24;
+    /// Of a delta: changed directory records of the whole manifest.
+    pub(crate) const PATCHED_DIRS: usize = 28;
     pub(crate) const DIRS_AT: usize = 32;
     pub(crate) const ENTRIES_AT: usize = 40;
     pub(crate) const NAMES_AT: usize = 48;
@@ -34,9 +45,15 @@ pub(super) mod head {
     pub(crate) const LENGTH: usize = 64;
     pub(crate) const SCAN_SEC: usize = 72;
     pub(crate) const SCAN_NSEC: usize = 80;
+    /// Of a delta: changed entries of the whole manifest.
+    pub(crate) const PATCHED: usize = 84;
     pub(crate) const SETTINGS: usize = 88;
     pub(crate) const FILES: usize = 96;
     pub(crate) const GIT_STATE: usize = 104;
+    /// 1: the sums of what the layers hold follow the layers' ids.
+    pub(crate) const HELD: usize = 112;
+    /// Of a delta: the digest of the whole manifest.
+    pub(crate) const BASE: usize = 120;
 }
 
 /// Offsets in an entry record.

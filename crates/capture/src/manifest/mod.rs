@@ -8,19 +8,25 @@
 //! dirs      24 bytes each: first entry, number of entries, own entry, parent, flags
 //! entries   80 bytes each: host stat, layer, stat of the copy, flags, name offset
 //! names     NUL-terminated, so that they go to the kernel as they are
-//! tables    devices (8 bytes each); layer ids (2 bytes length, text), lowermost first
+//! tables    devices (8 bytes each); layer ids (2 bytes length, text), lowermost first; how many directories
+//!           and entries are in use (4 bytes each), and of each layer how many files and bytes (8 and 8)
 //! end       magic again: a file that was cut short has none
 //! ```
+//!
+//! After a small change only what differs is written (`delta`).
 //!
 //! The entries of one directory lie together, sorted by name; entry 0 and directory 0 are the top
 //! directory. A scan reads only the records of the directory it is in, without building any path.
 //! Nothing is verified but the frame: an index out of range reads as "nothing there", so that damage
 //! shows as a difference from the host and never as a panic.
 
+mod delta;
 mod format;
+mod held;
 mod read;
 mod write;
 
+pub(crate) use delta::Edit;
 pub(crate) use format::{DIR_GIT, DIR_UNREADABLE, Flags, Look, NONE};
 pub(crate) use read::Raw;
 pub use read::{CopyStat, Entry, Manifest, ManifestError, Walk};

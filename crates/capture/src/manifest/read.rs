@@ -1,6 +1,8 @@
 //! Reading a manifest: by path for others, by index for the scan.
 
-use super::format::{DIR, ENTRY, Flags, HEADER, MAGIC, NO_LAYER, NONE, VERSION, entry, head};
+use super::delta::{Delta, Edit};
+use super::format::{DELTA, DIR, ENTRY, Flags, HEADER, MAGIC, NO_LAYER, NONE, VERSION, base_name, entry, head};
+use super::held::Held;
 use super::write::Parts;
 use super::{DIR_UNREADABLE, Look, Reason};
 use crate::stat::{Kind, Stat, Time, kept_mode, kind_of};
@@ -8,8 +10,11 @@ use sandbox_sys::map::Map;
 use std::ffi::CStr;
 use std::fs::File;
 use std::io;
+use std::iter;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Why a manifest cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -39,14 +44,14 @@ pub enum ManifestError {
 }
 
 #[derive(Debug)]
-enum Data {
+pub(super) enum Data {
     Mapped(Map),
     Owned(Vec<u8>),
     Parts(Parts),
 }
 
 impl Data {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         match self {
             Self::Mapped(map) => map.len(),
             Self::Owned(bytes) => bytes.len(),
@@ -55,7 +60,7 @@ impl Data {
     }
 
     /// Returns some bytes: of one record, or of one name.
-    fn get(&self, range: Range<usize>) -> Option<&[u8]> {
+    pub(super) fn get(&self, range: Range<usize>) -> Option<&[u8]> {
         match self {
             Self::Mapped(map) => map.get(range),
             Self::Owned(bytes) => bytes.get(range),
@@ -64,22 +69,109 @@ impl Data {
     }
 }
 
-/// What a stack of layers holds.
+/// Where a whole manifest lies.
+#[derive(Debug)]
+pub(super) struct Origin {
+    pub(super) path: PathBuf,
+    /// Device and inode.
+    pub(super) file: (u64, u64),
+}
+
+/// A whole manifest's bytes, and where what is in them.
+#[derive(Debug)]
+pub(super) struct Frame {
+    pub(super) data: Data,
+    pub(super) entries: u32,
+    pub(super) dirs: u32,
+    pub(super) entries_at: usize,
+    pub(super) names_at: usize,
+    pub(super) tables_at: usize,
+    /// So many layers has the stack that it describes.
+    pub(super) layers: usize,
+    /// `None`: only in memory.
+    pub(super) origin: Option<Origin>,
+}
+
+impl Frame {
+    pub(super) fn entry(&self, index: u32) -> Option<&[u8]> {
+        let at = self.entries_at + index as usize * ENTRY;
+        if index < self.entries { self.data.get(at..at + ENTRY) } else { None }
+    }
+
+    pub(super) fn dir(&self, index: u32) -> Option<&[u8]> {
+        let at = HEADER + index as usize * DIR;
+        if index < self.dirs { self.data.get(at..at + DIR) } else { None }
+    }
+
+    /// Returns the length of all names.
+    pub(super) fn names(&self) -> usize {
+        self.tables_at - self.names_at
+    }
+
+    /// Returns a number that no other manifest has: of the header, which holds the time, and of the tables, which
+    /// hold the layers' ids.
+    pub(super) fn digest(&self) -> u64 {
+        let tables = (self.tables_at..self.data.len()).filter_map(|at| self.data.get(at..at + 1));
+        let bytes = self.data.get(0..HEADER).unwrap_or_default().iter().chain(tables.flatten());
+        // FNV-1a: the same in all versions.
+        bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    }
+}
+
+/// Maps a file; also tells which one it is.
+fn map(path: &Path) -> Result<(Data, Origin), ManifestError> {
+    let io = |source| ManifestError::Io { path: path.to_owned(), source };
+    let file = File::open(path).map_err(io)?;
+    let meta = file.metadata().map_err(io)?;
+    let origin = Origin { path: path.to_owned(), file: (meta.dev(), meta.ino()) };
+    Ok((Data::Mapped(Map::new(&file).map_err(io)?), origin))
+}
+
+impl Frame {
+    pub(super) fn parse(data: Data, origin: Option<Origin>, path: &Path) -> Result<Self, ManifestError> {
+        let damaged = || ManifestError::Damaged { path: path.to_owned() };
+        let end = data.len().checked_sub(MAGIC.len()).filter(|at| *at >= HEADER).ok_or_else(damaged)?;
+        let head = data.get(0..HEADER).filter(|head| head.starts_with(MAGIC)).ok_or_else(damaged)?;
+        let found = u32_at(head, head::VERSION);
+        if found != VERSION {
+            return Err(ManifestError::Version { path: path.to_owned(), found });
+        }
+        let at = |offset| usize::try_from(u64_at(head, offset)).map_err(|_| damaged());
+        let (dirs_at, entries_at) = (at(head::DIRS_AT)?, at(head::ENTRIES_AT)?);
+        let (names_at, tables_at) = (at(head::NAMES_AT)?, at(head::TABLES_AT)?);
+        let (entries, dirs) = (u32_at(head, head::ENTRIES), u32_at(head, head::DIRS));
+        let whole = at(head::LENGTH)? == data.len()
+            && data.get(end..data.len()) == Some(MAGIC)
+            && dirs_at == HEADER
+            && dirs_at.checked_add(dirs as usize * DIR) == Some(entries_at)
+            && entries_at.checked_add(entries as usize * ENTRY) == Some(names_at)
+            && names_at <= tables_at
+            && tables_at <= end
+            && entries > 0
+            && dirs > 0;
+        if !whole {
+            return Err(damaged());
+        }
+        let layers = u32_at(head, head::LAYERS) as usize;
+        Ok(Self { data, entries, dirs, entries_at, names_at, tables_at, layers, origin })
+    }
+}
+
+/// What a stack of layers holds: a whole manifest, and what differs from it.
 #[derive(Debug)]
 pub struct Manifest {
-    data: Data,
-    entries: u32,
-    dirs: u32,
-    dirs_at: usize,
-    entries_at: usize,
-    names_at: usize,
-    tables_at: usize,
-    scan: Time,
-    settings: u64,
-    git_state: u64,
-    files: u64,
-    layers: Vec<String>,
-    devs: Vec<u64>,
+    pub(super) frame: Arc<Frame>,
+    pub(super) delta: Option<Delta>,
+    pub(super) entries: u32,
+    pub(super) dirs: u32,
+    pub(super) scan: Time,
+    pub(super) settings: u64,
+    pub(super) git_state: u64,
+    pub(super) files: u64,
+    pub(super) layers: Vec<String>,
+    pub(super) devs: Vec<u64>,
+    /// As the file says; older ones do not say it.
+    pub(super) held: Option<Held>,
 }
 
 /// Inode number and ctime of a file in its layer: what an overlay shows until it is changed.
@@ -121,13 +213,13 @@ impl Entry<'_> {
     }
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> u16 {
     bytes.get(at..at + 2).and_then(|b| b.try_into().ok()).map_or(0, u16::from_le_bytes)
 }
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
 }
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
+pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 fn i64_at(bytes: &[u8], at: usize) -> i64 {
@@ -142,43 +234,39 @@ impl Manifest {
     }
 
     fn map(path: &Path) -> Result<Self, ManifestError> {
-        let io = |source| ManifestError::Io { path: path.to_owned(), source };
-        let file = File::open(path).map_err(io)?;
-        Self::parse(Data::Mapped(Map::new(&file).map_err(io)?), path)
+        let (data, origin) = map(path)?;
+        match data.get(0..HEADER) {
+            Some(head) if head.starts_with(MAGIC) && u32_at(head, head::VERSION) == DELTA => {
+                let base = path.with_file_name(base_name(u64_at(head, head::BASE)));
+                let (base_data, origin) = map(&base)?;
+                let frame = Frame::parse(base_data, Some(origin), &base)?;
+                let delta =
+                    Delta::parse(data, &frame).ok_or_else(|| ManifestError::Damaged { path: path.to_owned() })?;
+                Self::parse(Arc::new(frame), Some(delta), path)
+            }
+            _ => Self::parse(Arc::new(Frame::parse(data, Some(origin), path)?), None, path),
+        }
     }
 
+    #[cfg(test)]
     pub(crate) fn from_bytes(bytes: Vec<u8>) -> Result<Self, ManifestError> {
-        Self::parse(Data::Owned(bytes), Path::new(super::MANIFEST))
+        let path = Path::new(super::MANIFEST);
+        Self::parse(Arc::new(Frame::parse(Data::Owned(bytes), None, path)?), None, path)
     }
 
     pub(crate) fn from_parts(parts: Parts) -> Result<Self, ManifestError> {
-        Self::parse(Data::Parts(parts), Path::new(super::MANIFEST))
+        let path = Path::new(super::MANIFEST);
+        Self::parse(Arc::new(Frame::parse(Data::Parts(parts), None, path)?), None, path)
     }
 
-    fn parse(data: Data, path: &Path) -> Result<Self, ManifestError> {
+    /// Reads what is said of the whole: by the delta, if there is one.
+    pub(super) fn parse(frame: Arc<Frame>, delta: Option<Delta>, path: &Path) -> Result<Self, ManifestError> {
         let damaged = || ManifestError::Damaged { path: path.to_owned() };
-        let end = data.len().checked_sub(MAGIC.len()).filter(|at| *at >= HEADER).ok_or_else(damaged)?;
-        let head = data.get(0..HEADER).filter(|head| head.starts_with(MAGIC)).ok_or_else(damaged)?;
-        let found = u32_at(head, head::VERSION);
-        if found != VERSION {
-            return Err(ManifestError::Version { path: path.to_owned(), found });
-        }
-        let at = |offset| usize::try_from(u64_at(head, offset)).map_err(|_| damaged());
-        let (dirs_at, entries_at) = (at(head::DIRS_AT)?, at(head::ENTRIES_AT)?);
-        let (names_at, tables_at) = (at(head::NAMES_AT)?, at(head::TABLES_AT)?);
-        let (entries, dirs) = (u32_at(head, head::ENTRIES), u32_at(head, head::DIRS));
-        let whole = at(head::LENGTH)? == data.len()
-            && data.get(end..data.len()) == Some(MAGIC)
-            && dirs_at == HEADER
-            && dirs_at.checked_add(dirs as usize * DIR) == Some(entries_at)
-            && entries_at.checked_add(entries as usize * ENTRY) == Some(names_at)
-            && names_at <= tables_at
-            && tables_at <= data.len()
-            && entries > 0
-            && dirs > 0;
-        if !whole {
-            return Err(damaged());
-        }
+        let (data, tables_at) = match &delta {
+            Some(delta) => (&delta.data, delta.tables_at),
+            None => (&frame.data, frame.tables_at),
+        };
+        let head = data.get(0..HEADER).ok_or_else(damaged)?;
         let mut devs = Vec::new();
         let mut at = tables_at;
         for _ in 0..u32_at(head, head::DEVS) {
@@ -192,24 +280,21 @@ impl Manifest {
             layers.push(String::from_utf8(text.to_vec()).map_err(|_| damaged())?);
             at += 2 + len;
         }
-        let scan = Time { sec: i64_at(head, head::SCAN_SEC), nsec: u32_at(head, head::SCAN_NSEC) };
-        let settings = u64_at(head, head::SETTINGS);
         let files = u64_at(head, head::FILES);
-        let git_state = u64_at(head, head::GIT_STATE);
+        let sums = (u64_at(head, head::HELD) == 1).then(|| data.get(at..data.len() - MAGIC.len())).flatten();
+        let held = sums.and_then(|sums| Held::read(sums, layers.len(), files));
         Ok(Self {
-            entries,
-            dirs,
-            dirs_at,
-            entries_at,
-            names_at,
-            tables_at,
-            scan,
-            settings,
-            git_state,
+            entries: u32_at(head, head::ENTRIES),
+            dirs: u32_at(head, head::DIRS),
+            scan: Time { sec: i64_at(head, head::SCAN_SEC), nsec: u32_at(head, head::SCAN_NSEC) },
+            settings: u64_at(head, head::SETTINGS),
+            git_state: u64_at(head, head::GIT_STATE),
             files,
             layers,
             devs,
-            data,
+            held,
+            frame,
+            delta,
         })
     }
 
@@ -250,9 +335,10 @@ impl Manifest {
         Walk::new(self, start, dir)
     }
 
-    /// Returns the file's bytes, in order.
+    /// Returns the file's bytes, in order: of a delta, without the whole manifest that it stands on.
     pub(crate) fn chunks(&self) -> impl Iterator<Item = &[u8]> {
-        let (whole, parts): (Option<&[u8]>, &[Vec<u8>]) = match &self.data {
+        let data = self.delta.as_ref().map_or(&self.frame.data, |delta| &delta.data);
+        let (whole, parts): (Option<&[u8]>, &[Vec<u8>]) = match data {
             Data::Mapped(map) => (Some(map), &[]),
             Data::Owned(bytes) => (Some(bytes), &[]),
             Data::Parts(parts) => (None, &parts.0),
@@ -268,7 +354,27 @@ impl Manifest {
     /// Returns the bytes of the regular files that the stack holds, each name counted.
     pub fn bytes_held(&self) -> u64 {
         let held = |raw: &Raw<'_>| raw.kind() == Kind::File && raw.layer().is_some() && raw.flags().reason().is_none();
-        (0..self.entries).map(|index| self.raw(index)).filter(held).map(|raw| raw.size()).sum()
+        self.live().map(|index| self.raw(index)).filter(held).map(|raw| raw.size()).sum()
+    }
+
+    /// Returns the indices of all entries but the top directory, those of one directory together. Others are
+    /// left over from before a change.
+    pub(crate) fn live(&self) -> impl Iterator<Item = u32> {
+        (0..self.dirs).map(|dir| self.dir(dir)).flat_map(|dir| dir.first..dir.first + dir.count)
+    }
+
+    /// Returns what each layer still holds.
+    pub(crate) fn held(&self) -> Held {
+        self.held.clone().unwrap_or_else(|| {
+            let mut held = Held { layers: vec![(0, 0); self.layers.len()], ..Held::default() };
+            iter::once(0).chain(self.live()).for_each(|index| held.add(self.raw(index).bytes));
+            held
+        })
+    }
+
+    /// Returns the number of directories, the top included.
+    pub(crate) fn dirs_held(&self) -> u32 {
+        self.held.as_ref().map_or(self.dirs, |held| held.dirs)
     }
 
     pub(crate) fn settings(&self) -> u64 {
@@ -282,9 +388,12 @@ impl Manifest {
 
     /// Returns the same manifest, whose decisions hold under another `git_state`.
     pub(crate) fn with_git_state(self, state: u64) -> Result<Self, ManifestError> {
-        let mut bytes = self.chunks().collect::<Vec<_>>().concat();
-        bytes[head::GIT_STATE..head::GIT_STATE + 8].copy_from_slice(&state.to_le_bytes());
-        Self::from_bytes(bytes)
+        let layers = self.layers.clone();
+        let Some(mut edit) = Edit::new(&self, layers, self.scan, self.settings) else {
+            return self.flat(state);
+        };
+        edit.git_state(state);
+        edit.finish()
     }
 
     pub(crate) fn layers_up(&self) -> &[String] {
@@ -328,14 +437,14 @@ impl Manifest {
     }
 
     pub(crate) fn raw(&self, index: u32) -> Raw<'_> {
-        let at = self.entries_at + index as usize * ENTRY;
-        let bytes = if index < self.entries { self.data.get(at..at + ENTRY) } else { None };
+        let changed = self.delta.as_ref().and_then(|delta| delta.entry(index));
+        let bytes = changed.or_else(|| self.frame.entry(index));
         Raw { manifest: self, bytes: bytes.and_then(|b| b.try_into().ok()).unwrap_or(&[0; ENTRY]) }
     }
 
     pub(crate) fn dir(&self, index: u32) -> RawDir {
-        let at = self.dirs_at + index as usize * DIR;
-        let Some(bytes) = self.data.get(at..at + DIR).filter(|_| index < self.dirs) else {
+        let changed = self.delta.as_ref().and_then(|delta| delta.dir(index));
+        let Some(bytes) = changed.or_else(|| self.frame.dir(index)) else {
             return RawDir { first: 0, count: 0, own: 0, parent: NONE, flags: DIR_UNREADABLE };
         };
         let (first, count) = (u32_at(bytes, 0), u32_at(bytes, 4));
@@ -381,22 +490,28 @@ pub(crate) struct Raw<'a> {
 }
 
 impl<'a> Raw<'a> {
-    fn name_range(&self) -> (usize, usize) {
-        let at = self.manifest.names_at + u32_at(self.bytes, entry::NAME) as usize;
-        (at, at + usize::from(u16_at(self.bytes, entry::NAME_LEN)))
+    /// Returns so many bytes from where the name begins.
+    fn name_bytes(&self, len: usize) -> Option<&'a [u8]> {
+        let at = u32_at(self.bytes, entry::NAME) as usize;
+        let frame = &self.manifest.frame;
+        let (data, from, end) = match (at.checked_sub(frame.names()), &self.manifest.delta) {
+            (Some(at), Some(delta)) => (&delta.data, delta.names_at + at, delta.tables_at),
+            _ => (&frame.data, frame.names_at + at, frame.tables_at),
+        };
+        if from + len <= end { data.get(from..from + len) } else { None }
+    }
+
+    fn name_len(&self) -> usize {
+        usize::from(u16_at(self.bytes, entry::NAME_LEN))
     }
 
     pub(crate) fn name(&self) -> &'a [u8] {
-        let (from, to) = self.name_range();
-        if to > self.manifest.tables_at {
-            return b"";
-        }
-        self.manifest.data.get(from..to).unwrap_or_default()
+        self.name_bytes(self.name_len()).unwrap_or_default()
     }
 
     pub(crate) fn name_c(&self) -> &'a CStr {
-        let (from, to) = self.name_range();
-        self.manifest.data.get(from..to + 1).and_then(|b| CStr::from_bytes_with_nul(b).ok()).unwrap_or_default()
+        let bytes = self.name_bytes(self.name_len() + 1);
+        bytes.and_then(|bytes| CStr::from_bytes_with_nul(bytes).ok()).unwrap_or_default()
     }
 
     pub(crate) fn mode(&self) -> u32 {
@@ -492,17 +607,17 @@ impl<'a> Raw<'a> {
 #[derive(Debug)]
 pub struct Walk<'a> {
     manifest: &'a Manifest,
-    /// Next entry, end, length of the directory's path.
-    stack: Vec<(u32, u32, usize)>,
+    /// Next entry, end, length of the directory's path, the directory.
+    stack: Vec<(u32, u32, usize, u32)>,
     path: Vec<u8>,
 }
 
 impl<'a> Walk<'a> {
     fn new(manifest: &'a Manifest, dir: Option<u32>, path: &[u8]) -> Self {
         let mut walk = Self { manifest, stack: Vec::new(), path: path.to_vec() };
-        if let Some(dir) = dir {
-            let dir = manifest.dir(dir);
-            walk.stack.push((dir.first, dir.first + dir.count, path.len()));
+        if let Some(index) = dir {
+            let dir = manifest.dir(index);
+            walk.stack.push((dir.first, dir.first + dir.count, path.len(), index));
         }
         walk
     }
@@ -512,11 +627,11 @@ impl<'a> Iterator for Walk<'a> {
     type Item = (Vec<u8>, Entry<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let (at, len) = loop {
+        let (at, len, above) = loop {
             let top = self.stack.last_mut()?;
             if top.0 < top.1 {
                 top.0 += 1;
-                break (top.0 - 1, top.2);
+                break (top.0 - 1, top.2, top.3);
             }
             self.stack.pop();
         };
@@ -526,12 +641,10 @@ impl<'a> Iterator for Walk<'a> {
             self.path.push(b'/');
         }
         self.path.extend_from_slice(raw.name());
-        // Children come later in the file than their parent: damage cannot make a loop.
-        if let Some(child) = raw.child() {
+        // Directories have greater numbers than their parents: damage cannot make a loop.
+        if let Some(child) = raw.child().filter(|child| *child > above) {
             let dir = self.manifest.dir(child);
-            if dir.first > at {
-                self.stack.push((dir.first, dir.first + dir.count, self.path.len()));
-            }
+            self.stack.push((dir.first, dir.first + dir.count, self.path.len(), child));
         }
         Some((self.path.clone(), raw.entry()))
     }

@@ -1,8 +1,10 @@
 //! Building a manifest, directory by directory.
 
+use super::delta::push_dir_record;
 use super::format::{DIR, ENTRY, Flags, HEADER, MAGIC, NO_LAYER, NONE, VERSION, entry, head};
+use super::held::Held;
 use super::{CopyStat, Raw};
-use crate::stat::{Kind, Stat, Time};
+use crate::stat::{Stat, Time};
 use std::ops::Range;
 
 /// An entry to be written.
@@ -53,7 +55,7 @@ pub(crate) struct Builder {
     scan: Time,
     settings: u64,
     git_state: u64,
-    files: u64,
+    held: Held,
     overflow: bool,
 }
 
@@ -71,7 +73,7 @@ impl Builder {
             scan,
             settings,
             git_state: 0,
-            files: 0,
+            held: Held::default(),
             overflow: false,
         };
         builder.push_dir(NONE, b"", top);
@@ -137,7 +139,6 @@ impl Builder {
     pub(crate) fn take(&mut self, parent: u32, raw: &Raw<'_>) -> Option<u32> {
         let at = self.entries.len();
         let name = self.add_name(raw.name());
-        self.files += u64::from(raw.kind() != Kind::Dir && raw.layer_index() != NO_LAYER);
         let child = raw.child().map(|_| {
             let dir = self.dirs.len() as u32;
             self.dirs.push([0, 0, (at / ENTRY) as u32, parent, 0]);
@@ -146,37 +147,14 @@ impl Builder {
         self.entries.extend_from_slice(raw.bytes);
         self.entries[at + entry::NAME..][..4].copy_from_slice(&name.to_le_bytes());
         self.entries[at + entry::CHILD..][..4].copy_from_slice(&child.unwrap_or(NONE).to_le_bytes());
+        self.held.add(&self.entries[at..]);
         child
     }
 
     fn write(&mut self, name: &[u8], record: Record, child: u32) {
         let name_at = self.add_name(name);
-        let dev = self.devs.iter().position(|dev| *dev == record.stat.dev).unwrap_or_else(|| {
-            self.devs.push(record.stat.dev);
-            self.devs.len() - 1
-        });
-        let (copy_ino, copy_ctime) = record.copy.map_or((0, Time::default()), |copy| (copy.ino, copy.ctime));
-        let stat = &record.stat;
-        self.files += u64::from(stat.kind() != Kind::Dir && record.layer.is_some());
-        let mut bytes = [0; ENTRY];
-        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-        put(entry::MTIME_SEC, &stat.mtime.sec.to_le_bytes());
-        put(entry::CTIME_SEC, &stat.ctime.sec.to_le_bytes());
-        put(entry::SIZE, &stat.size.to_le_bytes());
-        put(entry::INO, &stat.ino.to_le_bytes());
-        put(entry::COPY_INO, &copy_ino.to_le_bytes());
-        put(entry::COPY_CTIME_SEC, &copy_ctime.sec.to_le_bytes());
-        put(entry::MTIME_NSEC, &stat.mtime.nsec.to_le_bytes());
-        put(entry::CTIME_NSEC, &stat.ctime.nsec.to_le_bytes());
-        put(entry::COPY_CTIME_NSEC, &copy_ctime.nsec.to_le_bytes());
-        put(entry::MODE, &stat.mode.to_le_bytes());
-        put(entry::NAME, &name_at.to_le_bytes());
-        put(entry::CHILD, &child.to_le_bytes());
-        // Names have at most 255 bytes, devices a tree can span are few.
-        put(entry::NAME_LEN, &(name.len() as u16).to_le_bytes());
-        put(entry::LAYER, &record.layer.unwrap_or(NO_LAYER).to_le_bytes());
-        put(entry::DEV, &(dev.min(usize::from(u16::MAX)) as u16).to_le_bytes());
-        put(entry::FLAGS, &record.flags.0.to_le_bytes());
+        let bytes = encode(&mut self.devs, &record, (name_at, name.len() as u16), child);
+        self.held.add(&bytes);
         self.entries.extend_from_slice(&bytes);
     }
 
@@ -187,51 +165,107 @@ impl Builder {
         }
         let entries_at = HEADER + self.dirs.len() * DIR;
         let names_at = entries_at + self.entries.len();
-        let tables_at = names_at + self.names.len();
-        let tables: usize = self.devs.len() * 8 + self.layers.iter().map(|id| id.len() + 2).sum::<usize>();
-        let length = tables_at + tables + MAGIC.len();
         let mut out = Vec::with_capacity(entries_at);
         out.resize(HEADER, 0);
-        let mut put = |at: usize, value: &[u8]| out[at..at + value.len()].copy_from_slice(value);
-        put(0, MAGIC);
-        put(head::VERSION, &VERSION.to_le_bytes());
-        put(head::ENTRIES, &((self.entries.len() / ENTRY) as u32).to_le_bytes());
-        put(head::DIRS, &(self.dirs.len() as u32).to_le_bytes());
-        put(head::LAYERS, &(self.layers.len() as u32).to_le_bytes());
-        put(head::DEVS, &(self.devs.len() as u32).to_le_bytes());
-        put(head::DIRS_AT, &(HEADER as u64).to_le_bytes());
-        put(head::ENTRIES_AT, &(entries_at as u64).to_le_bytes());
-        put(head::NAMES_AT, &(names_at as u64).to_le_bytes());
-        put(head::TABLES_AT, &(tables_at as u64).to_le_bytes());
-        put(head::LENGTH, &(length as u64).to_le_bytes());
-        put(head::SCAN_SEC, &self.scan.sec.to_le_bytes());
-        put(head::SCAN_NSEC, &self.scan.nsec.to_le_bytes());
-        put(head::SETTINGS, &self.settings.to_le_bytes());
-        put(head::GIT_STATE, &self.git_state.to_le_bytes());
-        put(head::FILES, &self.files.to_le_bytes());
-        for dir in &self.dirs {
-            for number in dir {
-                out.extend_from_slice(&number.to_le_bytes());
-            }
-            out.extend_from_slice(&[0; 4]);
-        }
-        let mut end = Vec::with_capacity(tables + MAGIC.len());
-        for dev in &self.devs {
-            end.extend_from_slice(&dev.to_le_bytes());
-        }
-        for id in &self.layers {
-            end.extend_from_slice(&(id.len() as u16).to_le_bytes());
-            end.extend_from_slice(id.as_bytes());
-        }
-        end.extend_from_slice(MAGIC);
-        Some(Parts([out, self.entries, self.names, end]))
+        self.dirs.iter().for_each(|dir| push_dir_record(&mut out, dir));
+        let head = Head {
+            devs: &self.devs,
+            layers: &self.layers,
+            scan: self.scan,
+            settings: self.settings,
+            git_state: self.git_state,
+            held: &self.held,
+            entries: (self.entries.len() / ENTRY) as u32,
+            dirs: self.dirs.len() as u32,
+        };
+        let rest = self.entries.len() + self.names.len();
+        let tables = finish(head, &mut out, VERSION, [HEADER, entries_at, names_at], rest);
+        Some(Parts([out, self.entries, self.names, tables]))
     }
+}
+
+/// Returns an entry's record; a device that is new is added to the table.
+pub(super) fn encode(devs: &mut Vec<u64>, record: &Record, name: (u32, u16), child: u32) -> [u8; ENTRY] {
+    let dev = devs.iter().position(|dev| *dev == record.stat.dev).unwrap_or_else(|| {
+        devs.push(record.stat.dev);
+        devs.len() - 1
+    });
+    let (copy_ino, copy_ctime) = record.copy.map_or((0, Time::default()), |copy| (copy.ino, copy.ctime));
+    let stat = &record.stat;
+    let mut bytes = [0; ENTRY];
+    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    put(entry::MTIME_SEC, &stat.mtime.sec.to_le_bytes());
+    put(entry::CTIME_SEC, &stat.ctime.sec.to_le_bytes());
+    put(entry::SIZE, &stat.size.to_le_bytes());
+    put(entry::INO, &stat.ino.to_le_bytes());
+    put(entry::COPY_INO, &copy_ino.to_le_bytes());
+    put(entry::COPY_CTIME_SEC, &copy_ctime.sec.to_le_bytes());
+    put(entry::MTIME_NSEC, &stat.mtime.nsec.to_le_bytes());
+    put(entry::CTIME_NSEC, &stat.ctime.nsec.to_le_bytes());
+    put(entry::COPY_CTIME_NSEC, &copy_ctime.nsec.to_le_bytes());
+    put(entry::MODE, &stat.mode.to_le_bytes());
+    put(entry::NAME, &name.0.to_le_bytes());
+    put(entry::CHILD, &child.to_le_bytes());
+    // Names have at most 255 bytes, devices a tree can span are few.
+    put(entry::NAME_LEN, &name.1.to_le_bytes());
+    put(entry::LAYER, &record.layer.unwrap_or(NO_LAYER).to_le_bytes());
+    put(entry::DEV, &(dev.min(usize::from(u16::MAX)) as u16).to_le_bytes());
+    put(entry::FLAGS, &record.flags.0.to_le_bytes());
+    bytes
+}
+
+/// What the header and the tables say.
+pub(super) struct Head<'a> {
+    pub(super) devs: &'a [u64],
+    pub(super) layers: &'a [String],
+    pub(super) scan: Time,
+    pub(super) settings: u64,
+    pub(super) git_state: u64,
+    pub(super) held: &'a Held,
+    pub(super) entries: u32,
+    pub(super) dirs: u32,
+}
+
+/// Fills in the header at the start of `out`; returns the tables and the end of the file. Between `out` and those
+/// there are `rest` bytes.
+pub(super) fn finish(head: Head<'_>, out: &mut [u8], version: u32, at: [usize; 3], rest: usize) -> Vec<u8> {
+    let tables_at = out.len() + rest;
+    let mut tables = Vec::new();
+    for dev in head.devs {
+        tables.extend_from_slice(&dev.to_le_bytes());
+    }
+    for id in head.layers {
+        tables.extend_from_slice(&(id.len() as u16).to_le_bytes());
+        tables.extend_from_slice(id.as_bytes());
+    }
+    head.held.write(head.layers.len(), &mut tables);
+    tables.extend_from_slice(MAGIC);
+    let mut put = |at: usize, value: &[u8]| out[at..at + value.len()].copy_from_slice(value);
+    put(0, MAGIC);
+    put(head::VERSION, &version.to_le_bytes());
+    put(head::ENTRIES, &head.entries.to_le_bytes());
+    put(head::DIRS, &head.dirs.to_le_bytes());
+    put(head::LAYERS, &(head.layers.len() as u32).to_le_bytes());
+    put(head::DEVS, &(head.devs.len() as u32).to_le_bytes());
+    put(head::DIRS_AT, &(at[0] as u64).to_le_bytes());
+    put(head::ENTRIES_AT, &(at[1] as u64).to_le_bytes());
+    put(head::NAMES_AT, &(at[2] as u64).to_le_bytes());
+    put(head::TABLES_AT, &(tables_at as u64).to_le_bytes());
+    put(head::LENGTH, &((tables_at + tables.len()) as u64).to_le_bytes());
+    put(head::SCAN_SEC, &head.scan.sec.to_le_bytes());
+    put(head::SCAN_NSEC, &head.scan.nsec.to_le_bytes());
+    put(head::SETTINGS, &head.settings.to_le_bytes());
+    put(head::GIT_STATE, &head.git_state.to_le_bytes());
+    put(head::FILES, &head.held.files.to_le_bytes());
+    put(head::HELD, &1u64.to_le_bytes());
+    tables
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::manifest::{Manifest, ManifestError, Reason};
+    use crate::stat::Kind;
 
     fn record(mode: u32, ino: u64) -> Record {
         let time = Time { sec: -1, nsec: 999_999_999 };
