@@ -308,7 +308,9 @@ pub enum Which<'a> {
 pub fn plan(store: &Store, hands: &mut dyn Hands) -> Result<Vec<Found>, StoreError> {
     let cuts = Cuts::take(store, Which::All, |cut| Ok(vec![cut]))?;
     let groups = cuts.singles.into_iter().chain(cuts.groups);
-    Ok(groups.filter_map(|cuts| decided(hands, &cuts)).collect())
+    let mut all: Vec<Found> = groups.filter_map(|cuts| decided(hands, &cuts)).collect();
+    all.extend(cuts.unread.into_iter().map(unread));
+    Ok(all)
 }
 
 /// Finds operations that were cut, and finishes them or takes them back. Returns those of which something was left
@@ -322,7 +324,14 @@ pub fn run(store: &Store, hands: &mut dyn Hands, which: Which<'_>) -> Result<Vec
     for group in cuts.groups {
         all.extend(mend(store, hands, group));
     }
+    all.extend(cuts.unread.into_iter().map(unread));
     Ok(all)
+}
+
+/// One whose journal cannot be read: nothing is known of it, and it stays for the next command.
+fn unread(error: StoreError) -> Found {
+    let recovery = Recovery { verb: Verb::Unknown, of: Vec::new(), deeds: Vec::new(), end: End::Left };
+    Found { recovery, outcome: Err(error.into()) }
 }
 
 /// Finishes one, or several that are one, or takes them back.
@@ -459,6 +468,8 @@ struct Cuts {
     singles: Vec<Vec<Cut>>,
     /// Those that are one change of several repositories.
     groups: Vec<Vec<Cut>>,
+    /// Why others are not known.
+    unread: Vec<StoreError>,
 }
 
 impl Cuts {
@@ -486,7 +497,15 @@ impl Cuts {
         let mut groups: BTreeMap<PathBuf, Vec<Cut>> = BTreeMap::new();
         let mut held = BTreeSet::new();
         for (marker, _) in markers.iter().zip(wanted).filter(|(_, wanted)| *wanted) {
-            match Cut::take(store, marker, which)? {
+            let taken = match Cut::take(store, marker, which) {
+                // Those after it are mended all the same.
+                Err(error) if matches!(which, Which::All) => {
+                    cuts.unread.push(error);
+                    continue;
+                }
+                taken => taken?,
+            };
+            match taken {
                 Taken::Over => {}
                 Taken::Held => {
                     held.extend(peek(store, marker).and_then(|(_, operation)| change(&operation)?.all));
@@ -497,8 +516,9 @@ impl Cuts {
                 },
             }
         }
-        // One of them lives, or is being mended by somebody else.
-        cuts.groups = groups.into_iter().filter(|(all, _)| !held.contains(all)).map(|(_, group)| group).collect();
+        // One of them lives, or is being mended by somebody else; one that cannot be read may be of any of them.
+        let complete = |all: &PathBuf| !held.contains(all) && cuts.unread.is_empty();
+        cuts.groups = groups.into_iter().filter(|(all, _)| complete(all)).map(|(_, group)| group).collect();
         cuts.singles.retain(|single| !single.is_empty());
         Ok(cuts)
     }
@@ -787,6 +807,29 @@ mod tests {
         merge(&store, "/other", false);
         assert!(run(&store, &mut Noted::default(), Which::All).unwrap().is_empty());
         assert_eq!(markers(&store).len(), 1);
+    }
+
+    #[test]
+    fn a_journal_that_cannot_be_read_keeps_nobody_else_waiting() {
+        for n in 0..3 {
+            let (_root, store) = store();
+            let ids: Vec<RepoId> = (0..3).map(|n| merge(&store, &format!("/w{n}"), false)).collect();
+            let journal = Journal::of_repo(&store, &ids[n]).path();
+            let kept = journal.with_extension("kept");
+            fs::rename(&journal, &kept).unwrap();
+            // A directory cannot be read, whoever tries.
+            fs::create_dir(&journal).unwrap();
+            let mut hands = Noted::default();
+            let found = run(&store, &mut hands, Which::All).unwrap();
+            let failed: Vec<String> =
+                found.iter().filter_map(|found| found.outcome.as_ref().err().map(ToString::to_string)).collect();
+            assert_eq!(failed, [format!("cannot read '{}'", journal.display())]);
+            assert_eq!(hands.0.len(), 2);
+            fs::remove_dir(&journal).unwrap();
+            fs::rename(&kept, &journal).unwrap();
+            assert_eq!(run(&store, &mut hands, Which::All).unwrap().len(), 1);
+            assert!(hands.0.contains(&format!("put back /w{n}")) && markers(&store).is_empty());
+        }
     }
 
     #[test]
