@@ -153,19 +153,8 @@ impl From<StoreError> for CliError {
                 }
                 _ => failure,
             },
-            StoreError::Damaged { path, .. } => {
-                let shown = |path: &std::path::Path| escape(&path.to_string_lossy());
-                let of_sandbox = path.parent().filter(|dir| {
-                    dir.parent().and_then(std::path::Path::file_name).is_some_and(|name| name == "sandboxes")
-                });
-                match of_sandbox {
-                    Some(dir) => failure.hint(format!(
-                        "the sandbox's files are in '{}'; a copy of the record from a backup makes it whole again",
-                        shown(dir)
-                    )),
-                    None => failure.hint(format!("put back a copy of '{}' from a backup", shown(path))),
-                }
-            }
+            StoreError::Damaged { .. } => failure
+                .hint("`git sandbox repair` makes it whole where it has a copy, else tells the next step; nothing else is harmed"),
         }
     }
 }

@@ -10,6 +10,7 @@ mod agent_help;
 mod changing;
 mod cli;
 mod context;
+mod damaged;
 mod error;
 mod event_words;
 mod follow;

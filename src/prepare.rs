@@ -15,7 +15,7 @@ use sandbox_core::host_repo::HostRepo;
 use sandbox_core::launch::User;
 use sandbox_core::prepare::{Request, Source, Taken};
 use sandbox_core::record::RepoRecord;
-use sandbox_core::store::{Store, read_json, write_json};
+use sandbox_core::store::{Store, read_json, write_twice};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -201,7 +201,7 @@ fn ask_secrets(store: &Store, taken: &Taken, of: Of<'_>) -> Result<bool, CliErro
     let path = store.repo(&taken.repo).record();
     if let Some(mut record) = read_json::<RepoRecord>(&path)? {
         record.carry_secrets = Some(carry);
-        write_json(&path, &record, true)?;
+        write_twice(&path, &record, true)?;
     }
     match of.repo {
         Some(_) => eprintln!("remembered: {} changes it", of.setting("true|false")),

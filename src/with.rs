@@ -9,7 +9,7 @@ use crate::project::{self, Project};
 use crate::text::escape_bytes;
 use sandbox_core::host_repo::{HostRepo, HostRepoError};
 use sandbox_core::record::RepoRecord;
-use sandbox_core::store::{Store, read_json, write_json};
+use sandbox_core::store::{Store, read_json, write_twice};
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -300,7 +300,7 @@ fn agreed(
     let yes = crate::leave::yes(false);
     if let Some(mut record) = read_json::<RepoRecord>(&file)? {
         record.with.insert(key, yes);
-        write_json(&file, &record, true)?;
+        write_twice(&file, &record, true)?;
     }
     let change = if yes {
         "a change of what it asks for is asked anew".to_owned()

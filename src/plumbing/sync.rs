@@ -10,7 +10,7 @@ use sandbox_core::id::{RepoId, SnapshotId};
 use sandbox_core::launch::TreeView;
 use sandbox_core::record::Snapshot;
 use sandbox_core::sandbox::Sandbox;
-use sandbox_core::store::{Store, make_dir, read_json, write_whole};
+use sandbox_core::store::{Store, keep_copy, make_dir, read_json, write_whole};
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -36,6 +36,8 @@ impl Drop for Syncing {
 /// for it alone (a fork, a full copy).
 fn sync_own(sandbox: &Sandbox) -> std::io::Result<()> {
     let dir = File::open(sandbox.dir.path())?;
+    // `repair` makes a damaged one whole from it.
+    let _ = keep_copy(&sandbox.dir.record());
     if sandbox.record.view == TreeView::Copy || sandbox.record.forked.is_some() {
         return Ok(rustix::fs::syncfs(&dir)?);
     }
@@ -83,6 +85,7 @@ pub fn run(args: &[OsString]) -> Result<(), CliError> {
     sandbox_capture::sync(store.root()).map_err(|error| CliError::chain(&error))?;
     let mark = mark(&store, &repo, &snapshot);
     make_dir(mark.parent().unwrap_or(store.root()))?;
+    keep_copy(&store.repo(&repo).snapshot(&snapshot))?;
     write_whole(&mark, b"", false)?;
     if let Some(snapshot) = read_json::<Snapshot>(&store.repo(&repo).snapshot(&snapshot))? {
         sandbox_core::fold::fold(&store, &repo, &snapshot.worktree).map_err(|error| CliError::chain(&error))?;

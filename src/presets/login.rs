@@ -18,7 +18,7 @@ use rustix::termios::isatty;
 use sandbox_core::host_repo::HostRepo;
 use sandbox_core::id::RepoId;
 use sandbox_core::record::RepoRecord;
-use sandbox_core::store::{Store, read_json, write_json};
+use sandbox_core::store::{Store, read_json, write_twice};
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -138,7 +138,7 @@ pub fn ask(store: &Store, repo: &RepoId, preset: &Preset, login: &Login) -> Resu
     let path = store.repo(repo).record();
     if let Some(mut record) = read_json::<RepoRecord>(&path)? {
         record.carry_credentials.insert(preset.name.clone(), carry);
-        write_json(&path, &record, true)?;
+        write_twice(&path, &record, true)?;
     }
     let value = if carry { "none" } else { &preset.name };
     eprintln!("remembered: `git config --add {SETTING} {value}` changes it");

@@ -1,5 +1,6 @@
 //! `drop`: removes a sandbox once the host has its work.
 
+use super::gc::kept_words;
 use super::{fetch, rescue, stop};
 use crate::cli;
 use crate::context::Context;
@@ -109,7 +110,7 @@ pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Forc
         Err(error) => return Err(error.into()),
     };
     if force == Force::No && !unsaved.is_empty() {
-        return Err(refusal(sandbox, &unsaved));
+        return Err(refusal(sandbox, &unsaved, &kept_words(context)));
     }
     if unsaved.is_empty() {
         removal::drop_saved(context.git()?, store, sandbox, lock)?;
@@ -138,8 +139,8 @@ pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Forc
     });
     let left = left.unwrap_or_default();
     Ok(format!(
-        "dropped '{name}' into the trash{only}{left}\nhint: `git sandbox trash restore {name}` brings it back for {} days",
-        trash::KEEP_DAYS
+        "dropped '{name}' into the trash{only}{left}\nhint: `git sandbox trash restore {name}` brings it back {}",
+        kept_words(context)
     ))
 }
 
@@ -176,7 +177,7 @@ fn ignored_words(unsaved: &Unsaved) -> String {
     }
 }
 
-fn refusal(sandbox: &Sandbox, unsaved: &Unsaved) -> CliError {
+fn refusal(sandbox: &Sandbox, unsaved: &Unsaved, kept: &str) -> CliError {
     let name = sandbox.name();
     let mut error = CliError::new(format!("cannot drop '{name}': the host has not got everything")).status(1);
     let in_directory =
@@ -211,5 +212,5 @@ fn refusal(sandbox: &Sandbox, unsaved: &Unsaved) -> CliError {
             "`git sandbox apply {name}` takes the files, `git sandbox commit {name} -m MSG` commits them"
         ));
     }
-    error.hint(format!("`git sandbox drop --force {name}` moves it to the trash for {} days", trash::KEEP_DAYS))
+    error.hint(format!("`git sandbox drop --force {name}` moves it to the trash {kept}"))
 }

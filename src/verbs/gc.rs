@@ -5,8 +5,9 @@ use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::text::{count, escape, parse_size, size};
-use sandbox_core::prune::PrunePlan;
+use sandbox_core::prune::{Keep, PrunePlan};
 use sandbox_core::store::{Store, write_whole};
+use sandbox_core::trash::KEEP_DAYS;
 use sandbox_core::{prune, removal};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -73,6 +74,28 @@ fn cache(context: &Context, store: &Store) -> Result<u64, CliError> {
     })
 }
 
+/// `sandbox.trashExpiry`: days that a dropped sandbox is kept; `None`: it does not go by itself.
+pub fn trash_days(context: &Context) -> Result<Option<u64>, CliError> {
+    let Some(text) = context.setting("sandbox.trashExpiry") else { return Ok(Some(KEEP_DAYS)) };
+    let days = match text.as_str() {
+        "never" => Some(None),
+        text => text.strip_suffix('d').unwrap_or(text).parse::<u64>().ok().filter(|days| *days > 0).map(Some),
+    };
+    days.ok_or_else(|| {
+        CliError::new(format!("'{}' is not a value of sandbox.trashExpiry", escape(&text)))
+            .hint("it is a number of days such as 30 or 90d, or never; `git sandbox trash empty` does it now")
+    })
+}
+
+/// For how long a dropped sandbox is kept, in words. A setting that is none is told by `gc`.
+pub fn kept_words(context: &Context) -> String {
+    match trash_days(context).unwrap_or(Some(KEEP_DAYS)) {
+        Some(1) => "for a day".into(),
+        Some(days) => format!("for {days} days"),
+        None => "until `git sandbox trash empty`".into(),
+    }
+}
+
 #[derive(Serialize)]
 struct Report<'a> {
     version: u32,
@@ -82,6 +105,21 @@ struct Report<'a> {
     /// What stays for the next spawns, and how much that may be.
     idle_bytes: u64,
     cache_bytes: u64,
+    /// Days that a dropped sandbox is kept; null: it does not go by itself.
+    trash_expiry_days: Option<u64>,
+    /// Dropped sandboxes that stay.
+    trash: Vec<Waiting<'a>>,
+    /// Records that cannot be read: as long as there is one, what it may stand on stays.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    unread: &'a [PathBuf],
+}
+
+#[derive(Serialize)]
+struct Waiting<'a> {
+    name: &'a str,
+    id: &'a str,
+    /// The least days until it goes.
+    days_left: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -93,7 +131,7 @@ struct Removed<'a> {
 }
 
 /// Prints the plan, before anything is done.
-fn show(plan: &PrunePlan, args: &cli::Gc) -> Result<(), CliError> {
+fn show(plan: &PrunePlan, keep: Keep, args: &cli::Gc) -> Result<(), CliError> {
     // Marks and the like are no news.
     let items = plan.items.iter().filter(|item| item.bytes > 0);
     if args.json {
@@ -105,7 +143,14 @@ fn show(plan: &PrunePlan, args: &cli::Gc) -> Result<(), CliError> {
                 .collect(),
             remove_bytes: plan.bytes(),
             idle_bytes: plan.idle,
-            cache_bytes: plan.cache,
+            cache_bytes: keep.cache,
+            trash_expiry_days: keep.trash_days,
+            trash: plan
+                .trash
+                .iter()
+                .map(|one| Waiting { name: &one.name, id: one.id.as_str(), days_left: one.days_left })
+                .collect(),
+            unread: &plan.unread,
         });
     }
     for item in items {
@@ -122,8 +167,16 @@ pub fn run(context: &Context, args: &cli::Gc) -> Outcome {
         removal::sweep(&store, PATIENCE)?;
         return Ok(0);
     }
-    let plan = prune::plan(&store, cache(context, &store)?)?;
-    show(&plan, args)?;
+    let keep = Keep { cache: cache(context, &store)?, trash_days: trash_days(context)? };
+    let plan = prune::plan(&store, keep)?;
+    if let [first, more @ ..] = &plan.unread[..] {
+        let others = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+        eprintln!(
+            "warning: no layer and no pack is removed, since '{}'{others} cannot be read; `git sandbox repair` tells the next step",
+            escape(&first.to_string_lossy())
+        );
+    }
+    show(&plan, keep, args)?;
     if args.dry_run {
         if !args.json {
             match plan.bytes() {
@@ -131,8 +184,20 @@ pub fn run(context: &Context, args: &cli::Gc) -> Outcome {
                 bytes => eprintln!("{} would be free", size(bytes)),
             }
             if plan.idle > 0 {
-                let most = if plan.cache == u64::MAX { "any size".to_owned() } else { size(plan.cache) };
+                let most = if keep.cache == u64::MAX { "any size".to_owned() } else { size(keep.cache) };
                 eprintln!("kept for the next spawns: {} of at most {most} (sandbox.cacheSize)", size(plan.idle));
+            }
+            if !plan.trash.is_empty() {
+                let next = match plan.trash.iter().filter_map(|one| one.days_left).min() {
+                    Some(days) => {
+                        format!("the next one goes in {}", count(usize::try_from(days).unwrap_or(usize::MAX), "day"))
+                    }
+                    None => "none goes by itself".to_owned(),
+                };
+                eprintln!(
+                    "kept in the trash: {}, {next} (sandbox.trashExpiry)",
+                    super::trash::dropped(plan.trash.len())
+                );
             }
         }
         return Ok(0);

@@ -2,6 +2,7 @@
 
 use crate::cli;
 use crate::context::Context;
+use crate::damaged::{self, Damaged};
 use crate::error::{CliError, Outcome};
 use crate::text::{age, escape, size, table, tilde};
 use sandbox_core::launch::{Network, TreeView};
@@ -81,24 +82,28 @@ pub struct Along {
 struct Listing {
     version: u32,
     sandboxes: Vec<Row>,
+    /// Those whose record cannot be read.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    damaged: Vec<Damaged>,
 }
 
 pub fn run(context: &Context, args: &cli::List) -> Outcome {
     let store = context.store()?;
     let everywhere = args.all || context.maybe_repo().is_none();
-    let sandboxes = if everywhere {
-        Sandbox::all(&store, None)?
+    let repo = if everywhere { None } else { context.repo_id(&store)? };
+    let (sandboxes, damaged) = if everywhere || repo.is_some() {
+        (Sandbox::all(&store, repo.as_ref())?, damaged::warn_sandboxes(&store, repo.as_ref())?)
     } else {
-        match context.repo_id(&store)? {
-            Some(repo) => Sandbox::all(&store, Some(&repo))?,
-            None => Vec::new(),
-        }
+        (Vec::new(), Vec::new())
     };
     let memory = memory_by_namespace();
     let rows: Vec<Row> =
         sandboxes.iter().map(|sandbox| row(context, &store, sandbox, &memory)).collect::<Result<_, _>>()?;
     if args.json {
-        print_json(&Listing { version: 1, sandboxes: rows })?;
+        print_json(&Listing { version: 1, sandboxes: rows, damaged: damaged.iter().map(Damaged::from).collect() })?;
+        return Ok(0);
+    }
+    if rows.is_empty() && !damaged.is_empty() {
         return Ok(0);
     }
     if rows.is_empty() {

@@ -58,11 +58,12 @@ pub fn run(context: &Context, args: &cli::Repair) -> Outcome {
         }
     }
     for finding in repair::find(git, &store, Path::new("/sys/fs/cgroup"))? {
+        let result = if args.dry_run { Ok(false) } else { repair::mend(git, &store, &finding) };
         let hint = match &finding.fix {
             Fix::Told(hint) => Some(hint.clone()),
+            Fix::Pack(pack) if result.is_err() => Some(pack.hint()),
             _ => None,
         };
-        let result = if args.dry_run { Ok(false) } else { repair::mend(git, &store, &finding) };
         let error = result.as_ref().err().map(|error| CliError::chain(error.as_ref()).message);
         findings.push(Found { kind: finding.kind, what: finding.what, repaired: result.unwrap_or(false), error, hint });
     }

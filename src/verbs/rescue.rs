@@ -141,8 +141,13 @@ fn failed(sandbox: &Sandbox, error: &rescue::RescueError) -> CliError {
 
 /// `5 files (3 min ago)`.
 pub fn words(rescue: &Rescue) -> String {
+    words_of(rescue.files, rescue.at)
+}
+
+/// The same of so many files, rescued at this time (Unix seconds).
+pub fn words_of(files: u64, at: u64) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0);
-    let files = count(usize::try_from(rescue.files).unwrap_or(usize::MAX), "file");
-    let files = if rescue.files == 0 { "a changed index".to_owned() } else { files };
-    format!("{files} ({} ago)", age(now.saturating_sub(rescue.at)))
+    let words = count(usize::try_from(files).unwrap_or(usize::MAX), "file");
+    let words = if files == 0 { "a changed index".to_owned() } else { words };
+    format!("{words} ({} ago)", age(now.saturating_sub(at)))
 }

@@ -12,6 +12,8 @@ use sandbox_core::store::Store;
 use sandbox_core::work;
 use sandbox_protocol::{Message, SessionStatus};
 use serde::Serialize;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 /// Rules of the network that are shown.
@@ -39,7 +41,10 @@ struct Rescued {
     /// Unix seconds; none when there is no rescue.
     at: Option<u64>,
     files: u64,
+    /// Of the main repository.
     commit: Option<String>,
+    /// Of each repository, submodule and nested repository.
+    commits: Vec<RescueCommit>,
     left_out: Vec<String>,
     /// Why the last try failed.
     failed: Option<String>,
@@ -47,20 +52,46 @@ struct Rescued {
     words: String,
 }
 
+/// A rescue commit in a vault.
+#[derive(Serialize)]
+struct RescueCommit {
+    worktree: PathBuf,
+    commit: String,
+    /// The vault that has it.
+    vault: PathBuf,
+}
+
 fn rescued(store: &Store, sandbox: &Sandbox) -> Option<Rescued> {
-    let kept = kept::of(store, &sandbox.record).ok().flatten()?;
-    let rescue = kept.newest().filter(|_| kept.clean.is_none());
-    if rescue.is_none() && kept.failed.is_none() {
+    let all = kept::all_of(store, &sandbox.record).ok()?;
+    let mut commits = Vec::new();
+    let mut rescues = Vec::new();
+    for (n, kept) in &all {
+        let mount = &sandbox.record.repos[*n];
+        if let Some(rescue) = kept.newest().filter(|_| kept.clean.is_none()) {
+            commits.extend(rescue.parts.iter().map(|part| RescueCommit {
+                // Without a slash at its end.
+                worktree: mount.worktree.join(OsStr::from_bytes(&part.path)).components().collect(),
+                commit: part.commit.clone(),
+                vault: store.repo(&mount.repo).vault(),
+            }));
+            rescues.push(rescue);
+        }
+    }
+    let failed = all.iter().find_map(|(_, kept)| kept.failed.as_ref()).map(|(_, why)| escape(why));
+    if rescues.is_empty() && failed.is_none() {
         return None;
     }
-    let main = rescue.and_then(|rescue| rescue.parts.iter().find(|part| part.path.is_empty()));
+    let newest = rescues.iter().max_by_key(|rescue| rescue.at);
+    let files = rescues.iter().map(|rescue| rescue.files).sum();
+    let main = commits.iter().find(|one| one.worktree == sandbox.record.repos[0].worktree);
     Some(Rescued {
-        at: rescue.map(|rescue| rescue.at),
-        files: rescue.map_or(0, |rescue| rescue.files),
-        commit: main.map(|part| part.commit.clone()),
-        left_out: rescue.map(|rescue| rescue.left_out.iter().map(|line| escape(line)).collect()).unwrap_or_default(),
-        failed: kept.failed.as_ref().map(|(_, why)| escape(why)),
-        words: rescue.map_or_else(|| "nothing".to_owned(), super::rescue::words),
+        at: newest.map(|rescue| rescue.at),
+        files,
+        commit: main.map(|one| one.commit.clone()),
+        left_out: rescues.iter().flat_map(|rescue| &rescue.left_out).map(|line| escape(line)).collect(),
+        failed,
+        words: newest.map_or_else(|| "nothing".to_owned(), |newest| super::rescue::words_of(files, newest.at)),
+        commits,
     })
 }
 
@@ -171,6 +202,10 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
     }
     if let Some(rescue) = &shown.rescue {
         println!("rescued     {}", rescue.words);
+        for one in rescue.commits.iter().filter(|_| rescue.commits.len() > 1) {
+            let short = one.commit.get(..10).unwrap_or(&one.commit);
+            println!("            {short} {}", tilde(&one.worktree, &context.home));
+        }
         for line in rescue.left_out.iter().take(5) {
             println!("            not in it: {line}");
         }

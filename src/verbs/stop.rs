@@ -36,7 +36,10 @@ pub fn chosen(context: &Context, store: &Store, names: &[String], all: bool) -> 
     if all {
         context.repo()?;
         return match context.repo_id(store)? {
-            Some(repo) => Ok(Sandbox::all(store, Some(&repo))?),
+            Some(repo) => {
+                crate::damaged::warn_sandboxes(store, Some(&repo))?;
+                Ok(Sandbox::all(store, Some(&repo))?)
+            }
             None => Ok(Vec::new()),
         };
     }

@@ -4,6 +4,7 @@ use super::fetch;
 use super::list::print_json;
 use crate::cli;
 use crate::context::Context;
+use crate::damaged::warn;
 use crate::error::{CliError, Outcome};
 use crate::text::{age, count, escape, size, table, tilde};
 use sandbox_core::host_repo::HostRepo;
@@ -15,7 +16,9 @@ use sandbox_core::store::{Store, read_json};
 use sandbox_core::trash::{self, Contents, Trashed};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -130,29 +133,37 @@ pub fn run(context: &Context, args: &cli::Trash) -> Outcome {
                 }
             }
             let mut items = Vec::new();
+            // What was restored meanwhile, or deleted by another, does not count.
+            let mut deleted = 0;
             for found in &all {
                 match found {
                     Found::Whole(item) => items.push((**item).clone()),
                     Found::Lost(lost) => {
+                        let mut there = false;
                         for (repo, kept) in &lost.0 {
-                            kept::forget_kept(&store.repo(repo), kept.clone())?;
+                            there |= kept::expire(&store.repo(repo), &kept.id)?;
                         }
+                        deleted += usize::from(there);
                     }
                 }
             }
-            trash::empty(&store, &items)?;
-            eprintln!("deleted {}", dropped(all.len()));
+            deleted += trash::empty(&store, &items)?;
+            eprintln!("deleted {}", dropped(deleted));
             Ok(0)
         }
     }
 }
 
-/// Everything in the trash, newest first.
+/// Everything in the trash, newest first. What cannot be read is told and left out.
 fn all(store: &Store) -> Result<Vec<Found>, CliError> {
-    let mut all: Vec<Found> = trash::list(store)?.into_iter().map(|item| Found::Whole(Box::new(item))).collect();
+    let trash = trash::read(store)?;
+    trash.damaged.iter().for_each(|error| warn("one in the trash", error));
+    let mut all: Vec<Found> = trash.whole.into_iter().map(|item| Found::Whole(Box::new(item))).collect();
     let mut lost: BTreeMap<String, Vec<(RepoId, Kept)>> = BTreeMap::new();
     for id in store.repo_ids()? {
-        for kept in Kept::all(&store.repo(&id))?.into_iter().filter(|kept| kept::is_lost(store, kept)) {
+        let kept = Kept::all(&store.repo(&id))?;
+        kept.damaged.iter().for_each(|error| warn("what the vault keeps of one", error));
+        for kept in kept.whole.into_iter().filter(|kept| kept::is_lost(store, kept)) {
             lost.entry(kept.id.to_string()).or_default().push((id.clone(), kept));
         }
     }
@@ -213,44 +224,67 @@ fn restore_lost(context: &Context, store: &Store, lost: &Lost) -> Outcome {
             .hint(format!("run this in its repository, '{}'", escape(&lost.first().worktree.to_string_lossy()))));
     }
     eprintln!("the directory of '{name}' was lost: its commits are branches now");
-    let mut status = 0;
+    let mut complete = true;
     for (id, kept) in &lost.0 {
         let elsewhere = here.as_ref() != Some(id);
         let of = match read_json::<RepoRecord>(&store.repo(id).record())? {
             Some(record) if elsewhere => record.common_dir,
             _ => context.repo()?.common_dir().to_owned(),
         };
-        let bring = |host: &HostRepo| {
-            kept::as_branches(context.git()?, host, &store.repo(id), kept).map_err(|error| CliError::chain(&error))
-        };
-        let branches = if elsewhere {
-            HostRepo::from_git_dir(&of).map_err(CliError::from).and_then(|host| bring(&host))
-        } else {
-            bring(context.repo()?)
-        };
-        let branches = match branches {
-            Ok(branches) => branches,
-            // The others have theirs all the same.
-            Err(error) if lost.0.len() > 1 => {
-                error.print();
-                eprintln!("warning: nothing of '{name}' is restored in '{}'", escape(&of.to_string_lossy()));
-                status = 1;
-                continue;
+        for (path, branches) in kept::branches(kept) {
+            let tree = kept.worktree.join(OsStr::from_bytes(&path));
+            let host = match (path.is_empty(), elsewhere) {
+                (true, false) => context.repo().cloned(),
+                (true, true) => HostRepo::from_git_dir(&of).map_err(CliError::from),
+                (false, _) => nested(context, &tree),
+            };
+            let place = if path.is_empty() { &of } else { &tree };
+            let place = (elsewhere || !path.is_empty()).then(|| escape(&place.to_string_lossy()));
+            let made = host.and_then(|host| {
+                let from = (&store.repo(id), kept);
+                kept::as_branches(context.git()?, store, &host, from, &branches)
+                    .map_err(|error| CliError::chain(&error))
+            });
+            match (made, place) {
+                (Ok(()), place) => told(kept, &branches, place.as_deref()),
+                // The others have theirs all the same.
+                (Err(error), Some(place)) => {
+                    error.print();
+                    let vault = escape(&store.repo(id).vault().to_string_lossy());
+                    eprintln!("warning: nothing of '{name}' is restored in '{place}': it stays in '{vault}'");
+                    complete = false;
+                }
+                (Err(error), None) => return Err(error),
             }
-            Err(error) => return Err(error),
-        };
-        if elsewhere {
-            eprintln!("in '{}':", escape(&of.to_string_lossy()));
-        }
-        for branch in &branches {
-            println!("{}", escape(branch));
-        }
-        let rescue = format!("restored/{}/rescue", kept.name);
-        if branches.contains(&rescue) {
-            eprintln!("hint: `git stash apply {rescue}` puts back what was not committed");
         }
     }
-    Ok(status)
+    Ok(if complete { 0 } else { 1 })
+}
+
+/// Says which branches there are now.
+fn told(kept: &Kept, branches: &BTreeMap<String, String>, place: Option<&str>) {
+    if let Some(place) = place {
+        eprintln!("in '{place}':");
+    }
+    for branch in branches.keys() {
+        println!("{}", escape(branch));
+    }
+    let rescue = format!("restored/{}/rescue", kept.name);
+    if branches.contains_key(&rescue) {
+        eprintln!("hint: `git stash apply {rescue}` puts back what was not committed");
+    }
+}
+
+/// The submodule, or the nested repository, whose work tree this is.
+fn nested(context: &Context, tree: &Path) -> Result<HostRepo, CliError> {
+    let found = HostRepo::discover(context.git()?, tree)?;
+    let is_its_top = found.top().is_some_and(|top| std::fs::canonicalize(tree).is_ok_and(|tree| tree == top));
+    if is_its_top {
+        return Ok(found);
+    }
+    let shown = escape(&tree.to_string_lossy());
+    Err(CliError::new(format!("'{shown}' is no repository"))
+        .hint("`git submodule update --init` makes it one, then restore again"))
 }
 
 /// What is known of one in the trash.
@@ -266,24 +300,27 @@ struct Shown<'a> {
     rescued_files: Option<u64>,
 }
 
+/// Adds the refs of what one repository keeps: the same names in each of several, so that all but the first say where.
+fn named(refs: &mut BTreeMap<String, String>, n: usize, worktree: &Path, kept: &Kept) {
+    let of = if n == 0 { String::new() } else { format!("{}:", worktree.to_string_lossy()) };
+    refs.extend(kept.refs().into_iter().map(|(name, oid)| (format!("{of}{name}"), oid)));
+}
+
 fn show(context: &Context, store: &Store, found: &Found, json: bool) -> Outcome {
     let loaded;
     let mut refs = BTreeMap::new();
     let (contents, kept) = match found {
         Found::Whole(item) => {
-            loaded = kept::of(store, &item.record).map_err(|error| CliError::chain(&error))?;
-            refs.extend(loaded.iter().flat_map(Kept::refs));
+            let all = kept::all_of(store, &item.record).map_err(|error| CliError::chain(&error))?;
+            for (n, kept) in &all {
+                named(&mut refs, *n, &item.record.repos[*n].worktree, kept);
+            }
+            loaded = all.into_iter().next().map(|(_, kept)| kept);
             (item.contents.as_ref(), loaded.as_ref())
         }
         Found::Lost(lost) => {
-            for (n, (repo, kept)) in lost.0.iter().enumerate() {
-                // The same names in each of several repositories.
-                let of = match (n, read_json::<RepoRecord>(&store.repo(repo).record())?) {
-                    (0, _) => String::new(),
-                    (_, Some(record)) => format!("{}:", record.common_dir.to_string_lossy()),
-                    (_, None) => format!("{repo}:"),
-                };
-                refs.extend(kept.refs().into_iter().map(|(name, oid)| (format!("{of}{name}"), oid)));
+            for (n, (_, kept)) in lost.0.iter().enumerate() {
+                named(&mut refs, n, &kept.worktree, kept);
             }
             (None, Some(lost.first()))
         }
@@ -344,7 +381,7 @@ fn show(context: &Context, store: &Store, found: &Found, json: bool) -> Outcome 
 }
 
 /// `1 dropped sandbox`, `2 dropped sandboxes`.
-fn dropped(n: usize) -> String {
+pub fn dropped(n: usize) -> String {
     format!("{n} dropped sandbox{}", if n == 1 { "" } else { "es" })
 }
 

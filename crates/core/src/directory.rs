@@ -11,7 +11,7 @@
 
 use crate::id::RepoId;
 use crate::record::RepoRecord;
-use crate::store::{Store, StoreError, make_dir, read_json, write_json};
+use crate::store::{Store, StoreError, make_dir, read_json, write_twice};
 use sandbox_sys::lock::FileLock;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -48,7 +48,7 @@ pub fn id(store: &Store, path: &Path) -> Result<RepoId, StoreError> {
     for part in [dir.path().to_owned(), dir.layers(), dir.snapshots()] {
         make_dir(&part)?;
     }
-    write_json(&dir.record(), &record, true)?;
+    write_twice(&dir.record(), &record, true)?;
     Ok(record.id)
 }
 
@@ -57,7 +57,7 @@ fn find(store: &Store, path: &Path) -> Result<Option<RepoRecord>, StoreError> {
     let meta = fs::metadata(path).map_err(StoreError::io("look at", path))?;
     let mut moved = None;
     for id in store.repo_ids()? {
-        let Some(record) = read_json::<RepoRecord>(&store.repo(&id).record())? else { continue };
+        let Ok(Some(record)) = read_json::<RepoRecord>(&store.repo(&id).record()) else { continue };
         if !record.directory || (record.dev, record.ino) != (meta.dev(), meta.ino()) {
             continue;
         }

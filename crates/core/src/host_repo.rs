@@ -323,7 +323,7 @@ impl HostRepo {
                     Some(record) if (record.dev, record.ino) != (dev, ino) && still_there(&record) => self.new_id()?,
                     Some(mut record) => {
                         (record.common_dir, record.dev, record.ino) = (self.common_dir.clone(), dev, ino);
-                        store::write_json(&store.repo(&id).record(), &record, true)?;
+                        store::write_twice(&store.repo(&id).record(), &record, true)?;
                         return Ok(id);
                     }
                     None => id,
@@ -346,7 +346,7 @@ impl HostRepo {
             with: Default::default(),
             directory: false,
         };
-        store::write_json(&dir.record(), &record, true)?;
+        store::write_twice(&dir.record(), &record, true)?;
         Ok(id)
     }
 

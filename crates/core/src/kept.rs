@@ -20,12 +20,12 @@
 mod dropped;
 
 pub(crate) use dropped::taken_out;
-pub use dropped::{DropError, as_branches, forget, forget_kept, into_trash, out_of_trash};
+pub use dropped::{Branches, DropError, as_branches, branches, forget, forget_kept, into_trash, out_of_trash};
 
-use crate::id::{Name, RepoId, SandboxId};
+use crate::id::{Name, SandboxId};
 use crate::landing::escape_ref;
 use crate::record::SandboxRecord;
-use crate::store::{RepoDir, Store, StoreError, make_dir, read_json, write_json};
+use crate::store::{Readable, RepoDir, Store, StoreError, copy_of, make_dir, read_json, write_twice};
 use sandbox_git::refs::{RefStore, RefsError};
 use sandbox_git::{Git, GitError, Oid, RefName};
 use serde::{Deserialize, Serialize};
@@ -153,22 +153,20 @@ impl Kept {
     }
 
     /// Reads all records of a repository.
-    pub fn all(repo: &RepoDir) -> std::result::Result<Vec<Self>, StoreError> {
+    pub fn all(repo: &RepoDir) -> std::result::Result<Readable<Self>, StoreError> {
         let dir = repo.path().join("kept");
+        let mut all = Readable::default();
         let entries = match fs::read_dir(&dir) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(all),
             Err(source) => return Err(StoreError::Io { action: "list", path: dir, source }),
         };
-        let mut all = Vec::new();
         for entry in entries {
             let entry = entry.map_err(StoreError::io("list", &dir))?;
             let name = entry.file_name();
             let id = name.to_str().and_then(|name| SandboxId::parse(name.strip_suffix(".json")?));
-            if let Some(id) = id
-                && let Some(kept) = read_json(&file(repo, &id))?
-            {
-                all.push(kept);
+            if let Some(id) = id {
+                all.add(read_json(&file(repo, &id)));
             }
         }
         Ok(all)
@@ -178,7 +176,7 @@ impl Kept {
     pub fn save(&self, repo: &RepoDir) -> Result<()> {
         let file = file(repo, &self.id);
         make_dir(file.parent().unwrap_or(&file))?;
-        Ok(write_json(&file, self, true)?)
+        Ok(write_twice(&file, self, true)?)
     }
 
     /// The newest rescue.
@@ -311,6 +309,7 @@ impl Kept {
         }
         let record = file(repo, &self.id);
         fs::remove_file(&record).map_err(StoreError::io("delete", &record))?;
+        let _ = fs::remove_file(copy_of(&record));
         remove_packs(repo, self.packs())
     }
 }
@@ -321,10 +320,15 @@ fn is_trash(name: &RefName) -> bool {
     id.is_some_and(|id| SandboxId::parse(id).is_some())
 }
 
-/// Deletes packs of the vault that no record names and no view links.
+/// Deletes packs of the vault that no record names and no view links; none as long as one record cannot be read.
 pub(crate) fn remove_packs(repo: &RepoDir, mut packs: BTreeSet<String>) -> std::result::Result<(), StoreError> {
     use std::os::unix::fs::MetadataExt;
-    for kept in Kept::all(repo)? {
+    let all = Kept::all(repo)?;
+    if !all.damaged.is_empty() {
+        // What they need is not known: `gc` takes the packs when it is.
+        return Ok(());
+    }
+    for kept in all.whole {
         packs.retain(|pack| !kept.packs().contains(pack));
     }
     let dir = repo.vault().join("objects/pack");
@@ -350,7 +354,12 @@ fn is_pack(name: &str) -> bool {
 
 /// Its sandbox is neither there nor in the trash: the directory was lost.
 pub fn is_lost(store: &Store, kept: &Kept) -> bool {
-    !store.sandbox(&kept.id).record().exists() && !store.trash(&kept.id).record().exists()
+    !has_directory(store, &kept.id)
+}
+
+/// Whether the directory of a sandbox is there, or in the trash.
+pub(crate) fn has_directory(store: &Store, id: &SandboxId) -> bool {
+    store.sandbox(id).record().exists() || store.trash(id).record().exists()
 }
 
 /// Whose record a file is.
@@ -360,17 +369,20 @@ pub(crate) fn id_of(repo: &RepoDir, path: &Path) -> Option<SandboxId> {
 }
 
 /// Removes what is kept of one; false when nothing is.
-pub(crate) fn expire(repo: &RepoDir, id: &SandboxId) -> std::result::Result<bool, StoreError> {
+pub fn expire(repo: &RepoDir, id: &SandboxId) -> std::result::Result<bool, StoreError> {
     match read_json(&file(repo, id))? {
         Some(kept) => forget_kept(repo, kept).map(|()| true),
         None => Ok(false),
     }
 }
 
-/// Of one sandbox, by its main repository.
-pub fn of(store: &crate::store::Store, record: &SandboxRecord) -> Result<Option<Kept>> {
-    let repo: &RepoId = &record.repos[0].repo;
-    Kept::load(&store.repo(repo), &record.id)
+/// Of one sandbox, of each of its repositories that has anything, with its number.
+pub fn all_of(store: &Store, record: &SandboxRecord) -> Result<Vec<(usize, Kept)>> {
+    let mut all = Vec::new();
+    for (n, mount) in record.repos.iter().enumerate().filter(|(_, mount)| mount.has_commits()) {
+        all.extend(Kept::load(&store.repo(&mount.repo), &record.id)?.map(|kept| (n, kept)));
+    }
+    Ok(all)
 }
 
 #[cfg(test)]

@@ -36,6 +36,7 @@ pub mod rescue;
 pub mod sandbox;
 pub mod served;
 pub mod store;
+mod sum;
 pub mod trash;
 pub mod tree_view;
 pub mod units;

@@ -51,6 +51,13 @@ impl Names {
         SandboxId::parse(fs::read_to_string(self.dir.join(name)).ok()?.trim())
     }
 
+    /// Which name this one was given.
+    pub fn name_of(&self, id: &SandboxId) -> Option<Name> {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let mut names = entries.filter_map(|entry| Name::parse(entry.file_name().to_str()?).ok());
+        names.find(|name| self.get(name.as_str()).as_ref() == Some(id))
+    }
+
     /// Who has this name; `None`: it is free.
     pub fn holder(&self, store: &Store, name: &Name) -> Option<SandboxId> {
         self.get(name.as_str()).filter(|id| holds(store, id))

@@ -9,11 +9,11 @@
 //! or was carried out and gets its line then. `gc` takes both 30 days later.
 
 use crate::id::{RepoId, SandboxId};
-use crate::store::{RepoDir, StoreError, make_dir, read_json, write_json};
+use crate::store::{Readable, RepoDir, StoreError, keep_copy, make_dir, read_json, write_twice};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The version of a line. A newer one is shown and not undone.
@@ -32,6 +32,9 @@ pub struct Operation {
     pub told: String,
     /// What has to be taken back, in the order in which it was done.
     pub deeds: Vec<Deed>,
+    /// The sandboxes whose work it brought. Earlier versions wrote none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub of: Vec<SandboxId>,
     /// Unix seconds at which it was undone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub undone: Option<u64>,
@@ -77,7 +80,29 @@ pub enum Deed {
 impl Operation {
     /// An operation that is over now.
     pub fn now(verb: &str, told: impl Into<String>, deeds: Vec<Deed>) -> Self {
-        Self { version: VERSION, at: unix_now(), verb: verb.to_owned(), told: told.into(), deeds, undone: None }
+        let (of, undone) = Default::default();
+        Self { version: VERSION, at: unix_now(), verb: verb.to_owned(), told: told.into(), deeds, of, undone }
+    }
+
+    /// The same, which brought work of these.
+    pub fn of<'a>(mut self, sandboxes: impl IntoIterator<Item = &'a SandboxId>) -> Self {
+        self.of = sandboxes.into_iter().cloned().collect();
+        self.of.dedup();
+        self
+    }
+
+    /// Whether it brought work of a sandbox. One that an earlier version wrote, or that was cut off and finished, says
+    /// it by the name that it told.
+    pub fn is_of(&self, sandbox: &SandboxId, name: &str) -> bool {
+        if self.of.is_empty() { self.told.contains(&format!("'{name}'")) } else { self.of.contains(sandbox) }
+    }
+
+    /// It deleted a sandbox: that cannot be undone.
+    pub fn deleted(&self) -> Option<&SandboxId> {
+        self.deeds.iter().find_map(|deed| match deed {
+            Deed::Deleted { sandbox } => Some(sandbox),
+            _ => None,
+        })
     }
 
     /// Whether it changed a working tree whose former state is in this directory.
@@ -113,7 +138,9 @@ impl Log {
     pub fn add(&self, operation: &Operation) -> Result<u64, StoreError> {
         make_dir(&self.0)?;
         let failed = |error| StoreError::io("write", &self.0)(error);
-        let json = serde_json::to_vec_pretty(operation).expect("an operation has string keys only");
+        let mut json = serde_json::to_vec_pretty(operation).expect("an operation has string keys only");
+        json.push(b'\n');
+        let json = crate::sum::sealed(json);
         let mut file = tempfile::Builder::new().prefix(".new").tempfile_in(&self.0).map_err(failed)?;
         file.write_all(&json).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
         let mut number = self.numbers()?.last().map_or(1, |last| last + 1);
@@ -128,6 +155,8 @@ impl Log {
             }
         }
         fs::File::open(&self.0).and_then(|dir| dir.sync_all()).map_err(failed)?;
+        // Only `repair` needs it.
+        let _ = keep_copy(&self.path(number));
         Ok(number)
     }
 
@@ -140,20 +169,32 @@ impl Log {
         read_json(&self.path(number))
     }
 
-    /// All of them with their numbers, oldest first.
+    /// All that can be read, with their numbers, oldest first.
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get).
+    /// When the directory cannot be read.
     pub fn all(&self) -> Result<Vec<(u64, Operation)>, StoreError> {
-        let mut all = Vec::new();
+        self.read().map(|read| read.whole)
+    }
+
+    /// As [`all`](Self::all), and what cannot be read.
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be read.
+    pub fn read(&self) -> Result<Readable<(u64, Operation)>, StoreError> {
+        let mut all = Readable::default();
         for number in self.numbers()? {
             // `gc` may take one while we look.
-            if let Some(operation) = self.get(number)? {
-                all.push((number, operation));
-            }
+            all.add(self.get(number).map(|found| found.map(|operation| (number, operation))));
         }
         Ok(all)
+    }
+
+    /// Which operation a file of the log is.
+    pub fn number_of(path: &Path) -> Option<u64> {
+        path.file_name()?.to_str()?.strip_suffix(".json")?.parse().ok()
     }
 
     /// Notes that one was undone.
@@ -163,7 +204,7 @@ impl Log {
     /// When it cannot be written.
     pub fn undone(&self, number: u64, operation: &Operation) -> Result<(), StoreError> {
         let operation = Operation { undone: Some(unix_now()), ..operation.clone() };
-        write_json(&self.path(number), &operation, true)
+        write_twice(&self.path(number), &operation, true)
     }
 
     /// Whether an operation is written down whose former state is in the directory `undo`.
@@ -201,9 +242,7 @@ impl Log {
         };
         let mut numbers = Vec::new();
         for entry in entries {
-            let name = entry.map_err(StoreError::io("list", &self.0))?.file_name();
-            let number = name.to_str().and_then(|name| name.strip_suffix(".json")?.parse::<u64>().ok());
-            numbers.extend(number);
+            numbers.extend(Self::number_of(&entry.map_err(StoreError::io("list", &self.0))?.path()));
         }
         numbers.sort_unstable();
         Ok(numbers)
@@ -241,7 +280,7 @@ mod tests {
         });
         assert_eq!(numbers, (2..=9).collect::<Vec<_>>());
         assert_eq!(log.all().unwrap().len(), 9);
-        assert_eq!(fs::read_dir(&log.0).unwrap().count(), 9, "no temporary file is left");
+        assert_eq!(fs::read_dir(&log.0).unwrap().count(), 18, "with a copy of each, and no temporary file is left");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::launch::{TreeView, User};
 use crate::names::Names;
 use crate::record::{GitFacts, SandboxRecord, Snapshot};
 use crate::sandbox::Sandbox;
-use crate::store::{RepoDir, Store, StoreError, make_dir, read_json, write_json};
+use crate::store::{RepoDir, Store, StoreError, make_dir, read_either, read_json, write_json};
 use crate::watch::Watched;
 use rustix::fs::{AtFlags, Timespec, Timestamps, utimensat};
 use sandbox_capture::Watch;
@@ -246,11 +246,11 @@ pub fn owner(user: &User) -> Option<(u32, u32)> {
 
 fn worktree(request: &Request<'_>, repo: &RepoDir) -> Result<(Snapshot, Told)> {
     let top = request.top.to_owned();
-    let latest: Option<Latest> = read_json(&latest_file(repo, &top))?;
-    let before: Option<Snapshot> = match latest.filter(|latest| latest.worktree == top) {
-        Some(latest) => read_json(&repo.snapshot(&latest.snapshot))?,
-        None => None,
-    };
+    // One that is damaged saves no work; everything is captured anew.
+    let latest: Option<Latest> = read_json(&latest_file(repo, &top)).ok().flatten();
+    let latest = latest.filter(|latest| latest.worktree == top);
+    let before: Option<Snapshot> =
+        latest.and_then(|latest| read_either(&repo.snapshot(&latest.snapshot)).ok().flatten());
     stop("spawn.capture", repo.path())?;
     let captured = capture(request, repo, &top, before.as_ref())?;
     stop("spawn.captured", repo.path())?;

@@ -3,14 +3,15 @@
 //! Kept are: every snapshot of a sandbox (in the trash too); the layers and the views of those; packs that
 //! a kept view links (a pack is one file with several names: removing a name never takes it from another).
 //! The last snapshot of each work tree is kept for its next spawn as long as all that is kept only for this
-//! fits into the cache's size; what was not used for longest goes first. The trash goes after 30 days.
+//! fits into the cache's size; what was not used for longest goes first. The trash goes after
+//! `sandbox.trashExpiry`.
 
 use crate::days::Days;
 use crate::id::{LayerId, SandboxId, SnapshotId};
 use crate::journal::{End, Journal, Plan, Verb};
 use crate::kept::Kept;
 use crate::record::{SandboxRecord, Snapshot};
-use crate::store::{RepoDir, Store, StoreError, read_json};
+use crate::store::{RepoDir, Store, StoreError, copy_of, read_json};
 use crate::trash::{self, KEEP_DAYS};
 use crate::watch::Place;
 use sandbox_sys::fault;
@@ -28,10 +29,34 @@ pub struct PrunePlan {
     pub items: Vec<Item>,
     /// Bytes that stay although no sandbox stands on them: for the next spawn of a work tree.
     pub idle: u64,
-    /// The most that this may be.
-    pub cache: u64,
+    /// What may stay.
+    keep: Option<Keep>,
+    /// What is in the trash and stays.
+    pub trash: Vec<Waiting>,
+    /// Records that cannot be read. As long as there is one, nothing goes that it might stand on.
+    pub unread: Vec<PathBuf>,
     /// What is in the trash, or is kept without its directory.
     dropped: BTreeSet<SandboxId>,
+}
+
+/// What may stay.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep {
+    /// Bytes for the next spawns.
+    pub cache: u64,
+    /// Days for a dropped sandbox; `None`: until the trash is emptied.
+    pub trash_days: Option<u64>,
+}
+
+/// A dropped sandbox that stays for now.
+#[derive(Clone, Debug)]
+pub struct Waiting {
+    /// Its name.
+    pub name: String,
+    /// Its id.
+    pub id: SandboxId,
+    /// The least days until it goes; `None`: it does not by itself.
+    pub days_left: Option<u64>,
 }
 
 /// One thing.
@@ -49,7 +74,19 @@ pub struct Item {
     repo: Option<RepoDir>,
 }
 
+/// The least days until something goes that is so many seconds old by the clock, and so many days by what the store
+/// has seen pass.
+fn left(most: u64, age: u64, seen: u64) -> u64 {
+    let clock = most.saturating_mul(86_400).saturating_add(1).saturating_sub(age).div_ceil(86_400);
+    clock.max(most.saturating_sub(seen))
+}
+
 impl PrunePlan {
+    /// The most bytes that may stay for the next spawns.
+    pub fn cache(&self) -> u64 {
+        self.keep.map_or(0, |keep| keep.cache)
+    }
+
     /// Bytes of all.
     pub fn bytes(&self) -> u64 {
         self.items.iter().map(|item| item.bytes).sum()
@@ -61,14 +98,30 @@ pub fn default_cache(store: &Store) -> u64 {
     rustix::fs::statvfs(store.root()).map_or(u64::MAX, |stat| stat.f_blocks.saturating_mul(stat.f_frsize) / 10)
 }
 
-/// Decides what goes, if `cache` bytes may stay for the next spawns. Changes nothing.
-pub fn plan(store: &Store, cache: u64) -> Result<PrunePlan, StoreError> {
-    let mut plan = PrunePlan { cache, ..PrunePlan::default() };
+/// What no sandbox can stand on, whatever a record says that cannot be read.
+const NOBODYS: &[&str] = &["sandbox", "undo", "mark", "watch"];
+
+/// Decides what goes. Changes nothing.
+pub fn plan(store: &Store, keep: Keep) -> Result<PrunePlan, StoreError> {
+    let mut plan = plan_all(store, keep)?;
+    plan.unread.sort();
+    plan.unread.dedup();
+    if !plan.unread.is_empty() {
+        plan.items.retain(|item| NOBODYS.contains(&item.kind));
+    }
+    Ok(plan)
+}
+
+fn plan_all(store: &Store, keep: Keep) -> Result<PrunePlan, StoreError> {
+    let mut plan = PrunePlan { keep: Some(keep), ..PrunePlan::default() };
     let mut expired: BTreeSet<SandboxId> = BTreeSet::new();
     let days = Days::read(store);
     for item in trash::list(store)? {
         plan.dropped.insert(item.record.id.clone());
-        if item.age_seconds <= KEEP_DAYS * 86_400 || days.of(&item.record.id) < KEEP_DAYS {
+        let left = keep.trash_days.map(|most| left(most, item.age_seconds, days.of(&item.record.id)));
+        if left != Some(0) {
+            let (name, id) = (item.record.name.to_string(), item.record.id);
+            plan.trash.push(Waiting { name, id, days_left: left });
             continue;
         }
         expired.insert(item.record.id.clone());
@@ -80,7 +133,7 @@ pub fn plan(store: &Store, cache: u64) -> Result<PrunePlan, StoreError> {
             repo: None,
         });
     }
-    let used = used_snapshots(store, &expired)?;
+    let used = used_snapshots(store, &expired, &mut plan.unread)?;
     let mut latest = Vec::new();
     for id in store.repo_ids()? {
         latest.extend(latest_snapshots(&store.repo(&id))?);
@@ -127,7 +180,7 @@ fn evict(
     plan: &mut PrunePlan,
 ) -> Result<BTreeSet<PathBuf>, StoreError> {
     let parts = |repo: &RepoDir, id: &SnapshotId| -> Result<BTreeSet<PathBuf>, StoreError> {
-        let Some(snapshot) = read_json::<Snapshot>(&repo.snapshot(id))? else { return Ok(BTreeSet::new()) };
+        let Ok(Some(snapshot)) = read_json::<Snapshot>(&repo.snapshot(id)) else { return Ok(BTreeSet::new()) };
         let layers = snapshot.layers.iter().chain([&snapshot.git_layer]).map(|id| repo.layer(id));
         Ok(layers.chain(snapshot.git.views.iter().map(|view| repo.view(&view.key))).collect())
     };
@@ -145,7 +198,7 @@ fn evict(
         let own: Vec<PathBuf> =
             parts(&capture.repo, &capture.snapshot)?.into_iter().filter(|path| !counted.contains(path)).collect();
         let bytes: u64 = own.iter().map(|path| crate::work::disk_of(path)).sum();
-        if plan.idle.saturating_add(bytes) > plan.cache {
+        if plan.idle.saturating_add(bytes) > plan.cache() {
             evicted.insert(capture.file);
         } else {
             plan.idle += bytes;
@@ -164,12 +217,22 @@ fn plan_repo(
     let (mut layers, mut views): (BTreeSet<LayerId>, BTreeSet<String>) = Default::default();
     let packs = plan_kept(store, repo, &mut views, plan)?;
     for path in entries(&repo.snapshots())? {
+        // A copy that was made when its record was gone.
+        if path.extension().is_some_and(|ext| ext == "copy") && !path.with_extension("").exists() {
+            plan.items.push(Item { kind: "mark", what: "a copy".into(), bytes: 0, path, repo: Some(repo.clone()) });
+            continue;
+        }
         let Some(id) = path.file_stem().and_then(|stem| stem.to_str()).and_then(SnapshotId::parse) else { continue };
         if keep.contains(&id) {
-            if let Some(snapshot) = read_json::<Snapshot>(&path)? {
-                layers.extend(snapshot.layers);
-                layers.insert(snapshot.git_layer);
-                views.extend(snapshot.git.views.into_iter().map(|view| view.key));
+            match read_json::<Snapshot>(&path) {
+                Ok(snapshot) => {
+                    if let Some(snapshot) = snapshot {
+                        layers.extend(snapshot.layers);
+                        layers.insert(snapshot.git_layer);
+                        views.extend(snapshot.git.views.into_iter().map(|view| view.key));
+                    }
+                }
+                Err(_) => plan.unread.push(path),
             }
         } else {
             plan.items.push(Item {
@@ -261,7 +324,7 @@ pub fn apply(store: &Store, planned: &PrunePlan) -> Result<usize, StoreError> {
             let lock = repo.lock_file();
             locked = Some((repo.path().to_owned(), FileLock::exclusive(&lock).map_err(StoreError::io("lock", lock))?));
             // Between plan and lock a spawn may have come to stand on it.
-            again = Some(plan(store, planned.cache)?);
+            again = planned.keep.map(|keep| plan(store, keep)).transpose()?;
         }
         if item.repo.is_some()
             && !again.as_ref().is_some_and(|now| now.items.iter().any(|other| other.path == item.path))
@@ -281,6 +344,9 @@ pub fn apply(store: &Store, planned: &PrunePlan) -> Result<usize, StoreError> {
         }
         fault::point("gc.item").map_err(StoreError::io("delete", &item.path))?;
         sandbox_capture::remove_tree(&item.path).map_err(StoreError::io("delete", &item.path))?;
+        if item.kind == "snapshot" {
+            let _ = fs::remove_file(copy_of(&item.path));
+        }
         removed += 1;
     }
     fault::point("gc.end").map_err(StoreError::io("write", store.root()))?;
@@ -288,12 +354,23 @@ pub fn apply(store: &Store, planned: &PrunePlan) -> Result<usize, StoreError> {
     Ok(removed)
 }
 
-fn used_snapshots(store: &Store, except: &BTreeSet<SandboxId>) -> Result<BTreeSet<SnapshotId>, StoreError> {
+fn used_snapshots(
+    store: &Store,
+    except: &BTreeSet<SandboxId>,
+    unread: &mut Vec<PathBuf>,
+) -> Result<BTreeSet<SnapshotId>, StoreError> {
     let mut used = BTreeSet::new();
     // Twice: one that is restored while we look is in neither place when that is looked at.
     for dir in ["sandboxes", "trash", "sandboxes"] {
         for path in entries(&store.root().join(dir))? {
-            let Some(record) = read_json::<SandboxRecord>(&path.join("sandbox.json"))? else { continue };
+            let path = path.join("sandbox.json");
+            let record = match read_json::<SandboxRecord>(&path) {
+                Ok(Some(record)) => record,
+                other => {
+                    unread.extend(other.is_err().then_some(path));
+                    continue;
+                }
+            };
             if dir == "sandboxes" || !except.contains(&record.id) {
                 used.extend(record.repos.into_iter().map(|mount| mount.snapshot));
             }
@@ -305,7 +382,8 @@ fn used_snapshots(store: &Store, except: &BTreeSet<SandboxId>) -> Result<BTreeSe
 fn latest_snapshots(repo: &RepoDir) -> Result<Vec<Capture>, StoreError> {
     let mut latest = Vec::new();
     for file in entries(&crate::prepare::latest_dir(repo))? {
-        if let Some(record) = read_json::<crate::prepare::Latest>(&file)? {
+        // Without it the next spawn captures everything; nothing stands on it.
+        if let Ok(Some(record)) = read_json::<crate::prepare::Latest>(&file) {
             // A work tree that is gone needs no next capture.
             if record.worktree.is_dir() {
                 let used = fs::metadata(&file).and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
@@ -317,8 +395,8 @@ fn latest_snapshots(repo: &RepoDir) -> Result<Vec<Capture>, StoreError> {
     Ok(latest)
 }
 
-/// Plans what the vault keeps of sandboxes: it goes with a dropped sandbox, and 30 days after the last rescue of
-/// one whose directory was lost. Returns the packs that stay, and adds the views that do.
+/// Plans what the vault keeps of sandboxes: it goes with a dropped sandbox, and as many days after the last rescue
+/// of one whose directory was lost. Returns the packs that stay, and adds the views that do.
 fn plan_kept(
     store: &Store,
     repo: &RepoDir,
@@ -328,13 +406,17 @@ fn plan_kept(
     let mut packs = BTreeSet::new();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0);
     let passed = Days::read(store);
-    for kept in Kept::all(repo)? {
-        let days = now.saturating_sub(kept.since()) / 86_400;
+    let all = Kept::all(repo)?;
+    plan.unread.extend(all.damaged.iter().map(|error| error.path().to_owned()));
+    for kept in all.whole {
+        let age = now.saturating_sub(kept.since());
+        let days = age / 86_400;
         let is_lost = !store.sandbox(&kept.id).record().exists();
         if is_lost {
             plan.dropped.insert(kept.id.clone());
         }
-        if is_lost && days > KEEP_DAYS && passed.of(&kept.id) >= KEEP_DAYS && kept.since() > 0 {
+        let most = plan.keep.and_then(|keep| keep.trash_days);
+        if is_lost && kept.since() > 0 && most.is_some_and(|most| left(most, age, passed.of(&kept.id)) == 0) {
             plan.items.push(Item {
                 kind: "rescue",
                 what: format!("rescued work and commits of '{}' of {days} days ago", kept.name),

@@ -122,11 +122,14 @@ pub fn sweep(store: &Store, patience: Duration) -> Result<usize, StoreError> {
     for entry in entries {
         let name = entry.file_name();
         let name = name.to_string_lossy();
+        let lock = entry.path().join("lock");
+        let held = FileLock::is_held(&lock);
         let abandoned = !capturing && is_of_capture(&name) || !folding && is_of_fold(&name);
         // Locked as long as somebody works on it; what is deleted has lost its lock file before its end.
-        let lock = entry.path().join("lock");
-        let free = !FileLock::is_held(&lock) && (is_dropped(&name) || is_of_merge(&name) && lock.exists());
-        if abandoned || old(&entry.path()) || free {
+        let free = !held && (is_dropped(&name) || is_of_merge(&name) && lock.exists());
+        // A clock that jumps makes everything old: what somebody may be at work on has no age.
+        let worked_on = held || capturing && is_of_capture(&name) || folding && is_of_fold(&name);
+        if abandoned || free || !worked_on && old(&entry.path()) {
             sandbox_capture::remove_tree(&entry.path()).map_err(StoreError::io("delete", entry.path()))?;
             swept += 1;
         }
@@ -158,7 +161,7 @@ fn is_of_capture(name: &str) -> bool {
 }
 
 /// Where a merge is tried out: locked as long as that lasts.
-fn is_of_merge(name: &str) -> bool {
+pub(crate) fn is_of_merge(name: &str) -> bool {
     name.starts_with("integrate.")
 }
 

@@ -3,14 +3,19 @@
 //!
 //! Nothing that could be the last copy of anything is removed: it is told of, with the next step.
 
+mod packs;
+mod records;
+
+pub use packs::DamagedPack;
+
 use crate::host_repo::HostRepo;
 use crate::id::{Name, RepoId, SandboxId};
 use crate::landing::delete_refs;
 use crate::names::Names;
 use crate::orphan;
 use crate::record::{RepoRecord, SandboxRecord};
-use crate::removal::old;
-use crate::sandbox::Sandbox;
+use crate::removal::{is_of_merge, old};
+use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::{Store, StoreError, read_json};
 use sandbox_git::refs::RefStore;
 use sandbox_git::{Git, Oid, RefName, printable};
@@ -58,6 +63,14 @@ pub enum Fix {
     },
     /// Removes an empty control group.
     Cgroup(PathBuf),
+    /// Puts the copy of a record in the place of a damaged one.
+    FromCopy(PathBuf),
+    /// Moves a damaged record aside.
+    Aside(PathBuf),
+    /// Removes a damaged record that only saves work.
+    Forget(PathBuf),
+    /// Makes a damaged pack anew of what the host has.
+    Pack(DamagedPack),
     /// Nothing: what the user can do.
     Told(String),
 }
@@ -65,18 +78,28 @@ pub enum Fix {
 /// Looks at everything. Changes nothing. `cgroups` is where the control groups are mounted.
 pub fn find(git: &Git, store: &Store, cgroups: &Path) -> Result<Vec<Finding>, StoreError> {
     let mut found = Vec::new();
+    records::find(store, &mut found)?;
     half_made(store, &mut found)?;
     for id in store.repo_ids()? {
         names(store, &id, &mut found);
-        let record = read_json::<RepoRecord>(&store.repo(&id).record())?;
+        // A damaged one is among the records.
+        let record = read_json::<RepoRecord>(&store.repo(&id).record()).ok().flatten();
         if let Some(record) = record.filter(|record| !record.directory) {
             repository(git, store, &record, &mut found);
+            packs::find(store, &record, &mut found);
         }
     }
     for path in entries(&store.tmp()) {
-        let id = file_name(&path).strip_prefix("dropped-").and_then(SandboxId::parse);
-        if id.is_some() && !FileLock::is_held(&path.join("lock")) {
-            let what = format!("'{}' was to be deleted", path.display());
+        let lock = path.join("lock");
+        if FileLock::is_held(&lock) {
+            continue;
+        }
+        let of_merge = is_of_merge(&file_name(&path)) && lock.exists();
+        if of_merge || file_name(&path).strip_prefix("dropped-").and_then(SandboxId::parse).is_some() {
+            let what = match of_merge {
+                true => format!("'{}' is what a killed command tried a merge in", path.display()),
+                false => format!("'{}' was to be deleted", path.display()),
+            };
             found.push(Finding { kind: "dropped", what, fix: Fix::Dropped(path) });
         }
     }
@@ -120,6 +143,10 @@ pub fn mend(git: &Git, store: &Store, finding: &Finding) -> Result<bool, Failure
             delete_refs(git, &HostRepo::from_git_dir(git_dir)?, refs)?;
         }
         Fix::Cgroup(path) => fs::remove_dir(path)?,
+        Fix::FromCopy(path) => return records::from_copy(path),
+        Fix::Aside(path) => return records::aside(path),
+        Fix::Forget(path) => fs::remove_file(path)?,
+        Fix::Pack(pack) => return pack.mend(git, store),
         Fix::Told(_) => return Ok(false),
     }
     Ok(true)
@@ -136,14 +163,8 @@ fn half_made(store: &Store, found: &mut Vec<Finding>) -> Result<(), StoreError> 
                 found.push(Finding { kind: "half-made", what, fix: Fix::HalfMade(id) });
                 continue;
             }
-            Err(error) => {
-                let hint = format!(
-                    "a copy of it from a backup makes the sandbox whole; its files are in '{}'",
-                    dir.path().display()
-                );
-                found.push(Finding { kind: "damaged", what: error.to_string(), fix: Fix::Told(hint) });
-                continue;
-            }
+            // It is among the records.
+            Err(_) => continue,
         };
         let sandbox = Sandbox::new(dir, record);
         for sandbox in sandbox.trees() {
@@ -153,7 +174,8 @@ fn half_made(store: &Store, found: &mut Vec<Finding>) -> Result<(), StoreError> 
                     let layers = snapshot.layers.iter().chain([&snapshot.git_layer]).map(|id| repo.layer_tree(id));
                     layers.into_iter().find(|path| !path.is_dir())
                 }
-                Err(_) => Some(repo.snapshot(&sandbox.mount().snapshot)),
+                Err(SandboxError::Vanished { path, .. }) => Some(path),
+                Err(_) => None,
             };
             if let Some(path) = missing {
                 let what = format!("the sandbox '{}' stands on '{}', which is gone", sandbox.name(), path.display());

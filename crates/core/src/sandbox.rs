@@ -2,11 +2,11 @@
 //! and taking it into one's own hands while it is stopped.
 
 use crate::connection::{Connection, ConnectionError};
-use crate::id::{RepoId, SandboxId};
+use crate::id::{Name, RepoId, SandboxId};
 use crate::launch::Network;
 use crate::names::Names;
 use crate::record::{RepoMount, RepoRecord, SandboxRecord, Snapshot, StatusRecord};
-use crate::store::{SandboxDir, Store, StoreError, read_json, write_json};
+use crate::store::{SandboxDir, Store, StoreError, read_either, read_json, write_twice};
 use sandbox_sys::lock::{FileLock, Holder, holder};
 use sandbox_sys::process;
 use std::fs;
@@ -125,6 +125,17 @@ pub enum SandboxError {
     },
 }
 
+/// A sandbox whose record cannot be read.
+#[derive(Debug)]
+pub struct Unreadable {
+    /// Which.
+    pub id: SandboxId,
+    /// The name that it was given, if it has one.
+    pub name: Option<Name>,
+    /// Why.
+    pub error: StoreError,
+}
+
 impl Sandbox {
     /// Returns it, looked at from its main tree.
     pub fn new(dir: SandboxDir, record: SandboxRecord) -> Self {
@@ -157,12 +168,12 @@ impl Sandbox {
         Ok(read_json(&dir.record())?.map(|record| Self::new(dir, record)))
     }
 
-    /// Reads all of one repository (or of all), oldest first, looked at from there. One that cannot be read is an
-    /// error.
+    /// Reads all of one repository (or of all), oldest first, looked at from there. Those whose record is damaged are
+    /// left out: see [`Sandbox::damaged`].
     pub fn all(store: &Store, repo: Option<&RepoId>) -> Result<Vec<Self>, SandboxError> {
         let mut all = Vec::new();
         for id in store.sandbox_ids()? {
-            let Some(sandbox) = Self::load(store, &id)? else { continue };
+            let Ok(Some(sandbox)) = Self::load(store, &id) else { continue };
             match repo {
                 None => all.push(sandbox),
                 Some(repo) => all.extend(sandbox.seen_from(repo)),
@@ -170,6 +181,23 @@ impl Sandbox {
         }
         all.sort_by(|a, b| (a.record.created, &a.record.name).cmp(&(b.record.created, &b.record.name)));
         Ok(all)
+    }
+
+    /// Finds those of one repository (or of all) whose record cannot be read. Whose they are is what names say; one
+    /// without any is of all.
+    pub fn damaged(store: &Store, repo: Option<&RepoId>) -> Result<Vec<Unreadable>, StoreError> {
+        let mut found = Vec::new();
+        for id in store.sandbox_ids()? {
+            let Err(error) = read_json::<SandboxRecord>(&store.sandbox(&id).record()) else { continue };
+            let mut named = Vec::new();
+            for repo in store.repo_ids()? {
+                named.extend(Names::of(&store.repo(&repo)).name_of(&id).map(|name| (repo, name)));
+            }
+            if repo.is_none_or(|repo| named.is_empty() || named.iter().any(|(of, _)| of == repo)) {
+                found.push(Unreadable { id, name: named.pop().map(|(_, name)| name), error });
+            }
+        }
+        Ok(found)
     }
 
     /// Returns it, looked at from a repository; `None` if that is not one of its.
@@ -304,7 +332,7 @@ impl Sandbox {
         let mut record: SandboxRecord = read_json(&path)?
             .ok_or_else(|| SandboxError::Vanished { name: self.name().to_owned(), path: path.clone() })?;
         record.network = network;
-        write_json(&path, &record, true)?;
+        write_twice(&path, &record, true)?;
         self.record = record;
         Ok(())
     }
@@ -313,7 +341,7 @@ impl Sandbox {
     pub fn snapshot(&self, store: &Store) -> Result<Snapshot, SandboxError> {
         let mount = self.mount();
         let path = store.repo(&mount.repo).snapshot(&mount.snapshot);
-        read_json(&path)?.ok_or_else(|| SandboxError::Vanished { name: self.name().to_owned(), path })
+        read_either(&path)?.ok_or_else(|| SandboxError::Vanished { name: self.name().to_owned(), path })
     }
 
     /// The record of that tree's repository.

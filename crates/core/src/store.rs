@@ -6,6 +6,7 @@
 //! sandbox: dying releases them. A file appears whole: written beside, renamed.
 
 use crate::id::{LayerId, RepoId, SandboxId, SnapshotId, StoreId};
+use crate::sum;
 use sandbox_sys::lock::FileLock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -65,7 +66,41 @@ pub enum StoreError {
     },
 }
 
+/// Records of one kind: those that could be read, and why not of the others. One that is damaged harms nobody else.
+#[derive(Debug)]
+pub struct Readable<T> {
+    /// What was read.
+    pub whole: Vec<T>,
+    /// One for each that could not be.
+    pub damaged: Vec<StoreError>,
+}
+
+impl<T> Default for Readable<T> {
+    fn default() -> Self {
+        Self { whole: Vec::new(), damaged: Vec::new() }
+    }
+}
+
+impl<T> Readable<T> {
+    /// Adds what came of reading one; none is no record.
+    pub fn add(&mut self, read: Result<Option<T>>) {
+        match read {
+            Ok(record) => self.whole.extend(record),
+            Err(error) => self.damaged.push(error),
+        }
+    }
+}
+
 impl StoreError {
+    /// The file or directory that it is about.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Newer { path, .. } | Self::Foreign { path } | Self::Io { path, .. } | Self::Damaged { path, .. } => {
+                path
+            }
+        }
+    }
+
     /// Wraps an I/O error with what was done to which file.
     pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
@@ -390,7 +425,26 @@ pub fn write_whole(path: &Path, contents: &[u8], sync: bool) -> Result<()> {
 pub fn write_json<T: Serialize>(path: &Path, value: &T, sync: bool) -> Result<()> {
     let mut json = serde_json::to_vec_pretty(value).expect("records have no maps with non-string keys");
     json.push(b'\n');
-    write_whole(path, &json, sync)
+    write_whole(path, &sum::sealed(json), sync)
+}
+
+/// As [`write_json`], with a copy beside it ([`copy_of`]) from which `repair` makes a damaged one whole.
+pub fn write_twice<T: Serialize>(path: &Path, value: &T, sync: bool) -> Result<()> {
+    write_json(&copy_of(path), value, false)?;
+    write_json(path, value, sync)
+}
+
+/// Where the copy of a record is.
+pub fn copy_of(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".copy");
+    name.into()
+}
+
+/// Makes the copy of a record that was written without one.
+pub fn keep_copy(path: &Path) -> Result<()> {
+    let bytes = fs::read(path).map_err(StoreError::io("read", path))?;
+    write_whole(&copy_of(path), &bytes, false)
 }
 
 /// Reads a record; `None` when there is no such file.
@@ -400,7 +454,23 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(StoreError::Io { action: "read", path: path.to_owned(), source }),
     };
-    serde_json::from_slice(&bytes).map(Some).map_err(|source| StoreError::Damaged { path: path.to_owned(), source })
+    let damaged = |source| StoreError::Damaged { path: path.to_owned(), source };
+    let record = serde_json::from_slice(&bytes).map_err(damaged)?;
+    if sum::is_broken(&bytes) {
+        return Err(damaged(serde::de::Error::custom("it is not what was written: its sum is another one")));
+    }
+    Ok(Some(record))
+}
+
+/// As [`read_json`]; where that is damaged and its copy is not, the copy. For what is written once.
+pub fn read_either<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    match read_json(path) {
+        Err(error @ StoreError::Damaged { .. }) => match read_json(&copy_of(path)) {
+            Ok(Some(record)) => Ok(Some(record)),
+            _ => Err(error),
+        },
+        read => read,
+    }
 }
 
 #[cfg(test)]

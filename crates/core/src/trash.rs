@@ -7,7 +7,7 @@ use crate::kept;
 use crate::names::Names;
 use crate::record::{RepoMount, SandboxRecord};
 use crate::sandbox::{Sandbox, SandboxError};
-use crate::store::{RepoLocks, SandboxDir, Store, StoreError, read_json, write_json};
+use crate::store::{Readable, RepoLocks, SandboxDir, Store, StoreError, read_json, write_json, write_twice};
 use crate::work::Unsaved;
 use sandbox_git::printable;
 use sandbox_sys::fault;
@@ -18,7 +18,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Days that a dropped sandbox is kept.
+/// Days that a dropped sandbox is kept, unless `sandbox.trashExpiry` says otherwise.
 pub const KEEP_DAYS: u64 = 30;
 
 /// A dropped sandbox.
@@ -99,26 +99,38 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0)
 }
 
-/// Everything in the trash, newest first.
+/// Everything in the trash that can be read, newest first.
 pub fn list(store: &Store) -> Result<Vec<Trashed>, StoreError> {
+    read(store).map(|read| read.whole)
+}
+
+/// Everything in the trash, newest first, and what of it cannot be read.
+pub fn read(store: &Store) -> Result<Readable<Trashed>, StoreError> {
     let dir = store.root().join("trash");
-    let mut all = Vec::new();
+    let mut all = Readable::default();
     for entry in fs::read_dir(&dir).map_err(StoreError::io("list", &dir))? {
         let entry = entry.map_err(StoreError::io("list", &dir))?;
         let Some(id) = entry.file_name().to_str().and_then(crate::id::SandboxId::parse) else { continue };
         let dir = store.trash(&id);
-        let Some(record) = read_json::<SandboxRecord>(&dir.record())? else { continue };
-        let dropped: Option<Dropped> = read_json(&dir.path().join("dropped.json"))?;
+        let record = match read_json::<SandboxRecord>(&dir.record()) {
+            Ok(Some(record)) => record,
+            other => {
+                all.damaged.extend(other.err());
+                continue;
+            }
+        };
+        // A damaged one says as much as none.
+        let dropped: Option<Dropped> = read_json(&dir.path().join("dropped.json")).ok().flatten();
         // Where there was no room to write down when, the rename itself is remembered by the file system.
         let moved = || fs::metadata(dir.path()).map_or(now(), |meta| u64::try_from(meta.ctime()).unwrap_or(0));
         let age_seconds = now().saturating_sub(dropped.as_ref().map_or_else(moved, |dropped| dropped.at));
         let disk = crate::work::disk_of(dir.path());
         let contents = dropped.and_then(|dropped| dropped.contents);
-        all.push(Trashed { dir, record, age_seconds, disk, contents });
+        all.whole.push(Trashed { dir, record, age_seconds, disk, contents });
     }
     // Of two of the same second the rename tells which was the later one.
     let moved = |item: &Trashed| fs::metadata(item.dir.path()).map_or((0, 0), |meta| (meta.ctime(), meta.ctime_nsec()));
-    all.sort_by_cached_key(|item| (item.age_seconds, std::cmp::Reverse(moved(item))));
+    all.whole.sort_by_cached_key(|item| (item.age_seconds, std::cmp::Reverse(moved(item))));
     Ok(all)
 }
 
@@ -197,30 +209,31 @@ pub fn restore(store: &Store, item: &Trashed, wanted: Option<&Name>) -> Result<N
     for mount in &record.repos {
         Names::of(&store.repo(&mount.repo)).give(&name, &record.id)?;
     }
-    write_json(&item.dir.record(), &record, true)?;
+    write_twice(&item.dir.record(), &record, true)?;
     let target = store.sandbox(&record.id);
     fs::rename(item.dir.path(), target.path()).map_err(StoreError::io("move back", item.dir.path()))?;
     let _ = fs::remove_file(target.path().join("dropped.json"));
     Ok(name)
 }
 
-/// Deletes these for good. One that was restored meanwhile is left alone.
-pub fn empty(store: &Store, items: &[Trashed]) -> Result<(), StoreError> {
+/// Deletes these for good and returns how many. One that was restored meanwhile is left alone.
+pub fn empty(store: &Store, items: &[Trashed]) -> Result<usize, StoreError> {
     let mut op = Journal::of_store(store).start(Plan::new(Verb::Empty).makes_room())?;
     // What is deleted to the end by a later command, if this one is cut.
     op.begin_durably(
         "delete",
         items.iter().map(|item| (item.record.id.to_string(), item.record.name.to_string())).collect(),
     )?;
+    let mut deleted = 0;
     for item in items {
         // What the vault has first: as long as the directory is there, nothing is lost.
         if item.dir.record().exists() {
             kept::forget(store, &item.record)?;
         }
-        delete_dir(store, item.dir.path())?;
+        deleted += usize::from(delete_dir(store, item.dir.path())?);
     }
     op.end(End::Done);
-    Ok(())
+    Ok(deleted)
 }
 
 /// Deletes one for good; false when it is not there any more. One rename takes it from the trash first: what

@@ -188,7 +188,7 @@ impl View {
     /// Opens a view by its key; `None` when there is no such view.
     pub fn open(repo: &RepoDir, key: &str) -> Result<Option<Self>> {
         let dir = repo.view(key);
-        let record: Option<Record> = store::read_json(&dir.join("view.json"))?;
+        let record: Option<Record> = store::read_either(&dir.join("view.json"))?;
         Ok(record.map(|record| Self { key: key.to_owned(), dir, record }))
     }
 
@@ -394,7 +394,8 @@ impl Views<'_> {
         named.sort();
         let mut views = Vec::new();
         for (_, name) in named.into_iter().rev() {
-            if let Some(view) = View::open(self.repo, &name)?
+            // One that is damaged is nobody's base.
+            if let Ok(Some(view)) = View::open(self.repo, &name)
                 && view.covers_like(wanted)
             {
                 views.push(view);
@@ -511,7 +512,7 @@ impl<'a> Draft<'a> {
     }
 
     fn publish(self, key: String, record: Record) -> Result<View> {
-        store::write_json(&self.dir.path().join("view.json"), &record, false)?;
+        store::write_twice(&self.dir.path().join("view.json"), &record, false)?;
         self.hand_over()?;
         if self.views.vault {
             self.link_into_vault()?;

@@ -7,6 +7,7 @@
 //! Oid, RefName     values that were checked once
 //! refs             the ref store: loose and packed files, else one `for-each-ref`
 //! config           `config --list -z --show-scope --show-origin`, and writing such a file
+//! pack             whether the files of packs are whole
 //! keep             marks on packs that no ref names yet
 //! index            the index file v2 to v4: ids, and stat data that can be rewritten in place
 //! ```
@@ -22,6 +23,7 @@ mod hash;
 pub mod index;
 pub mod keep;
 mod oid;
+pub mod pack;
 mod refname;
 pub mod refs;
 mod version;

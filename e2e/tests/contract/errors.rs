@@ -375,7 +375,7 @@ fn a_damaged_record(subject: &Subject) {
         ---- stderr
         error: '[STATE]/sandboxes/[ID]/sandbox.json' is damaged
         caused by: EOF while parsing an object at line 1 column 1
-        hint: the sandbox's files are in '[STATE]/sandboxes/[ID]'; a copy of the record from a backup makes it whole again
+        hint: `git sandbox repair` makes it whole where it has a copy, else tells the next step; nothing else is harmed
         ---- status 128
         "#);
     fs::write(dir.join("sandbox.json"), &record).unwrap();

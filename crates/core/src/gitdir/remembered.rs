@@ -31,7 +31,8 @@ impl Remembered {
 
     /// Reads the last one of this work tree, if its layer and views still exist.
     pub fn load(repo: &RepoDir, top: &Path) -> Result<Option<Self>, StoreError> {
-        let Some(found) = store::read_json::<Self>(&file(repo, top))? else { return Ok(None) };
+        // It only saves work.
+        let Ok(Some(found)) = store::read_json::<Self>(&file(repo, top)) else { return Ok(None) };
         let views = found.facts.views.iter().all(|view| repo.view(&view.key).join("view.json").exists());
         Ok((views && repo.layer_tree(&found.layer).is_dir()).then_some(found))
     }

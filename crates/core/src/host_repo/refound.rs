@@ -180,14 +180,14 @@ pub fn place(store: &Store, found: &Refound) -> Result<()> {
     let mut record = store::read_json::<RepoRecord>(&path)?.unwrap_or_else(|| found.record.clone());
     record.common_dir = found.host.common_dir().to_owned();
     (record.dev, record.ino) = found.host.identity()?;
-    Ok(store::write_json(&path, &record, true)?)
+    Ok(store::write_twice(&path, &record, true)?)
 }
 
 /// Repositories that have sandboxes and are not where they were.
 fn missing(store: &Store) -> Result<Vec<(RepoRecord, Vec<Sandbox>)>> {
     let mut missing = Vec::new();
     for id in store.repo_ids()? {
-        let Some(record) = store::read_json::<RepoRecord>(&store.repo(&id).record())? else { continue };
+        let Ok(Some(record)) = store::read_json::<RepoRecord>(&store.repo(&id).record()) else { continue };
         let there = HostRepo::from_git_dir(&record.common_dir).is_ok_and(|host| host.is_of(&record).unwrap_or(true));
         if record.directory || there {
             continue;

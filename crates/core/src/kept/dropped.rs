@@ -2,12 +2,12 @@
 
 use super::{Dropped, Kept, KeptError, remove_packs};
 use crate::commit_back::{CommitBackError, owned_refs, ref_lock};
-use crate::host_repo::HostRepo;
-use crate::landing::{LandingError, escape_ref, place};
+use crate::host_repo::{HostRepo, write_bare};
+use crate::landing::{LandingError, escape_ref, place, unescape_ref};
 use crate::record::{SandboxRecord, ViewRecord};
 use crate::rescue::rescue_lock;
 use crate::sandbox::Sandbox;
-use crate::store::{RepoDir, Store, StoreError};
+use crate::store::{RepoDir, Store, StoreError, write_whole};
 use crate::view::{self, View};
 use sandbox_git::{Git, GitError, Oid, RefName};
 use sandbox_sys::fault;
@@ -167,31 +167,77 @@ fn pack(
     Ok(names.lines().filter(|name| !name.is_empty()).map(|name| format!("pack-{name}")).collect())
 }
 
-/// Brings the commits of a dropped sandbox whose directory was lost into the host, as branches below
-/// `restored/<name>/`; returns their names. Branches that are there with that commit are right already.
-pub fn as_branches(git: &Git, host: &HostRepo, repo: &RepoDir, kept: &Kept) -> Result<Vec<String>> {
+/// Branches, by the work tree that they are for: relative to the main one, empty for that itself.
+pub type Branches = BTreeMap<Vec<u8>, BTreeMap<String, String>>;
+
+/// Which branches below `restored/<name>/` a dropped sandbox becomes whose directory was lost, and at which commits.
+pub fn branches(kept: &Kept) -> Branches {
     let prefix = format!("refs/trash/{}/", kept.id);
-    let mut specs = Vec::new();
-    let mut branches = BTreeMap::new();
+    let mut all = Branches::new();
     for (name, oid) in kept.refs() {
         let inner = name.strip_prefix(&prefix).or_else(|| name.strip_prefix(&format!("refs/{}/", kept.name)));
-        let Some(inner) = inner.filter(|inner| !inner.starts_with("nested/") && !inner.starts_with("rescues/")) else {
-            continue;
-        };
-        let inner = inner.strip_prefix("commits/").unwrap_or(inner);
+        let Some((path, inner)) = inner.and_then(of_tree) else { continue };
         let branch = format!("restored/{}/{inner}", kept.name);
-        if inner != "meta/owner" && RefName::parse(format!("refs/heads/{branch}")).is_some() {
-            specs.push(format!("{oid}:refs/heads/{branch}\n"));
-            branches.insert(branch, oid);
+        let is_news = !inner.starts_with("rescues/") && inner != "meta/owner";
+        if is_news && RefName::parse(format!("refs/heads/{branch}")).is_some() {
+            all.entry(path).or_default().insert(branch, oid);
         }
     }
-    let spec: String = specs.concat();
+    all
+}
+
+/// Takes apart `[commits/][nested/<path>/]<name>`.
+fn of_tree(inner: &str) -> Option<(Vec<u8>, &str)> {
+    let inner = inner.strip_prefix("commits/").unwrap_or(inner);
+    let Some(rest) = inner.strip_prefix("nested/") else { return Some((Vec::new(), inner)) };
+    // A slash of the path has a '+' before it.
+    let end = rest.match_indices('/').find(|(at, _)| !rest[..*at].ends_with('+'))?.0;
+    Some((unescape_ref(&rest[..end])?, &rest[end + 1..]))
+}
+
+/// Brings branches into a repository, with what the vault and the views have of them. Those that are there with that
+/// commit are right already.
+pub fn as_branches(
+    git: &Git,
+    store: &Store,
+    host: &HostRepo,
+    (repo, kept): (&RepoDir, &Kept),
+    branches: &BTreeMap<String, String>,
+) -> Result<()> {
+    let failed = |error: StoreError| DropError::from(KeptError::from(error));
+    let from = tempfile::Builder::new().prefix("dropped-branches.").tempdir_in(store.tmp());
+    let from = from.map_err(StoreError::io("create", store.tmp())).map_err(failed)?;
+    write_bare(from.path(), host.format(), "").map_err(failed)?;
+    // Packs of a submodule stand on its own view, which the vault has not got.
+    let views = kept.views().into_iter().map(|view| repo.view(&view).join("objects"));
+    let mut lines = Vec::new();
+    for objects in std::iter::once(repo.vault().join("objects")).chain(views).filter(|path| path.is_dir()) {
+        lines.extend([objects.as_os_str().as_bytes(), b"\n"].concat());
+    }
+    write_whole(&from.path().join("objects/info/alternates"), &lines, false).map_err(failed)?;
+    let spec: String = branches.iter().map(|(branch, oid)| format!("{oid}:refs/heads/{branch}\n")).collect();
     host.write(git)
         .config("protocol.file.allow=always")
         .config("uploadpack.allowAnySHA1InWant=true")
         .args(["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--no-auto-maintenance", "--stdin"])
-        .arg(repo.vault())
+        .arg(from.path())
         .stdin(spec)
         .run()?;
-    Ok(branches.into_keys().collect())
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_of_a_submodule_is_told_from_the_rest() {
+        let of = |inner| of_tree(inner).map(|(path, name)| (String::from_utf8(path).unwrap(), name));
+        let is = |path: &str, name| Some((path.to_owned(), name));
+        assert_eq!(of("rescue"), is("", "rescue"));
+        assert_eq!(of("commits/meta/heads/a/b"), is("", "meta/heads/a/b"));
+        assert_eq!(of("nested/libs+/a%20b/rescues/3"), is("libs/a b", "rescues/3"));
+        assert_eq!(of("commits/nested/lib/tip"), is("lib", "tip"));
+        assert_eq!(of("nested/lib"), None);
+    }
 }
