@@ -15,7 +15,7 @@ use crate::context::Context;
 use crate::error::CliError;
 use crate::recovery;
 use crate::text::escape_bytes;
-use sandbox_core::id::RepoId;
+use sandbox_core::id::{RepoId, SandboxId};
 use sandbox_core::journal::recover::Which;
 use sandbox_core::journal::{End, Home, Journal, Op, Plan, Verb, path_id};
 use sandbox_core::ops::{Deed, Log, Operation};
@@ -99,12 +99,13 @@ impl Changing {
 
     /// The change was carried out, and from here on `undo` takes it back, not the next command; or it failed with
     /// everything put back. One that could not be put back stays open: the next command tries again.
-    pub fn end<T>(mut self, result: Result<T, MergeError>, told: impl FnOnce(&T) -> String) -> Result<T, CliError> {
+    fn end<T>(mut self, result: Result<T, MergeError>, part: &Part<'_>) -> Result<T, CliError> {
         match result {
             Ok(done) => {
                 let deed = self.deed();
                 stop("merge.log")?;
-                Log::of(&self.base).add(&Operation::now(&self.verb.to_string(), told(&done), vec![deed]))?;
+                let operation = Operation::now(&self.verb.to_string(), part.told.clone(), vec![deed]);
+                Log::of(&self.base).add(&operation.of(&part.of))?;
                 stop("merge.done")?;
                 self.op.done("change")?;
                 stop("merge.end")?;
@@ -168,6 +169,8 @@ pub struct Part<'a> {
     pub work: Work<'a>,
     /// The same in words, for the operation log.
     pub told: String,
+    /// Whose work it is.
+    pub of: Vec<SandboxId>,
 }
 
 impl Part<'_> {
@@ -198,7 +201,7 @@ pub fn carry_out(
     if let [part] = parts {
         let changing = Changing::begin(context, store, part.id(), part.repo, verb, of)?;
         let result = part.apply(changing.undo());
-        return Ok(vec![changing.end(result, |_| part.told.clone())?]);
+        return Ok(vec![changing.end(result, part)?]);
     }
     let Some(first) = parts.first() else { return Ok(Vec::new()) };
     let all = new_undo(store, first.id())?.with_extension("all");
@@ -240,6 +243,7 @@ pub fn carry_out(
     let told: Vec<String> = parts.iter().map(|part| format!("{}: {}", part.place(), part.told)).collect();
     let deeds = changes.iter().map(Changing::deed).collect();
     let operation = Operation::now(&verb.to_string(), told.join("; "), deeds);
+    let operation = operation.of(parts.iter().flat_map(|part| &part.of));
     stop("merge.log")?;
     for changing in &changes {
         Log::of(&changing.base).add(&operation)?;

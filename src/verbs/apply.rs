@@ -89,7 +89,11 @@ impl Edited {
         let snapshot = tree.snapshot(store)?;
         let dir = store.repo(&tree.mount().repo);
         let captured = Layers::new(snapshot.layers.iter().map(|id| dir.layer_tree(id)));
-        let edits = changed.iter().map(|change| read_edit(&tree, change)).collect::<Result<Vec<Edit>, CliError>>()?;
+        let mut left_out = Vec::new();
+        let edits = read_edits(&tree, changed.iter(), &mut left_out)?;
+        if !left_out.is_empty() {
+            eprintln!("left out (a socket, a FIFO or a device): {}", left_out.join(", "));
+        }
         let base = snapshot.git.base.as_deref().and_then(Oid::parse);
         let tip = work::tip(context.git()?, store, &tree)?.or(base);
         Ok(Self { tree, repo, edits, captured, base, tip, branch: snapshot.git.branch })
@@ -132,7 +136,8 @@ fn bring_edits(
     stash: bool,
 ) -> Result<(), CliError> {
     let all = found.into_iter().map(|(tree, changed)| Edited::of(context, store, tree, &changed));
-    let all = all.collect::<Result<Vec<Edited>, CliError>>()?;
+    let mut all = all.collect::<Result<Vec<Edited>, CliError>>()?;
+    all.retain(|edited| !edited.edits.is_empty());
     let place = |edited: &Edited| match sandbox.record.repos.len() {
         1 => String::new(),
         _ => format!("{}: ", escape_path(edited.repo.worktree())),
@@ -164,6 +169,7 @@ fn bring_edits(
             repo: &edited.repo,
             work: Work::Edits(plan),
             told: format!("{}, from '{}'", told(edited), sandbox.name()),
+            of: vec![sandbox.record.id.clone()],
         })
         .collect();
     carry_out(context, store, Verb::Apply, sandbox.name(), &parts)?;
@@ -188,19 +194,35 @@ fn not_applied(sandbox: &Sandbox, error: MergeError) -> CliError {
     CliError { message: format!("cannot apply the changes of '{name}'"), hints: vec![hint], ..failure }
 }
 
-/// Reads a changed file of the upper directory, beneath its root and without following links.
-pub fn read_edit(sandbox: &Sandbox, change: &work::ChangedFile) -> Result<Edit, CliError> {
+/// Reads changed files. What no commit and no patch can have is left out, by its printable name.
+pub fn read_edits<'a>(
+    sandbox: &Sandbox,
+    changed: impl Iterator<Item = &'a work::ChangedFile>,
+    left_out: &mut Vec<String>,
+) -> Result<Vec<Edit>, CliError> {
+    let mut edits = Vec::new();
+    for change in changed {
+        match read_edit(sandbox, change)? {
+            Some(edit) => edits.push(edit),
+            None => left_out.push(crate::text::escape_bytes(&change.path)),
+        }
+    }
+    Ok(edits)
+}
+
+/// Reads a changed file of the upper directory, beneath its root and without following links; `None`: it is no file.
+fn read_edit(sandbox: &Sandbox, change: &work::ChangedFile) -> Result<Option<Edit>, CliError> {
     let name = crate::text::escape_bytes(&change.path);
     let path = RepoPath::parse(&change.path)
         .ok_or_else(|| CliError::new(format!("'{name}' is not a path that may be written")))?;
     let after = match change.what {
         Changed::Deleted => None,
-        _ => Some(
-            match work::read_changed(sandbox, change).map_err(CliError::io(format!("read '{name}' of the sandbox")))? {
-                work::Content::File { executable, bytes } => (Kind::File { executable }, bytes),
-                work::Content::Symlink(target) => (Kind::Symlink, target),
-            },
-        ),
+        _ => Some(match work::read_changed(sandbox, change) {
+            Ok(work::Content::File { executable, bytes }) => (Kind::File { executable }, bytes),
+            Ok(work::Content::Symlink(target)) => (Kind::Symlink, target),
+            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => return Ok(None),
+            Err(error) => return Err(CliError::io(format!("read '{name}' of the sandbox"))(error)),
+        }),
     };
-    Ok(Edit { path, after })
+    Ok(Some(Edit { path, after }))
 }

@@ -33,7 +33,8 @@ pub fn run(context: &Context, args: &cli::Branch) -> Outcome {
     })?;
     let deed = Deed::Branch { reference: format!("refs/heads/{}", args.branch), commit: tip.to_string() };
     let told = format!("made the branch '{}' at {} of '{}'", escape(&args.branch), tip.short(), sandbox.name());
-    Log::of(&store.repo(&sandbox.mount().repo)).add(&Operation::now("branch", told, vec![deed]))?;
+    Log::of(&store.repo(&sandbox.mount().repo))
+        .add(&Operation::now("branch", told, vec![deed]).of([&sandbox.record.id]))?;
     let which = super::trees::of_which(&sandbox);
     eprintln!("branch '{}' is at {}{which}", escape(&args.branch), tip.short());
     Ok(0)

@@ -228,7 +228,7 @@ fn commit_of(
     };
     let left = work::uncommitted_now(context.git()?, store, sandbox)?.files;
     let left = left.iter().filter(|change| !nested(&change.path));
-    let edits = left.map(|change| super::apply::read_edit(sandbox, change)).collect::<Result<Vec<_>, _>>()?;
+    let edits = super::apply::read_edits(sandbox, left, &mut Vec::new())?;
     if edits.is_empty() {
         return Ok(made);
     }

@@ -50,7 +50,7 @@ pub fn run(context: &Context, args: &cli::Pick) -> Outcome {
     }
     warn(&plan);
     if !args.dry_run {
-        do_it(context, &store, &sandbox, &repo, &plan)?;
+        do_it(context, &store, &[&sandbox], &repo, &plan)?;
     }
     Ok(0)
 }

@@ -10,7 +10,7 @@ use sandbox_core::host_repo::HostRepo;
 use sandbox_core::id::{RepoId, SandboxId};
 use sandbox_core::ops::{Deed, Log, Operation, VERSION};
 use sandbox_core::sandbox::Sandbox;
-use sandbox_core::store::Store;
+use sandbox_core::store::{Store, StoreError};
 use sandbox_core::trash;
 use sandbox_integrate::{MergeError, Repo};
 use serde::Serialize;
@@ -32,11 +32,20 @@ pub fn run(context: &Context, args: &cli::Undo) -> Outcome {
     }
     let ways = operation.deeds.iter().map(|deed| Way::find(context, &store, deed)).collect::<Result<Vec<_>, _>>();
     let ways = ways.map_err(|refusal| refusal.about(number, &operation)).map_err(|error| {
-        match newest(context, &store) {
+        match undoable(context, &store) {
+            // A drop is in nobody's way.
+            Ok(all) if operation.deleted().is_some() => match all.iter().rfind(|(older, _)| *older < number) {
+                Some((older, one)) => error
+                    .hint(format!("`git sandbox undo {older}` takes back what was done before: {}", escape(&one.told))),
+                None => error,
+            },
             // What stands on it has to go first.
-            Ok(Some((newer, _))) if newer > number => CliError { hints: Vec::new(), ..error }
-                .hint(format!("`git sandbox undo {newer}` takes the newest one back first")),
-            _ => error,
+            Ok(all) => match all.last() {
+                Some((newer, _)) if *newer > number => CliError { hints: Vec::new(), ..error }
+                    .hint(format!("`git sandbox undo {newer}` takes the newest one back first")),
+                _ => error,
+            },
+            Err(_) => error,
         }
     })?;
     let may = || relied_on(context, &store, number, &operation);
@@ -97,22 +106,42 @@ fn chosen(context: &Context, store: &Store, number: Option<u64>) -> Result<(u64,
     }
 }
 
-/// The newest operation that was not undone; what came back from the trash by itself was.
+/// The newest operation that was not undone.
 fn newest(context: &Context, store: &Store) -> Result<Option<(u64, Operation)>, CliError> {
-    let Some(repo) = context.repo_id(store)? else { return Ok(None) };
+    Ok(not_undone(context, store)?.pop())
+}
+
+/// Those that may still be undone, oldest first.
+fn undoable(context: &Context, store: &Store) -> Result<Vec<(u64, Operation)>, CliError> {
+    let mut all = not_undone(context, store)?;
+    all.retain(|(_, operation)| operation.deleted().is_none());
+    Ok(all)
+}
+
+/// Those that were not undone, oldest first; what came back from the trash by itself was.
+fn not_undone(context: &Context, store: &Store) -> Result<Vec<(u64, Operation)>, CliError> {
+    let Some(repo) = context.repo_id(store)? else { return Ok(Vec::new()) };
     let is_back = |deed: &Deed| matches!(deed, Deed::Trashed { sandbox } if store.sandbox(sandbox).record().exists());
     let mut all = Log::of(&store.repo(&repo)).all()?;
     all.retain(|(_, operation)| operation.undone.is_none() && !operation.deeds.iter().any(is_back));
-    Ok(all.pop())
+    Ok(all)
 }
 
 /// Refuses what a later drop stood on: it deleted a sandbox because all that it had was here by this operation.
 fn relied_on(context: &Context, store: &Store, number: u64, operation: &Operation) -> Result<(), CliError> {
     let Some(repo) = context.repo_id(store)? else { return Ok(()) };
-    for (later, drop) in Log::of(&store.repo(&repo)).all()?.into_iter().filter(|(later, _)| *later > number) {
-        let deleted = drop.undone.is_none() && drop.deeds.iter().any(|deed| matches!(deed, Deed::Deleted { .. }));
+    let log = Log::of(&store.repo(&repo)).read()?;
+    let is_later = |error: &&StoreError| Log::number_of(error.path()).is_some_and(|later| later > number);
+    if let Some(error) = log.damaged.iter().find(is_later) {
+        return Err(CliError::new(format!("cannot undo operation {number}: {}", operation.told))
+            .cause(format!("{}: it may be a drop that relied on it", escape(&error.to_string())))
+            .hint("`git sandbox repair` tells the next step")
+            .status(1));
+    }
+    for (later, drop) in log.whole.into_iter().filter(|(later, _)| *later > number) {
+        let Some(sandbox) = drop.deleted().filter(|_| drop.undone.is_none()) else { continue };
         let name = drop.told.split('\'').nth(1).unwrap_or_default();
-        if deleted && operation.told.contains(&format!("'{name}'")) {
+        if operation.is_of(sandbox, name) {
             return Err(CliError::new(format!("cannot undo operation {number}: {}", operation.told))
                 .cause(format!("'{name}' was dropped since (operation {later}), because all that it had is here"))
                 .hint("nothing else has it any more; git itself takes it away: `git revert`, `git branch -D`, `git restore`")
@@ -167,7 +196,7 @@ impl Way {
                 None => Err(Refusal::new("it is not in the trash any more")),
             },
             Deed::Deleted { .. } => Err(Refusal::new("it was deleted, since everything of it is here")
-                .hint("`git sandbox spawn --from COMMIT` makes a new one of a commit; `git sandbox ops` lists what else was done")),
+                .hint("`git sandbox spawn --from COMMIT` makes a new one of a commit")),
             Deed::Unknown => {
                 Err(Refusal::new("a newer version of git-sandbox did it").hint("undo it with the version that did it"))
             }
@@ -286,7 +315,11 @@ pub fn list(context: &Context, args: &cli::Ops) -> Outcome {
     let store = context.store()?;
     context.repo()?;
     let mut all = match context.repo_id(&store)? {
-        Some(repo) => Log::of(&store.repo(&repo)).all()?,
+        Some(repo) => {
+            let read = Log::of(&store.repo(&repo)).read()?;
+            read.damaged.iter().for_each(|error| crate::damaged::warn("an operation", error));
+            read.whole
+        }
         None => Vec::new(),
     };
     all.reverse();

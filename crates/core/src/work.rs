@@ -785,6 +785,6 @@ pub fn read_changed(sandbox: &Sandbox, change: &ChangedFile) -> io::Result<Conte
             }
             Ok(Content::File { executable: stat.st_mode & 0o100 != 0, bytes })
         }
-        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a regular file nor a symlink")),
+        _ => Err(io::Error::new(io::ErrorKind::Unsupported, "neither a regular file nor a symlink")),
     }
 }

@@ -304,7 +304,8 @@ fn a_dropped_sandbox(subject: &Subject) {
         ---- stderr
         error: cannot undo operation 5: dropped: 't'
         caused by: it was deleted, since everything of it is here
-        hint: `git sandbox spawn --from COMMIT` makes a new one of a commit; `git sandbox ops` lists what else was done
+        hint: `git sandbox spawn --from COMMIT` makes a new one of a commit
+        hint: `git sandbox undo 3` takes back what was done before: made the branch 'b' at ID of 'u'
         ---- status 1
         "#);
 }

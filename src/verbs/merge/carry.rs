@@ -5,6 +5,7 @@ use crate::changing::{Part, Work, carry_out};
 use crate::context::Context;
 use crate::error::CliError;
 use crate::text::{count, escape, escape_lines};
+use sandbox_core::id::SandboxId;
 use sandbox_core::journal::Verb;
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
@@ -27,24 +28,36 @@ pub fn warn(plan: &MergePlan) {
     }
 }
 
-/// Carries a plan out and says what it did.
+/// Carries a plan out, which may bring the work of several, and says what it did.
 pub fn do_it(
     context: &Context,
     store: &Store,
-    sandbox: &Sandbox,
+    sandboxes: &[&Sandbox],
     repo: &Repo,
     plan: &MergePlan,
 ) -> Result<(), CliError> {
-    do_all(context, store, &[(sandbox.clone(), repo, plan)])
+    let Some(first) = sandboxes.first() else { return Ok(()) };
+    let of = sandboxes.iter().map(|sandbox| sandbox.record.id.clone()).collect();
+    do_these(context, store, &[((*first).clone(), repo, plan)], of)
 }
 
-/// Carries out all plans or none, and says what was done.
+/// Carries out all plans or none, and says what was done. All are of one sandbox.
 pub fn do_all(context: &Context, store: &Store, plans: &[(Sandbox, &Repo, &MergePlan)]) -> Result<(), CliError> {
+    let of = plans.first().map(|(tree, ..)| tree.record.id.clone()).into_iter().collect();
+    do_these(context, store, plans, of)
+}
+
+fn do_these(
+    context: &Context,
+    store: &Store,
+    plans: &[(Sandbox, &Repo, &MergePlan)],
+    of: Vec<SandboxId>,
+) -> Result<(), CliError> {
     let Some((_, _, first)) = plans.first() else { return Ok(()) };
     let verb = if matches!(first.what, What::Pick { .. }) { Verb::Pick } else { Verb::Merge };
     let parts: Vec<Part<'_>> = plans
         .iter()
-        .map(|(tree, repo, plan)| Part { tree, repo, work: Work::Merge(plan), told: words(plan) })
+        .map(|(tree, repo, plan)| Part { tree, repo, work: Work::Merge(plan), told: words(plan), of: of.clone() })
         .collect();
     let done = carry_out(context, store, verb, &first.name, &parts)?;
     for ((_, repo, plan), merged) in plans.iter().zip(&done) {

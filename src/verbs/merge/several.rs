@@ -121,7 +121,7 @@ pub fn run(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Out
     };
     warn(&plan);
     if !args.dry_run {
-        do_it(context, store, first, &repo, &plan)?;
+        do_it(context, store, &sandboxes, &repo, &plan)?;
     }
     Ok((!found.left_out.is_empty()).into())
 }
