@@ -519,6 +519,9 @@ pub struct Diff {
     /// A patch that `git apply` takes, binary files included; not to a terminal
     #[arg(short, long, conflicts_with_all = ["stat", "uncommitted"])]
     pub patch: bool,
+    /// Which files and how much, and what to look at first, as JSON
+    #[arg(long, conflicts_with_all = ["stat", "uncommitted", "patch", "other"])]
+    pub json: bool,
 }
 
 /// Sandboxes, or all.
@@ -602,6 +605,9 @@ pub struct Merge {
     /// Message of the commit
     #[arg(short, long, value_name = "MSG")]
     pub message: Option<String>,
+    /// Even if what comes in would run by itself: it was looked at
+    #[arg(short, long)]
+    pub yes: bool,
     /// Show the plan and change nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -625,6 +631,9 @@ pub struct Pick {
     /// Name the original in the message
     #[arg(short = 'x')]
     pub note: bool,
+    /// Even if what comes in would run by itself: it was looked at
+    #[arg(short, long)]
+    pub yes: bool,
     /// Show the plan and change nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -659,6 +668,9 @@ pub struct Apply {
     /// Only in this one of its repositories
     #[arg(long, value_name = "PATH")]
     pub only: Option<PathBuf>,
+    /// Even if what comes in would run by itself: it was looked at
+    #[arg(short, long)]
+    pub yes: bool,
     /// Show the plan and change nothing
     #[arg(long)]
     pub dry_run: bool,

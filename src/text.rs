@@ -16,6 +16,21 @@ pub fn escape_bytes(bytes: &[u8]) -> String {
     sandbox_git::printable(bytes)
 }
 
+/// Makes JSON safe for a terminal: what [`escape`] would change is written as `\u…`, which means the same.
+/// Such characters are in strings only.
+pub fn escape_json(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c == '\n' || sandbox_git::is_printable(c) {
+            out.push(c);
+        } else {
+            let mut units = [0; 2];
+            c.encode_utf16(&mut units).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")));
+        }
+    }
+    out
+}
+
 pub use sandbox_core::units::size;
 
 /// Reads a size: a number with an optional `k`, `m`, `g`, `t` (powers of 1024).
@@ -101,6 +116,15 @@ mod tests {
         assert_eq!(escape("Grüße 日本"), "Grüße 日本");
         assert_eq!(escape_bytes(b"ok\xff\x1b"), "ok\\xff\\u{1b}");
         assert_eq!(escape_lines("a\tx\nb\x1b"), "a\tx\nb\\u{1b}");
+    }
+
+    #[test]
+    fn json_means_the_same_after_it_was_made_safe() {
+        let text: String = ('\0'..='\u{2100}').chain('\u{e0000}'..='\u{e0100}').collect();
+        let json = serde_json::to_string_pretty(&[&text]).unwrap();
+        let safe = escape_json(&json);
+        assert_eq!(serde_json::from_str::<Vec<String>>(&safe).unwrap(), [text]);
+        assert_eq!(escape(&safe.replace('\n', "")), safe.replace('\n', ""));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `apply`: what a sandbox changed comes into this working tree as uncommitted edits, or into the stash.
 
 use super::merge::{escape_path, identity, no_commits, open, relation};
+use super::review;
 use crate::changing::{Part, Work, carry_out};
 use crate::cli;
 use crate::context::Context;
@@ -11,6 +12,7 @@ use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_core::work::{self, Changed};
 use sandbox_git::Oid;
+use sandbox_integrate::review::review_edits;
 use sandbox_integrate::{
     Edit, EditsPlan, EditsRequest, Kind, Layers, MergeError, Relation, Repo, RepoPath, StashRequest,
 };
@@ -53,10 +55,11 @@ pub fn run(context: &Context, args: &cli::Apply) -> Outcome {
             for change in changed {
                 println!("{} {}", change.letter(), crate::text::escape_bytes(&change.path));
             }
+            review::tell(context, &mut review::of_files(context, &store, tree, changed)?)?;
         }
         return Ok(0);
     }
-    bring_edits(context, &store, &sandbox, found, args.stash)?;
+    bring_edits(context, &store, &sandbox, found, args.stash, args.yes)?;
     Ok(0)
 }
 
@@ -69,7 +72,7 @@ pub fn edits(context: &Context, store: &Store, sandbox: &Sandbox, stash: bool) -
             found.push((tree, left));
         }
     }
-    bring_edits(context, store, sandbox, found, stash)
+    bring_edits(context, store, sandbox, found, stash, false)
 }
 
 /// What changed in one tree, and where it goes.
@@ -134,6 +137,7 @@ fn bring_edits(
     sandbox: &Sandbox,
     found: Vec<(Sandbox, Vec<work::ChangedFile>)>,
     stash: bool,
+    yes: bool,
 ) -> Result<(), CliError> {
     let all = found.into_iter().map(|(tree, changed)| Edited::of(context, store, tree, &changed));
     let mut all = all.collect::<Result<Vec<Edited>, CliError>>()?;
@@ -144,6 +148,8 @@ fn bring_edits(
     };
     if stash {
         for edited in &all {
+            let since = edited.tip.or(edited.base);
+            review::tell(context, &mut review_edits(&edited.repo, since, &edited.edits)?)?;
             edited.stash(context, store)?;
             eprintln!(
                 "{}{} in the stash: `git stash pop` takes them out",
@@ -159,7 +165,13 @@ fn bring_edits(
             _ => error.cause(format!("in '{}'", escape_path(edited.repo.worktree()))),
         })
     };
-    let plans = all.iter().map(plan).collect::<Result<Vec<EditsPlan>, CliError>>()?;
+    let mut plans = all.iter().map(plan).collect::<Result<Vec<EditsPlan>, CliError>>()?;
+    for plan in &mut plans {
+        review::tell(context, &mut plan.warnings)?;
+    }
+    if !review::agreed(context, plans.iter().flat_map(|plan| &plan.warnings), ("apply", sandbox.name()), yes)? {
+        return Err(review::declined());
+    }
     let told = |edited: &Edited| format!("{} applied here, uncommitted", count(edited.edits.len(), "file"));
     let parts: Vec<Part<'_>> = all
         .iter()
@@ -211,7 +223,7 @@ pub fn read_edits<'a>(
 }
 
 /// Reads a changed file of the upper directory, beneath its root and without following links; `None`: it is no file.
-fn read_edit(sandbox: &Sandbox, change: &work::ChangedFile) -> Result<Option<Edit>, CliError> {
+pub fn read_edit(sandbox: &Sandbox, change: &work::ChangedFile) -> Result<Option<Edit>, CliError> {
     let name = crate::text::escape_bytes(&change.path);
     let path = RepoPath::parse(&change.path)
         .ok_or_else(|| CliError::new(format!("'{name}' is not a path that may be written")))?;

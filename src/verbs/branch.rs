@@ -6,6 +6,7 @@ use crate::error::{CliError, Outcome};
 use crate::text::escape;
 use sandbox_core::ops::{Deed, Log, Operation};
 use sandbox_core::work;
+use sandbox_integrate::review::review_between;
 
 pub fn run(context: &Context, args: &cli::Branch) -> Outcome {
     let store = context.store()?;
@@ -19,6 +20,10 @@ pub fn run(context: &Context, args: &cli::Branch) -> Outcome {
             .hint(format!("`git sandbox commit {} -m MSG` makes one of its files", sandbox.name()))
             .status(1)
     })?;
+    // Nothing of it is in a working tree yet: it is told, and not asked.
+    let base = sandbox.snapshot(&store)?.git.base.as_deref().and_then(sandbox_git::Oid::parse);
+    let mut found = review_between(&super::merge::open(context, &store, &sandbox)?, base, tip)?;
+    super::review::tell(context, &mut found)?;
     let host = work::host(&store, &sandbox)?;
     // The user's own git decides what a valid branch is and refuses an existing one.
     let made = git

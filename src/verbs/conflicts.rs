@@ -324,7 +324,7 @@ fn tell(a: &Tip, b: &Tip, paths: &[String], json: bool) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     if json {
         let row = Row { a: &a.name, b: &b.name, how: Pair::Conflict { paths: paths.to_vec() } };
-        writeln!(out, "{}", serde_json::to_string(&row)?)?;
+        writeln!(out, "{}", crate::text::escape_json(&serde_json::to_string(&row)?))?;
     } else {
         let shown: Vec<String> = paths.iter().take(3).map(|path| escape(path)).collect();
         let more = if paths.len() > 3 { format!(" and {} more", paths.len() - 3) } else { String::new() };

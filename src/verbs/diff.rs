@@ -3,6 +3,7 @@
 
 use super::list::print_json;
 use super::merge::open;
+use super::review;
 use super::trees::{of_which, several, tell_others, title};
 use crate::cli;
 use crate::context::Context;
@@ -12,8 +13,10 @@ use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_core::work;
 use sandbox_git::Oid;
+use sandbox_integrate::review::{review_between, review_commits};
 use sandbox_integrate::{
-    Captured, Commit, Form, Kind, Layers, RepoPath, commits, diffstat, diffstat_between, patch, patch_between,
+    Captured, Commit, FileStat, Finding, Form, Kind, Layers, RepoPath, commits, diffstat, diffstat_between, patch,
+    patch_between,
 };
 use serde::Serialize;
 use std::fs;
@@ -38,6 +41,9 @@ pub fn run(context: &Context, args: &cli::Diff) -> Outcome {
         return Ok(0);
     }
     super::fetch::bring_to_read(context, &store, &sandbox)?;
+    if args.json {
+        return as_json(context, &store, &sandbox);
+    }
     let mut found = Vec::new();
     // A patch is for one repository: the one that the caller is in.
     let trees = if args.patch { vec![sandbox.clone()] } else { sandbox.trees().collect() };
@@ -55,6 +61,7 @@ pub fn run(context: &Context, args: &cli::Diff) -> Outcome {
         if several(&tree) && !args.patch {
             print(format!("{}\n", title(&tree)).as_bytes())?;
         }
+        review::tell(context, &mut review_between(&repo, base, tip)?)?;
         match (args.stat, args.patch) {
             (true, _) => print(diffstat(&repo, base, tip)?.text().as_bytes())?,
             (_, true) => for_git(&patch(&repo, base, tip, Form::Apply)?)?,
@@ -83,11 +90,44 @@ fn between(context: &Context, store: &Store, first: &Sandbox, second: &str, args
         eprintln!("nothing differs between '{}' and '{}'", first.name(), second.name());
         return Ok(0);
     }
+    review::tell(context, &mut review_commits(&repo, from, to)?)?;
     match (args.stat, args.patch) {
         (true, _) => print(diffstat_between(&repo, from, to)?.text().as_bytes()),
         (_, true) => for_git(&patch_between(&repo, from, to, Form::Apply)?),
         _ => print(escape_lines(&String::from_utf8_lossy(&patch_between(&repo, from, to, Form::Read)?)).as_bytes()),
     }
+}
+
+/// Schema version 1.
+#[derive(Serialize)]
+struct Summary {
+    version: u32,
+    name: String,
+    repositories: Vec<Summarised>,
+}
+
+#[derive(Serialize)]
+struct Summarised {
+    repository: PathBuf,
+    base: Option<Oid>,
+    tip: Oid,
+    files: Vec<FileStat>,
+    look_first: Vec<Finding>,
+}
+
+/// What was committed, by file, and what of it deserves a look.
+fn as_json(context: &Context, store: &Store, sandbox: &Sandbox) -> Outcome {
+    let mut repositories = Vec::new();
+    for tree in sandbox.trees().filter(|tree| tree.mount().has_commits()) {
+        let Some((base, tip)) = range(context, store, &tree)? else { continue };
+        let repo = open(context, store, &tree)?;
+        let mut look_first = review_between(&repo, base, tip)?;
+        review::silence(context, &mut look_first)?;
+        let files = diffstat(&repo, base, tip)?.files;
+        repositories.push(Summarised { repository: tree.mount().worktree.clone(), base, tip, files, look_first });
+    }
+    print_json(&Summary { version: 1, name: sandbox.name().to_owned(), repositories })?;
+    Ok(0)
 }
 
 /// A patch as git made it. A terminal gets none: its bytes come from inside.
@@ -123,6 +163,7 @@ fn uncommitted(context: &Context, store: &Store, sandbox: &Sandbox, stat: bool) 
     if several(sandbox) {
         print(format!("{}\n", title(sandbox)).as_bytes())?;
     }
+    review::tell(context, &mut review::of_files(context, store, sandbox, &left.files)?)?;
     let scratch = tempfile::Builder::new()
         .prefix("diff.")
         .tempdir_in(store.tmp())

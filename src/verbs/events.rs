@@ -8,7 +8,7 @@ use crate::error::{CliError, Outcome};
 use crate::event_words::{failed, time, words};
 use crate::follow::{Follower, Lines, last};
 use crate::prefix::Prefixes;
-use crate::text::escape;
+use crate::text::{escape, escape_json};
 use sandbox_core::sandbox::{Sandbox, State};
 use sandbox_core::store::SandboxDir;
 use sandbox_protocol::event::{Event, Happened, Verdict};
@@ -104,7 +104,7 @@ impl Line {
         let value: Value = serde_json::from_str(text).ok()?;
         let at = value.get("at")?.as_u64()?;
         value.get("event")?.as_str()?;
-        Some(Self { at, value, text: ascii(text) })
+        Some(Self { at, value, text: escape_json(text) })
     }
 
     fn words(&self, sandbox: &str) -> String {
@@ -114,25 +114,6 @@ impl Line {
         });
         format!("{}  {what}", time(self.at))
     }
-}
-
-/// Escapes in JSON's manner whatever a terminal could take for a command. Outside of strings JSON is ASCII without
-/// such characters, so that the text means the same as before.
-fn ascii(json: &str) -> String {
-    let mut out = String::with_capacity(json.len());
-    for c in json.chars() {
-        let mut buffer = [0u8; 4];
-        let one = c.encode_utf8(&mut buffer);
-        if c == '\t' || c == ' ' || escape(one) == *one {
-            out.push_str(one);
-        } else {
-            let mut units = [0u16; 2];
-            for unit in c.encode_utf16(&mut units) {
-                out.push_str(&format!("\\u{unit:04x}"));
-            }
-        }
-    }
-    out
 }
 
 /// To how many different hosts and ports the network refused connections since the last start, as far as the end of the log tells.

@@ -179,7 +179,7 @@ fn cell<'a>(main: Option<String>, others: impl Iterator<Item = (&'a Along, Optio
 pub fn print_json<T: Serialize>(value: &T) -> Result<(), CliError> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| CliError::new("cannot write JSON").cause(error.to_string()))?;
-    println!("{text}");
+    println!("{}", crate::text::escape_json(&text));
     Ok(())
 }
 

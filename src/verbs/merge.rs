@@ -16,12 +16,13 @@ mod refused;
 mod several;
 
 use super::list::print_json;
+use super::review;
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::text::{count, escape_lines};
 use carry::do_all;
-pub use carry::{do_it, warn};
+pub use carry::do_it;
 use known::Known;
 pub use place::{checked_out, escape_path, identity, open, relation};
 use sandbox_core::sandbox::Sandbox;
@@ -55,6 +56,12 @@ pub fn run(context: &Context, args: &cli::Merge) -> Outcome {
         return nothing(context, &store, &sandbox, &trees, args.json);
     }
     let several = sandbox.record.repos.len() > 1;
+    for (_, repo, plan) in &mut found {
+        if several && !plan.warnings.is_empty() {
+            eprintln!("{}:", escape_path(repo.worktree()));
+        }
+        review::tell(context, &mut plan.warnings)?;
+    }
     if args.json {
         match found.as_slice() {
             [(_, _, plan)] if !several => print_json(plan)?,
@@ -75,13 +82,13 @@ pub fn run(context: &Context, args: &cli::Merge) -> Outcome {
             }
             print!("{}", escape_lines(&plan.describe()));
         }
-        if several && !plan.warnings.is_empty() {
-            eprintln!("{}:", escape_path(repo.worktree()));
-        }
-        warn(plan);
     }
     if args.dry_run {
         return Ok(0);
+    }
+    let warnings = found.iter().flat_map(|(_, _, plan)| &plan.warnings);
+    if !review::agreed(context, warnings, ("merge", sandbox.name()), args.yes)? {
+        return Err(review::declined());
     }
     let plans: Vec<(Sandbox, &Repo, &MergePlan)> =
         found.iter().map(|(tree, repo, plan)| ((*tree).clone(), repo, plan)).collect();
@@ -173,8 +180,23 @@ pub fn fast_forward(context: &Context, store: &Store, sandbox: &Sandbox) -> Resu
         let planned = planned.map_err(|error| in_tree(sandbox, &tree, error))?;
         found.extend(planned.filter(|(_, plan)| plan.what != What::UpToDate).map(|(repo, plan)| (tree, repo, plan)));
     }
-    for (_, _, plan) in &found {
-        warn(plan);
+    for (_, _, plan) in &mut found {
+        review::tell(context, &mut plan.warnings)?;
+    }
+    let warnings = found.iter().flat_map(|(_, _, plan)| &plan.warnings);
+    match review::agreed(context, warnings, ("merge", sandbox.name()), false) {
+        Ok(true) => {}
+        // The command that it was spawned for has its own end.
+        Ok(false) => {
+            eprintln!("kept: `git sandbox merge {}` takes them later", sandbox.name());
+            return Ok(());
+        }
+        Err(error) => {
+            eprintln!("kept: {}", error.message);
+            error.causes.iter().for_each(|cause| eprintln!("caused by: {cause}"));
+            error.hints.iter().for_each(|hint| eprintln!("hint: {hint}"));
+            return Ok(());
+        }
     }
     let plans: Vec<(Sandbox, &Repo, &MergePlan)> =
         found.iter().map(|(tree, repo, plan)| (tree.clone(), repo, plan)).collect();

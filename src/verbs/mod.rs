@@ -24,6 +24,7 @@ mod pick;
 mod presets;
 mod repair;
 pub mod rescue;
+pub mod review;
 mod setup;
 mod show;
 mod spawn;

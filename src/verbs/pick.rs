@@ -1,7 +1,8 @@
 //! `pick`: commits of a sandbox one by one on top of the branch here. All of them, or none.
 
 use super::list::print_json;
-use super::merge::{do_it, identity, open, warn};
+use super::merge::{do_it, identity, open};
+use super::review;
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
@@ -39,17 +40,20 @@ pub fn run(context: &Context, args: &cli::Pick) -> Outcome {
         identity: &identity,
     };
     let plan = sandbox_integrate::plan_pick(&repo, &request, &chosen, args.note);
-    let Some(plan) = plan.map_err(|error| not_picked(name, error))? else {
+    let Some(mut plan) = plan.map_err(|error| not_picked(name, error))? else {
         eprintln!("nothing to pick from '{name}': it is all here");
         return Ok(1);
     };
+    review::tell(context, &mut plan.warnings)?;
     if args.json {
         print_json(&plan)?;
     } else if args.dry_run {
         print!("{}", escape_lines(&plan.describe()));
     }
-    warn(&plan);
     if !args.dry_run {
+        if !review::agreed(context, &plan.warnings, ("pick", name), args.yes)? {
+            return Err(review::declined());
+        }
         do_it(context, &store, &[&sandbox], &repo, &plan)?;
     }
     Ok(0)

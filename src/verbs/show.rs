@@ -10,6 +10,7 @@ use sandbox_core::launch::{Network, TreeView};
 use sandbox_core::sandbox::{Sandbox, State};
 use sandbox_core::store::Store;
 use sandbox_core::work;
+use sandbox_integrate::Finding;
 use sandbox_protocol::{Message, SessionStatus};
 use serde::Serialize;
 use std::ffi::OsStr;
@@ -29,6 +30,7 @@ struct Shown {
     network: Network,
     layers: usize,
     uncommitted_files: Vec<String>,
+    look_first: Vec<Finding>,
     rescue: Option<Rescued>,
     notes: Vec<String>,
     enforced: Vec<String>,
@@ -117,15 +119,21 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
     };
     let mut notes: Vec<String> = snapshot.notes.iter().chain(&snapshot.git.notes).cloned().collect();
     let (mut files, mut unknown) = (files, unknown);
+    let mut by_tree = vec![(sandbox.clone(), files.clone())];
     for tree in sandbox.trees().skip(1) {
         let place = super::trees::place(&tree);
         let snapshot = tree.snapshot(&store)?;
         notes.extend(snapshot.notes.iter().chain(&snapshot.git.notes).map(|note| format!("in '{place}': {note}")));
         match work::uncommitted_now(context.git()?, &store, &tree) {
-            Ok(left) => files.extend(left.files.into_iter().map(|change| change.below(&tree.mount().worktree))),
+            Ok(left) => {
+                by_tree.push((tree.clone(), left.files.clone()));
+                files.extend(left.files.into_iter().map(|change| change.below(&tree.mount().worktree)));
+            }
             Err(error) => unknown = Some(format!("cannot tell what is not committed in '{place}': {error}")),
         }
     }
+    let (look_first, unread) = look_first(context, &store, &by_tree);
+    let unknown = unknown.into_iter().chain(unread);
     let shown = Shown {
         version: 1,
         directory: sandbox.dir.path().to_owned(),
@@ -133,6 +141,7 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
         network: sandbox.record.network,
         layers: snapshot.layers.len() + 1,
         uncommitted_files: files.iter().map(|change| escape_bytes(&change.path)).collect(),
+        look_first,
         rescue: rescued(&store, &sandbox),
         notes: status.notes.iter().chain(&notes).map(|note| escape(note)).chain(unknown).collect(),
         enforced: live.enforced.clone(),
@@ -216,6 +225,10 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
     for note in &shown.notes {
         println!("note        {note}");
     }
+    let lines = super::review::lines(&shown.look_first, 0);
+    if !lines.is_empty() {
+        println!("\n{}", lines.join("\n"));
+    }
     if !files.is_empty() {
         println!("\nnot committed, against the state that it started from:");
         for change in files.iter().take(20) {
@@ -226,6 +239,27 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
         }
     }
     Ok(0)
+}
+
+/// What of its commits and files deserves a look before it is landed; or why that is not known.
+fn look_first(
+    context: &Context,
+    store: &Store,
+    trees: &[(Sandbox, Vec<work::ChangedFile>)],
+) -> (Vec<Finding>, Option<String>) {
+    let (mut all, mut unread) = (Vec::new(), None);
+    for (tree, files) in trees.iter().filter(|(tree, _)| tree.mount().has_commits()) {
+        let found = super::review::of_commits(context, store, tree).and_then(|mut found| {
+            found.extend(super::review::of_files(context, store, tree, files)?);
+            Ok(found)
+        });
+        match found {
+            Ok(found) => all.extend(found),
+            Err(error) => unread = Some(format!("cannot tell what to look at first: {}", error.message)),
+        }
+    }
+    all.sort_by_key(|finding| std::cmp::Reverse(finding.grade));
+    (all, unread)
 }
 
 /// What there is to say of a further tree, after its path.

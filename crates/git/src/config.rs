@@ -1,6 +1,6 @@
 //! Configuration: what `git config --list -z --show-scope --show-origin` prints, and writing a file.
 
-use crate::command::{Git, GitError};
+use crate::command::{Git, GitCommand, GitError};
 use crate::escape::printable;
 use std::path::{Path, PathBuf};
 
@@ -63,8 +63,13 @@ pub struct Listing(pub Vec<Setting>);
 impl Listing {
     /// Asks git in `dir`: all scopes, `include` and `includeIf` resolved. One process.
     pub fn read(git: &Git, dir: &Path) -> Result<Self, GitError> {
+        Self::of(git.user(dir))
+    }
+
+    /// Asks with a command that says where.
+    pub fn of(command: GitCommand) -> Result<Self, GitError> {
         let args = ["config", "--list", "-z", "--show-scope", "--show-origin"];
-        let out = git.user(dir).args(args).output()?;
+        let out = command.args(args).output()?;
         Self::parse(&out.stdout).ok_or_else(|| GitError::Unexpected {
             command: "git config".into(),
             what: printable(&out.stdout[..out.stdout.len().min(80)]),

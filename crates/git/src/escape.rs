@@ -7,7 +7,7 @@ pub fn printable(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len());
     for chunk in bytes.utf8_chunks() {
         for c in chunk.valid().chars() {
-            if is_plain(c) { out.push(c) } else { out.extend(c.escape_unicode()) }
+            if is_printable(c) { out.push(c) } else { out.extend(c.escape_unicode()) }
         }
         for byte in chunk.invalid() {
             out.push_str(&format!("\\x{byte:02x}"));
@@ -16,7 +16,8 @@ pub fn printable(bytes: &[u8]) -> String {
     out
 }
 
-fn is_plain(c: char) -> bool {
+/// Whether a terminal shows this character and does nothing else.
+pub fn is_printable(c: char) -> bool {
     !c.is_control()
         && !matches!(c,
             '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'

@@ -30,7 +30,7 @@ mod version;
 
 pub use command::{Git, GitCommand, GitError, Output, Running};
 pub use environ::HostEnv;
-pub use escape::printable;
+pub use escape::{is_printable, printable};
 pub use hash::{hash_file, hash_object};
 pub use oid::{ObjectFormat, Oid};
 pub use refname::RefName;

@@ -6,8 +6,9 @@ use crate::eol::{Action, AutoCrlf, EolConfig, Value};
 use crate::error::MergeError;
 use crate::path::RepoPath;
 use crate::repo::Repo;
-use crate::run::{Answer, unexpected};
+use crate::run::unexpected;
 use sandbox_git::GitCommand;
+use sandbox_git::config::{Listing, Setting, split_key};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Configuration that decides how files are converted and merged.
@@ -22,6 +23,8 @@ pub(crate) struct Rules {
     pub sparse: Option<bool>,
     /// Configured drivers, as `filter.lfs`, `merge.ours`, `diff.word`.
     drivers: BTreeSet<String>,
+    /// All settings.
+    pub listing: Listing,
 }
 
 /// Attributes of one path.
@@ -55,25 +58,16 @@ pub(crate) enum MergeStyle {
 
 impl Rules {
     pub fn read(repo: &Repo) -> Result<Self, MergeError> {
-        let pattern = r"^(core\.(autocrlf|eol|filemode|symlinks|sparsecheckout|sparsecheckoutcone)|filter\..*|merge\..*\.driver|diff\..*\.(command|textconv))$";
-        let answer = Answer::of(repo.host().args(["config", "-z", "--get-regexp", pattern]))?;
-        match answer.code() {
-            Some(0 | 1) => Ok(Self::parse(&answer.stdout())),
-            _ => Err(answer.failed().into()),
-        }
+        Ok(Self::of(repo.listing()?))
     }
 
-    fn parse(listing: &[u8]) -> Self {
+    fn of(listing: Listing) -> Self {
         let mut rules = Self { file_mode: true, symlinks: true, ..Self::default() };
         let (mut sparse, mut cone) = (false, true);
-        for record in listing.split(|b| *b == 0).filter(|r| !r.is_empty()) {
-            let text = String::from_utf8_lossy(record);
-            let (key, value) = match text.split_once('\n') {
-                Some((key, value)) => (key, Some(value)),
-                None => (&*text, None),
-            };
+        for Setting { key, value, .. } in &listing.0 {
+            let value = value.as_deref();
             let on = is_true(value);
-            match key {
+            match key.as_str() {
                 "core.autocrlf" if value.is_some_and(|v| v.eq_ignore_ascii_case("input")) => {
                     rules.eol.autocrlf = AutoCrlf::Input;
                 }
@@ -83,11 +77,11 @@ impl Rules {
                 "core.symlinks" => rules.symlinks = on,
                 "core.sparsecheckout" => sparse = on,
                 "core.sparsecheckoutcone" => cone = on,
-                // `filter.lfs.clean` counts, and `filter.lfs.required` makes git fail without it
-                other => rules.drivers.extend(other.rsplit_once('.').map(|(driver, _)| driver.to_owned())),
+                other => rules.drivers.extend(driver(other)),
             }
         }
         rules.sparse = sparse.then_some(cone);
+        rules.listing = listing;
         rules
     }
 
@@ -141,6 +135,19 @@ impl Rules {
         let new = pairs.into_iter().filter(|(_, before, after)| before != after);
         new.filter_map(|(kind, _, after)| Some(format!("{kind} '{}'", self.driver(kind, after)?))).collect()
     }
+}
+
+/// The driver that a setting belongs to, as `filter.lfs`.
+fn driver(key: &str) -> Option<String> {
+    let (section, sub, name) = split_key(key);
+    let counts = match section {
+        // `filter.lfs.clean` counts, and `filter.lfs.required` makes git fail without it
+        "filter" => true,
+        "merge" => name == "driver",
+        "diff" => matches!(name, "command" | "textconv"),
+        _ => false,
+    };
+    Some(format!("{section}.{}", sub.filter(|_| counts)?))
 }
 
 fn is_true(value: Option<&str>) -> bool {
@@ -219,9 +226,16 @@ mod tests {
 
     #[test]
     fn configuration_is_read_as_git_reads_it() {
-        let rules = Rules::parse(
-            b"core.autocrlf\ninput\0core.filemode\nno\0core.symlinks\0core.sparsecheckout\ntrue\0filter.lfs.required\ntrue\0merge.ours.driver\ntrue\0",
-        );
+        let settings = [
+            "core.autocrlf\ninput",
+            "core.filemode\nno",
+            "core.symlinks",
+            "core.sparsecheckout\ntrue",
+            "filter.lfs.required\ntrue",
+            "merge.ours.driver\ntrue",
+        ];
+        let text: String = settings.iter().map(|setting| format!("local\0file:x\0{setting}\0")).collect();
+        let rules = Rules::of(Listing::parse(text.as_bytes()).unwrap());
         assert_eq!(rules.eol.autocrlf, AutoCrlf::Input);
         assert!(!rules.file_mode && rules.symlinks);
         assert_eq!(rules.sparse, Some(true));

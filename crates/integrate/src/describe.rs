@@ -43,9 +43,6 @@ impl MergePlan {
             path.describe(&mut out);
         }
         self.head.describe(&mut out);
-        for warning in &self.warnings {
-            let _ = writeln!(out, "note: '{}' {}", warning.path, warning.why);
-        }
         out
     }
 }

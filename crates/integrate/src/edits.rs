@@ -8,11 +8,12 @@ use crate::error::{Conflict, Conflicts, MergeError, Reason};
 use crate::index::{Index, Mark};
 use crate::inspect::tree_of;
 use crate::next::commit_tree;
-use crate::objects::{Objects, entries};
+use crate::objects::{Difference, Objects, entries};
 use crate::path::{Entry, Mode, RepoPath};
 use crate::paths::{Gatherer, Inside, Settings};
 use crate::plan::{FileAction, Identity, IndexAction, PathPlan, Why};
 use crate::repo::{Repo, parse_oid};
+use crate::review::{Finding, review};
 use crate::threeway::merge;
 use sandbox_git::Oid;
 use serde::Serialize;
@@ -50,6 +51,8 @@ pub struct EditsPlan {
     pub name: String,
     /// The paths that change.
     pub paths: Vec<PathPlan>,
+    /// What deserves a look.
+    pub warnings: Vec<Finding>,
     #[serde(skip)]
     index: Mark,
 }
@@ -65,10 +68,12 @@ pub fn plan_edits(repo: &Repo, request: &EditsRequest<'_>) -> Result<EditsPlan, 
     let inside = Inside { name: request.name, captured: request.captured, captured_index: None, left: None };
     let settings = Settings { rules: &rules, now: &now, then: &then, index: &index };
     let start = entries_of(repo, request.since.or(request.base), request.edits)?;
-    let head = entries_of(repo, repo.head()?.commit, request.edits)?;
+    let commit = repo.head()?.commit;
+    let head = entries_of(repo, commit, request.edits)?;
 
     let mut gatherer = Gatherer::with(&mut objects, inside, settings)?;
     let (mut plans, mut conflicts, mut locals) = (Vec::new(), Vec::new(), BTreeMap::new());
+    let mut touched = Vec::new();
     for edit in request.edits {
         let path = &edit.path;
         let theirs = gatherer.received(path, edit.after.clone())?;
@@ -98,6 +103,7 @@ pub fn plan_edits(repo: &Repo, request: &EditsRequest<'_>) -> Result<EditsPlan, 
                     None => (FileAction::Delete, Why::Unchanged),
                 };
                 if file != FileAction::Keep {
+                    touched.push(Difference { path: path.clone(), old: base, new: theirs });
                     let (expected, eol) = (local.state.clone(), gatherer.action_then(path));
                     let (path, index) = (path.clone(), IndexAction::Keep);
                     plans.push(PathPlan { path, from: None, why, file, index, expected, eol });
@@ -122,7 +128,8 @@ pub fn plan_edits(repo: &Repo, request: &EditsRequest<'_>) -> Result<EditsPlan, 
             objects.store(entry.id)?;
         }
     }
-    Ok(EditsPlan { name: request.name.to_owned(), paths: plans, index: index.mark() })
+    let warnings = review(&mut objects, &rules.listing, &touched, &tree_of(repo, commit))?;
+    Ok(EditsPlan { name: request.name.to_owned(), paths: plans, warnings, index: index.mark() })
 }
 
 fn entries_of(repo: &Repo, commit: Option<Oid>, edits: &[Edit]) -> Result<BTreeMap<RepoPath, Entry>, MergeError> {

@@ -283,7 +283,7 @@ fn patch_of(repo: &Repo, base: &str, tip: Oid, form: Form) -> Result<Vec<u8>, Me
     Ok(git.arg(base).arg(format!("{tip}^{{tree}}")).output()?.stdout)
 }
 
-fn fork_point(repo: &Repo, onto: Option<Oid>, tip: Oid) -> Result<String, MergeError> {
+pub(crate) fn fork_point(repo: &Repo, onto: Option<Oid>, tip: Oid) -> Result<String, MergeError> {
     let base = match onto {
         Some(onto) => merge_base(repo, onto, tip)?,
         None => None,

@@ -48,7 +48,7 @@ mod publish;
 mod refs;
 mod replay;
 mod repo;
-mod risk;
+pub mod review;
 mod run;
 mod several;
 mod sparse;
@@ -70,7 +70,7 @@ pub use path::{Entry, Mode, RepoPath};
 pub use plan::{FileAction, HeadMove, How, Identity, IndexAction, MergePlan, MergeRequest, PathPlan, What, Why, plan};
 pub use publish::sweep;
 pub use repo::{Operation, Repo};
-pub use risk::{Grade, Warning};
+pub use review::{Finding, Grade};
 pub use several::{Landed, LeftOut, SeveralPlan, plan_pick, plan_several};
 pub use undo::{Standing, can_restore, restore, settle, standing};
 

@@ -50,20 +50,41 @@ impl<'r> Objects<'r> {
         if let Some(content) = self.loose.get(&id) {
             return Ok(content.clone());
         }
+        let name = id.to_string();
+        match self.look(&name, u64::MAX)? {
+            Found::Whole { kind, bytes } if kind == "blob" => Ok(bytes),
+            _ => Err(unexpected("git cat-file", name.as_bytes()).into()),
+        }
+    }
+
+    /// Reads what `name` names if it has at most `most` bytes. Objects that are not in a partial clone are missing.
+    pub fn look(&mut self, name: &str, most: u64) -> Result<Found, MergeError> {
+        if let Some(content) = Oid::parse(name).and_then(|id| self.loose.get(&id)) {
+            let size = content.len() as u64;
+            return Ok(match size > most {
+                true => Found::Large { size },
+                false => Found::Whole { kind: "blob".to_owned(), bytes: content.clone() },
+            });
+        }
         if self.batch.is_none() {
-            self.batch = Some(Talk::start(self.repo.pure().args(["cat-file", "--batch"]))?);
+            self.batch = Some(Talk::start(self.repo.pure().args(["cat-file", "--batch-command"]))?);
         }
         let batch = self.batch.as_mut().expect("it was just started");
-        batch.send(format!("{id}\n").as_bytes())?;
-        let header = batch.line()?;
-        let size = header.strip_prefix(&format!("{id} blob ")).and_then(|size| size.parse::<usize>().ok());
-        let Some(size) = size else {
-            return Err(unexpected("git cat-file", header.as_bytes()).into());
-        };
+        if most < u64::MAX {
+            batch.send(format!("info {name}\n").as_bytes())?;
+            match parse_header(&batch.line()?)? {
+                None => return Ok(Found::Missing),
+                Some((_, size)) if size > most => return Ok(Found::Large { size }),
+                Some(_) => {}
+            }
+        }
+        batch.send(format!("contents {name}\n").as_bytes())?;
+        let Some((kind, size)) = parse_header(&batch.line()?)? else { return Ok(Found::Missing) };
+        let size = usize::try_from(size).map_err(|_| unexpected("git cat-file", b"a size"))?;
         let mut content = vec![0; size + 1];
         batch.stdout.read_exact(&mut content).map_err(|_| unexpected("git cat-file", b"a short object"))?;
         content.truncate(size);
-        Ok(content.into())
+        Ok(Found::Whole { kind, bytes: content.into() })
     }
 
     /// Writes content as a blob.
@@ -78,6 +99,31 @@ impl<'r> Objects<'r> {
             Some(content) => self.write(&content).map(drop),
             None => Ok(()),
         }
+    }
+}
+
+/// What was looked up.
+pub(crate) enum Found {
+    /// All of it.
+    Whole { kind: String, bytes: Rc<[u8]> },
+    /// More than was asked for, in bytes.
+    Large { size: u64 },
+    /// No such object here.
+    Missing,
+}
+
+/// Reads `<id> <kind> <size>`; `None` for `<name> missing`.
+fn parse_header(header: &str) -> Result<Option<(String, u64)>, MergeError> {
+    if header.ends_with(" missing") {
+        return Ok(None);
+    }
+    let words: Vec<&str> = header.split(' ').collect();
+    match words[..] {
+        [_, kind, size] => match size.parse() {
+            Ok(size) => Ok(Some((kind.to_owned(), size))),
+            Err(_) => Err(unexpected("git cat-file", header.as_bytes()).into()),
+        },
+        _ => Err(unexpected("git cat-file", header.as_bytes()).into()),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::objects::{Difference, Objects, differences};
 use crate::path::{Entry, RepoPath};
 use crate::paths::{Gatherer, Incoming, Settings};
 use crate::repo::{Head, Repo};
-use crate::risk::{self, Grade, Warning};
+use crate::review::{Finding, Grade, Range, attribute_commits, review};
 use crate::worktree::State;
 use sandbox_git::Oid;
 use serde::Serialize;
@@ -81,7 +81,7 @@ pub struct MergePlan {
     /// The paths that are touched, in git's order.
     pub paths: Vec<PathPlan>,
     /// Incoming paths that deserve a look.
-    pub warnings: Vec<Warning>,
+    pub warnings: Vec<Finding>,
     /// The index that it was made from.
     #[serde(skip)]
     pub(crate) index: Mark,
@@ -266,7 +266,7 @@ pub(crate) struct Group<'a> {
 /// What a plan has of paths.
 pub(crate) struct Planned {
     pub paths: Vec<PathPlan>,
-    pub warnings: Vec<Warning>,
+    pub warnings: Vec<Finding>,
 }
 
 /// The number of a group, and what is in its way.
@@ -285,7 +285,10 @@ pub(crate) fn planned(
     let now = attributes::read(repo, touched.iter().map(|difference| &difference.path))?;
     let then = attributes_then(repo, next, &touched)?;
     let mut objects = Objects::new(repo);
-    let warnings = warnings(&mut objects, rules, &touched, &now, &then)?;
+    let mut warnings = review(&mut objects, &rules.listing, &touched, next)?;
+    warnings.extend(selected(rules, &now, &then, &warnings));
+    let tips = groups.iter().map(|group| group.request.tip).collect();
+    attribute_commits(repo, &Range { without: head.commit.into_iter().collect(), tips }, &mut warnings);
     let mut paths = Vec::new();
     for (n, group) in groups.iter().enumerate() {
         let of = |difference: &&Difference| group.paths.as_ref().is_none_or(|paths| paths.contains(&difference.path));
@@ -332,27 +335,34 @@ fn attributes_then(
     attributes::read_in_tree(repo, tree, touched.iter().map(|difference| &difference.path))
 }
 
-fn warnings(
-    objects: &mut Objects<'_>,
+/// Programs of the user that paths would be handled by from then on, where no line of an attributes file tells it
+/// already: by a macro of the host's.
+fn selected(
     rules: &Rules,
-    touched: &[Difference],
     now: &BTreeMap<RepoPath, Attributes>,
     then: &BTreeMap<RepoPath, Attributes>,
-) -> Result<Vec<Warning>, MergeError> {
-    let mut all = Vec::new();
-    for Difference { path, old, new } in touched {
-        let target = match new {
-            Some(entry) if entry.mode == crate::Mode::Symlink => Some(objects.read(entry.id)?),
-            _ => None,
-        };
-        all.extend(risk::look(path, *old, *new, target.as_deref()));
-        if let (Some(now), Some(then)) = (now.get(path), then.get(path)) {
-            all.extend(rules.newly_selected(now, then).into_iter().map(|driver| Warning {
-                grade: Grade::Red,
-                path: path.clone(),
-                why: format!("would from then on be handled by your {driver}, by its attributes there"),
-            }));
+    told: &[Finding],
+) -> Vec<Finding> {
+    let mut by_driver: BTreeMap<String, Vec<&RepoPath>> = BTreeMap::new();
+    for (path, then) in then {
+        for driver in now.get(path).map(|now| rules.newly_selected(now, then)).unwrap_or_default() {
+            by_driver.entry(driver).or_default().push(path);
         }
     }
-    Ok(all)
+    by_driver.retain(|driver, _| !told.iter().any(|finding| finding.why.contains(&format!("your {driver}"))));
+    let finding = |(driver, paths): (String, Vec<&RepoPath>)| Finding {
+        grade: Grade::Red,
+        path: paths[0].clone(),
+        why: match paths.len() {
+            1 => format!("would from then on be handled by your {driver}, by its attributes there"),
+            n => {
+                format!("and {} more would from then on be handled by your {driver}, by their attributes there", n - 1)
+            }
+        },
+        runs: None,
+        when: None,
+        by_host: true,
+        commit: None,
+    };
+    by_driver.into_iter().map(finding).collect()
 }

@@ -2,6 +2,7 @@
 
 use crate::error::MergeError;
 use crate::run::{self, Answer, unexpected};
+use sandbox_git::config::Listing;
 use sandbox_git::{Git, GitCommand, ObjectFormat, Oid};
 use sandbox_sys::lock::FileLock;
 use std::fs;
@@ -193,6 +194,17 @@ impl Repo {
     /// A command in the user's repository.
     pub(crate) fn host(&self) -> GitCommand {
         run::host(&self.git, &self.gitdir, &self.worktree)
+    }
+
+    /// Every setting that the user's git sees here. It names programs; none is run.
+    pub(crate) fn listing(&self) -> Result<Listing, MergeError> {
+        let command = self.git.user(&self.worktree).env("GIT_DIR", &self.gitdir).env("GIT_WORK_TREE", &self.worktree);
+        Ok(Listing::of(command)?)
+    }
+
+    /// The user's home, as git knows it.
+    pub(crate) fn home(&self) -> Option<&Path> {
+        self.git.env().home.as_deref()
     }
 
     /// Reads where HEAD is.

@@ -17,6 +17,7 @@
 //! views    an overlay or a full copy: which, where, and what differs
 //! rescue   what is not committed, and what only the sandbox has, survives every way of ending
 //! together several sandboxes at once: what collides, merging many, picking
+//! review   what deserves a look is told before it is landed, and nothing of it runs
 //! undo     what verbs did to the host is taken back exactly, or refused
 //! supervision  who dies, hangs up, is suspended or stands still, and what goes on
 //! host_life    what happens to the host's repository, state and clock meanwhile
@@ -95,6 +96,7 @@ mod life;
 mod merging;
 mod ordinary;
 mod rescue;
+mod review;
 mod states;
 mod supervision;
 mod together;

@@ -4,29 +4,12 @@ use super::place::escape_path;
 use crate::changing::{Part, Work, carry_out};
 use crate::context::Context;
 use crate::error::CliError;
-use crate::text::{count, escape, escape_lines};
+use crate::text::{count, escape};
 use sandbox_core::id::SandboxId;
 use sandbox_core::journal::Verb;
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
-use sandbox_integrate::{Grade, MergePlan, Repo, What};
-
-pub fn warn(plan: &MergePlan) {
-    if plan.warnings.is_empty() {
-        return;
-    }
-    eprintln!("look here first:");
-    for warning in plan.warnings.iter().take(20) {
-        let grade = match warning.grade {
-            Grade::Red => "red  ",
-            Grade::Amber => "amber",
-        };
-        eprintln!("  {grade} {}: {}", warning.path, escape_lines(&warning.why));
-    }
-    if plan.warnings.len() > 20 {
-        eprintln!("  … and {} more", plan.warnings.len() - 20);
-    }
-}
+use sandbox_integrate::{MergePlan, Repo, What};
 
 /// Carries a plan out, which may bring the work of several, and says what it did.
 pub fn do_it(

@@ -1,6 +1,6 @@
 //! Several sandboxes at once: each onto the result of those before, and this working tree changes once.
 
-use super::carry::{do_it, warn};
+use super::carry::do_it;
 use super::known::{Known, is_clean};
 use super::place::{identity, open};
 use crate::cli;
@@ -9,7 +9,7 @@ use crate::error::{CliError, Outcome};
 use crate::text::{escape, escape_lines};
 use crate::verbs::conflicts::{HERE, Table, in_order, one_repository};
 use crate::verbs::list::print_json;
-use crate::verbs::{fetch, trees};
+use crate::verbs::{fetch, review, trees};
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_integrate::{
@@ -83,7 +83,10 @@ pub fn run(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Out
     let identity = identity(context, &repo)?;
     let requests: Vec<MergeRequest<'_>> =
         known.iter().flatten().map(|known| known.request(how, args.message.as_deref(), &identity)).collect();
-    let found = sandbox_integrate::plan_several(&repo, &requests, args.octopus)?;
+    let mut found = sandbox_integrate::plan_several(&repo, &requests, args.octopus)?;
+    if let Some(plan) = &mut found.plan {
+        review::tell(context, &mut plan.warnings)?;
+    }
     if args.json {
         let left = found.left_out.iter().map(|left| Left {
             name: &left.name,
@@ -119,8 +122,10 @@ pub fn run(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Out
         }
         return Ok(1);
     };
-    warn(&plan);
     if !args.dry_run {
+        if !review::agreed(context, &plan.warnings, ("merge", &plan.name), args.yes)? {
+            return Err(review::declined());
+        }
         do_it(context, store, &sandboxes, &repo, &plan)?;
     }
     Ok((!found.left_out.is_empty()).into())

@@ -151,13 +151,7 @@ fn incoming_attributes_run_nothing_and_are_told() {
     assert!(!canary.exists());
     assert_eq!(world.read("a.up"), "2\n");
     let notes: Vec<_> = plan.warnings.iter().map(|warning| format!("{} {}", warning.path, warning.why)).collect();
-    assert_eq!(
-        notes,
-        [
-            ".gitattributes configures git",
-            "a.up would from then on be handled by your filter 'up', by its attributes there"
-        ]
-    );
+    assert_eq!(notes, [".gitattributes selects your filter 'up' for '*.up'"]);
 }
 
 #[test]
