@@ -34,6 +34,8 @@ pub struct Cli {
 pub enum Verb {
     /// Make a sandbox and run a command (or a shell) in it
     Spawn(Box<Spawn>),
+    /// Try a task several times at once, and tell which attempt is best
+    Run(Box<Run>),
     /// Run a command in a sandbox
     Exec(Exec),
     /// Open a shell in a sandbox
@@ -116,7 +118,7 @@ pub enum Verb {
 }
 
 /// Make a sandbox and run a command (or a shell) in it.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(
     after_help = "Examples:\n  git sandbox spawn                        a shell, in a sandbox with a made-up name\n  \
 git sandbox spawn fix-login -- claude    a command in the sandbox 'fix-login'\n  \
@@ -177,7 +179,8 @@ pub struct Spawn {
     /// A file or directory of your home, copied to the same place inside
     #[arg(long, value_name = "PATH")]
     pub home_file: Vec<PathBuf>,
-    /// So many sandboxes of the same state, in the background: NAME-1, NAME-2, …
+    /// So many sandboxes of the same state, in the background: NAME-1, NAME-2, … (or {index} in NAME says where);
+    /// {name} and {index} in the command are each one's own
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000), conflicts_with = "tty")]
     pub count: Option<u32>,
     /// What to do with commits when the command ends
@@ -219,6 +222,49 @@ pub struct Spawn {
     /// The command; a shell when left out
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<std::ffi::OsString>,
+}
+
+/// Try a task several times at once.
+#[derive(Debug, Args)]
+#[command(
+    override_usage = "git sandbox run [OPTIONS] --best-of <N> --check <CMD> [NAME] -- CMD...",
+    after_help = "Each attempt has a sandbox of its own: NAME-1, NAME-2, … ({index} in NAME says where the number is);\n\
+{name} and {index} in the command are each one's own. When all have ended, the check runs in a copy of each.\n\
+The best one passes and changes least. All options of `spawn` are for the attempts.\n\n\
+Status: 0 if one passes, 1 if none does.\n\nExamples:\n  \
+git sandbox run --best-of 3 --check 'cargo test' fix -- claude -p 'Fix the flaky test'\n  \
+git sandbox run --best-of 5 --check 'make check' --keep passing t{index} -- agent --seed {index}"
+)]
+pub struct Run {
+    /// So many attempts
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub best_of: u32,
+    /// What tells which are good, run in a copy of each (sandbox.check)
+    #[arg(long, value_name = "CMD")]
+    pub check: Option<String>,
+    /// A check that takes longer has failed (90s, 10m, 2h; sandbox.checkTimeout)
+    #[arg(long, value_name = "TIME")]
+    pub check_timeout: Option<String>,
+    /// So many checks at once; half of the processors when left out
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub jobs: Option<u32>,
+    /// Which sandboxes stay; the others go to the trash
+    #[arg(long, value_name = "WHICH", default_value = "all")]
+    pub keep: Keep,
+    /// What each attempt gets
+    #[command(flatten)]
+    pub spawn: Spawn,
+}
+
+/// Which attempts stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Keep {
+    /// All
+    All,
+    /// Those that pass
+    Passing,
+    /// The best one
+    Best,
 }
 
 /// How a sandbox's tree is put together.
@@ -568,7 +614,8 @@ pub struct Conflicts {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  git sandbox merge fix-login\n  git sandbox merge --squash -m 'Fix login' fix-login\n  \
-git sandbox merge --all                  status 1 if one is left out\n  git sandbox merge --atomic --dry-run a b c\n\n\
+git sandbox merge --all                  status 1 if one is left out\n  git sandbox merge --atomic --dry-run a b c\n  \
+git sandbox merge --check 'cargo test' --all   those that pass together land\n\n\
 A sandbox with several repositories (`spawn --with`) is merged into all of them, or into none."
 )]
 pub struct Merge {
@@ -608,6 +655,18 @@ pub struct Merge {
     /// Even if what comes in would run by itself: it was looked at
     #[arg(short, long)]
     pub yes: bool,
+    /// Land only what this command passes on, run in a sandbox on the result (sandbox.check)
+    #[arg(long, value_name = "CMD")]
+    pub check: Option<String>,
+    /// Land without the check that is set
+    #[arg(long, conflicts_with_all = ["check", "check_timeout", "jobs"])]
+    pub no_check: bool,
+    /// A check that takes longer has failed (90s, 10m, 2h; sandbox.checkTimeout)
+    #[arg(long, value_name = "TIME")]
+    pub check_timeout: Option<String>,
+    /// So many checks at once; half of the processors when left out
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub jobs: Option<u32>,
     /// Show the plan and change nothing
     #[arg(long)]
     pub dry_run: bool,

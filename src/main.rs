@@ -8,6 +8,7 @@ mod print;
 
 mod agent_help;
 mod changing;
+mod check;
 mod cli;
 mod context;
 mod damaged;
@@ -26,6 +27,7 @@ mod project;
 mod recovery;
 mod signals;
 mod start;
+mod template;
 mod terminal;
 mod text;
 mod verbs;
@@ -59,6 +61,7 @@ fn main() -> ExitCode {
     let runs_command = matches!(
         cli.verb,
         cli::Verb::Spawn(_)
+            | cli::Verb::Run(_)
             | cli::Verb::Fork(_)
             | cli::Verb::Exec(_)
             | cli::Verb::Shell(_)

@@ -8,6 +8,7 @@
 //! timeout = "30m"         # at most
 //! carry-secrets = false   # never, and nobody is asked
 //! deny = ["example.com"]  # not even if it is allowed
+//! check = "cargo test"   # before a merge lands, if the user agrees, who is asked once
 //! with = ["../lib", "/srv/data:ro"]  # if the user agrees, who is asked once
 //! ```
 
@@ -37,6 +38,8 @@ pub struct Project {
     pub deny: Vec<Rule>,
     /// What shall come along, as `--with` takes it, relative to the top of the working tree.
     pub with: Vec<String>,
+    /// The command that has to pass before a merge lands.
+    pub check: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -51,6 +54,7 @@ struct Text {
     deny: Vec<String>,
     #[serde(default)]
     with: Vec<String>,
+    check: Option<String>,
 }
 
 impl Project {
@@ -60,7 +64,7 @@ impl Project {
         match std::fs::read_to_string(&path) {
             Ok(text) => Self::parse(&text).map_err(|why| {
                 CliError::new(format!("'{FILE}' is not valid")).cause(crate::text::escape(&why)).hint(
-                    "it may have net, memory, pids, timeout, carry-secrets and deny, each only to tighten your settings, and with, which you are asked about",
+                    "it may have net, memory, pids, timeout, carry-secrets and deny, each only to tighten your settings, and check and with, which you are asked about",
                 )
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
@@ -92,8 +96,11 @@ impl Project {
         if let Some(empty) = text.with.iter().find(|path| path.trim_end_matches(":ro").is_empty()) {
             return Err(format!("with: '{empty}' is not a path"));
         }
+        if text.check.as_ref().is_some_and(|check| check.trim().is_empty() || check.contains('\0')) {
+            return Err("check: it is not a command".into());
+        }
         let no_secrets = text.carry_secrets == Some(false);
-        Ok(Self { offline, no_secrets, limits, timeout, deny, with: text.with })
+        Ok(Self { offline, no_secrets, limits, timeout, deny, with: text.with, check: text.check })
     }
 
     /// What two say of one sandbox: the tighter of each. Whose files stay on the host, and what comes along,
@@ -139,6 +146,8 @@ mod tests {
         assert_eq!(both.with, ["../a"], "what another one asks for is not asked for here");
         for bad in [
             "with = [\":ro\"]",
+            "check = \" \"",
+            "check = [\"make\"]",
             "with = \"../a\"",
             "net = \"host\"",
             "carry-secrets = true",

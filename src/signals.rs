@@ -56,19 +56,21 @@ impl Drop for Ours {
 #[derive(Debug)]
 pub struct Interrupt {
     ids: Vec<SigId>,
+    /// Nobody listened before.
+    first: bool,
 }
 
 impl Interrupt {
     /// Begins to listen: `asked` becomes true when somebody asks.
     pub fn listen(asked: &Arc<AtomicBool>) -> Self {
-        ends().store(false, Ordering::SeqCst);
+        let first = ends().swap(false, Ordering::SeqCst);
         let mut ids = Vec::new();
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             // In this order: the first one finds the flag not yet set.
             ids.extend(flag::register_conditional_default(signal, asked.clone()));
             ids.extend(flag::register(signal, asked.clone()));
         }
-        Self { ids }
+        Self { ids, first }
     }
 }
 
@@ -77,6 +79,6 @@ impl Drop for Interrupt {
         for id in self.ids.drain(..) {
             signal_hook::low_level::unregister(id);
         }
-        ends().store(true, Ordering::SeqCst);
+        ends().store(self.first, Ordering::SeqCst);
     }
 }

@@ -2,6 +2,7 @@
 //! agent start. Each reads its connection from standard input.
 
 pub mod bring;
+mod check;
 mod proxy;
 pub mod remote;
 mod rescue;
@@ -20,6 +21,7 @@ use std::process::ExitCode;
 pub fn run(role: &str, args: &[OsString]) -> ExitCode {
     let outcome = match role {
         "__supervise" => supervise::run(args),
+        "__check" => check::run(args),
         "__commit-back" => bring::run(args),
         "__sync" => sync::run(args),
         "__rescue" => rescue::run(args),

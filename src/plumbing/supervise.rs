@@ -70,12 +70,13 @@ pub fn open(dir: &Path) -> Result<(Store, sandbox_core::store::SandboxDir), CliE
     Ok((store, dir))
 }
 
-fn take(fd: std::os::fd::BorrowedFd<'_>) -> Result<std::os::fd::OwnedFd, CliError> {
+/// A standard descriptor as one of our own.
+pub fn take(fd: std::os::fd::BorrowedFd<'_>) -> Result<std::os::fd::OwnedFd, CliError> {
     fd.try_clone_to_owned().map_err(CliError::io("take over a descriptor"))
 }
 
 /// Standard input and output lead nowhere from now on.
-fn close_standard() -> Result<(), CliError> {
+pub fn close_standard() -> Result<(), CliError> {
     let null = std::fs::OpenOptions::new()
         .read(true)
         .write(true)

@@ -205,8 +205,8 @@ fn open_aside(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Rep
     Ok(Repo::open(context.git()?, here.top_or_gitdir(), here.git_dir(), &store.tmp())?)
 }
 
-/// The tip of a sandbox; `None` if it made nothing.
-fn commit_of(
+/// The tip of a sandbox; `None` if it made nothing. `uncommitted`: with what is not committed, as if it were.
+pub fn commit_of(
     context: &Context,
     store: &Store,
     sandbox: &Sandbox,

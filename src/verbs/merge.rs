@@ -3,6 +3,7 @@
 //! ```text
 //! this file   one sandbox, into each of its repositories, and the fast-forward at a command's end
 //! several     several sandboxes of one repository: the order, what is left out
+//! checked     what would land has to pass a command first; queue: which of several do
 //! known       what a sandbox knew of uncommitted work when it was spawned, and what it has left now
 //! place       the repository and working tree that a merge goes into
 //! carry       carrying plans out, and telling it
@@ -10,8 +11,10 @@
 //! ```
 
 mod carry;
+mod checked;
 mod known;
 mod place;
+mod queue;
 mod refused;
 mod several;
 
@@ -42,6 +45,9 @@ pub fn run(context: &Context, args: &cli::Merge) -> Outcome {
         (.., true) => How::Rebase,
         _ => How::FastForward,
     };
+    if let Some(wanted) = checked::check(context, &store, args)? {
+        return checked::run(context, &store, args, how, &wanted);
+    }
     let [name] = args.names.as_slice() else { return several::run(context, &store, args, how) };
     let sandbox = context.sandbox(&store, name)?;
     let trees = super::trees::chosen(&sandbox, args.only.as_deref())?;

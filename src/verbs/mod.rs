@@ -25,9 +25,10 @@ mod presets;
 mod repair;
 pub mod rescue;
 pub mod review;
+mod run;
 mod setup;
 mod show;
-mod spawn;
+pub mod spawn;
 mod stop;
 mod trash;
 pub mod trees;
@@ -56,6 +57,7 @@ pub fn run(context: &Context, verb: Verb) -> Outcome {
     }
     match verb {
         Verb::Spawn(args) => spawn::run(context, *args),
+        Verb::Run(args) => run::run(context, &args),
         Verb::Exec(args) => exec::run(context, &args),
         Verb::Shell(args) => exec::shell(context, &args),
         Verb::Attach(args) => exec::attach(context, &args),
@@ -101,6 +103,7 @@ impl Verb {
     pub fn word(&self) -> &'static str {
         match self {
             Verb::Spawn(_) => "spawn",
+            Verb::Run(_) => "run",
             Verb::Exec(_) => "exec",
             Verb::Shell(_) => "shell",
             Verb::Attach(_) => "attach",

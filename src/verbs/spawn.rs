@@ -12,6 +12,7 @@ use crate::presets::carry::Carried;
 use crate::presets::network::Policy;
 use crate::project::{self, Project};
 use crate::start::{exec_request, shell_batch, shell_command, start, wait_started};
+use crate::template;
 use crate::terminal::{Ended, Input, interactive, relay, window};
 use crate::text::{escape, parse_duration, parse_size};
 use crate::view;
@@ -27,12 +28,12 @@ use sandbox_core::launch::{Limits, Mode, NESTED_COST, Network, TreeView, User};
 use sandbox_core::prepare::{Source, Taken, check_name, create};
 use sandbox_core::record::{RepoMount, SandboxRecord};
 use sandbox_core::sandbox::Sandbox;
-use sandbox_core::store::Store;
-use sandbox_protocol::{Message, escape_bytes};
+use sandbox_core::store::{Store, write_json};
+use sandbox_protocol::{Message, escape_bytes, unescape_bytes};
 use sandbox_sys::lock::FileLock;
 use std::ffi::OsString;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -47,6 +48,41 @@ const DEFAULT_MEMORY: u64 = 4 << 30;
 
 pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     let wish = leave::wish(context, args.on_exit)?;
+    let store = context.store()?;
+    let mut made = match make(context, &store, &args)? {
+        Asked::Made(made) => made,
+        Asked::Shown => return Ok(0),
+    };
+    let cwd = made.first().map(|(sandbox, _)| sandbox.record.cwd.clone()).unwrap_or_default();
+    let launched = Launch {
+        detach: args.detach,
+        json: args.json,
+        quiet: args.quiet,
+        tty: args.tty,
+        branch: args.branch.as_deref(),
+        command: &args.command,
+        cwd: &cwd,
+        wish,
+    };
+    match (args.count, made.pop()) {
+        (None, Some((sandbox, lock))) => launch(context, &store, &sandbox, lock, &launched),
+        (_, last) => {
+            made.extend(last);
+            launch_many(context, &store, made, &launched)
+        }
+    }
+}
+
+/// What came of a request.
+pub enum Asked {
+    /// Sandboxes that do not run yet, with their locks.
+    Made(Vec<(Sandbox, FileLock)>),
+    /// It was only to be shown.
+    Shown,
+}
+
+/// Captures and makes what is asked for, and tells what there is to tell.
+pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked, CliError> {
     let repo = context.repo()?;
     let source = match (&args.from, args.clean) {
         (Some(rev), _) => Source::Revision(rev.clone()),
@@ -56,12 +92,14 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     if source == Source::WorkTree {
         repo.worktree().map_err(|error| prepare::bare_hint(CliError::from(error)))?;
     }
-    let store = context.store()?;
     store.writable()?;
-    let names = names(&args)?;
-    if let Some(id) = repo.known_id(&store)? {
+    let names = match args.count {
+        Some(count) => template::names(args.name.as_deref(), count)?,
+        None => vec![args.name.as_deref().map(Name::parse).transpose()?],
+    };
+    if let Some(id) = repo.known_id(store)? {
         for name in names.iter().flatten() {
-            check_name(&store, &id, name, None)?;
+            check_name(store, &id, name, None)?;
         }
     }
     if let Some(layer) = args.allow_weak.iter().find(|layer| !WEAK_LAYERS.contains(&layer.as_str())) {
@@ -71,47 +109,48 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     let driver_name = chosen_driver(context, args.driver.as_deref())?;
     let driver = driver(&driver_name)?;
     let top = repo.top_or_gitdir().to_owned();
-    prepare::refuse_place(context, &store, &top)?;
+    prepare::refuse_place(context, store, &top)?;
     let mut user = context.user(&top)?;
     user.root = args.root;
     let wish_view = view::wish(context, args.view)?;
-    let view = view::look(context, &store, driver, (user.uid, user.gid), wish_view)?;
+    let view = view::look(context, store, driver, (user.uid, user.gid), wish_view)?;
     view.choose(None)?;
     let mut project = Project::read(&top)?;
-    let places = with::places(context, &store, repo, &top, &args, &project)?;
+    let places = with::places(context, store, repo, &top, args, &project)?;
     for place in &places {
         project.and(&place.project);
         let known = match &place.repo {
-            Some(repo) => repo.known_id(&store)?,
-            None => sandbox_core::directory::known_id(&store, &place.path)?,
+            Some(repo) => repo.known_id(store)?,
+            None => sandbox_core::directory::known_id(store, &place.path)?,
         };
         for (id, name) in known.iter().flat_map(|id| names.iter().flatten().map(move |name| (id, name))) {
-            check_name(&store, id, name, Some(&place.path))?;
+            check_name(store, id, name, Some(&place.path))?;
         }
     }
 
     // Everything that may be wrong with the request, before the tree is captured.
     let preset = presets::choose(context, args.preset.as_deref(), args.command.first().map(OsString::as_os_str))?;
-    let network = presets::network::choose(context, &args, &project, preset.as_ref())?;
+    let network = presets::network::choose(context, args, &project, preset.as_ref())?;
     let policy = match network {
-        Network::Allow => Some(presets::network::policy(context, &args, &project, preset.as_ref())?),
+        Network::Allow => Some(presets::network::policy(context, args, &project, preset.as_ref())?),
         Network::None | Network::Host => None,
     };
-    let limits = project.tighten(limits(context, &args)?);
+    let asked_limits = AskedLimits { memory: args.memory.as_deref(), cpus: args.cpus, pids: args.pids };
+    let limits = project.tighten(limits(context, &asked_limits)?);
     let timeout = args.timeout.as_deref().map(time).transpose()?.into_iter().chain(project.timeout).min();
     let asked = variables(context, &args.env)?;
-    let mut carried = Carried::look(context, &store, repo, &args, preset, &top)?;
+    let mut carried = Carried::look(context, store, repo, args, preset, &top)?;
 
     let (ask, view_of) = (true, Some(&view));
     let wanted =
         prepare::Asked { grant: &args.grant, carry_secrets: args.carry_secrets, quiet: args.quiet, ask, view: view_of };
     let theirs = if args.clean { &Source::Head } else { &Source::WorkTree };
-    let all_taken = take(context, &store, (repo, &source), &user, &wanted, &project, (&places, theirs))?;
+    let all_taken = take(context, store, (repo, &source), &user, &wanted, &project, (&places, theirs))?;
     let taken: Vec<&Taken> = all_taken.iter().collect();
-    let bytes = |taken: &&Taken| taken.bytes(&store);
+    let bytes = |taken: &&Taken| taken.bytes(store);
     let bytes = view.most().map(|_| taken.iter().map(bytes).sum::<Result<u64, _>>()).transpose()?;
     let tree_view = view.choose(bytes)?;
-    carried.ask(&store, &taken[0].repo, args.dry_run)?;
+    carried.ask(store, &taken[0].repo, args.dry_run)?;
     let cwd = if context.cwd.starts_with(&top) { context.cwd.clone() } else { top.clone() };
     let path = program_path(context, &args.command);
     let trees: Vec<PathBuf> = std::iter::once(&top).chain(places.iter().map(|place| &place.path)).cloned().collect();
@@ -125,7 +164,7 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
         driver: driver_name,
         repos: taken.iter().enumerate().map(|(n, taken)| mount(taken, n.checked_sub(1).map(|n| &places[n]))).collect(),
         created: SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0),
-        argv: args.command.iter().map(|arg| escape_bytes(arg.as_bytes())).collect(),
+        argv: Vec::new(),
         cwd: cwd.clone(),
         home: context.home.clone(),
         user,
@@ -148,25 +187,35 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     };
     if args.dry_run {
         let name = names.into_iter().next().flatten().unwrap_or(record.name);
-        let record = SandboxRecord { name, ..record };
+        let argv = own_argv(args, &name, 1);
+        let record = SandboxRecord { name, argv, ..record };
         let sandbox = Sandbox::new(store.sandbox(&record.id), record);
-        return dry_run(context, &store, &sandbox, &carried, policy.as_ref());
+        dry_run(context, store, &sandbox, &carried, policy.as_ref())?;
+        return Ok(Asked::Shown);
     }
     let mut made = Vec::new();
-    for name in names {
+    for (n, name) in names.into_iter().enumerate() {
         let id = SandboxId::random();
-        let record = SandboxRecord { id, name: name.unwrap_or_else(Name::random), ..record.clone() };
+        let name = name.unwrap_or_else(Name::random);
+        let argv = own_argv(args, &name, n + 1);
+        let record = SandboxRecord { id, name, argv, ..record.clone() };
         let bar = prepare::Bar::new(args.quiet, None);
-        let written = create(&store, record, &taken, prepare::threads(), &bar);
+        let written = create(store, record, &taken, prepare::threads(), &bar);
         bar.finish();
-        let written = written.map_err(CliError::from).and_then(|(sandbox, lock)| {
+        let written = written.map_err(CliError::from).and_then(|(mut sandbox, lock)| {
+            // A made-up name may have been taken.
+            let argv = own_argv(args, &sandbox.record.name, n + 1);
+            if argv != sandbox.record.argv {
+                sandbox.record.argv = argv;
+                write_json(&sandbox.dir.record(), &sandbox.record, false)?;
+            }
             made.push((sandbox.clone(), lock));
             carried.write(&sandbox, policy.as_ref())
         });
         if let Err(error) = written {
             for (sandbox, lock) in made {
                 drop(lock);
-                sandbox_core::prepare::undo(&store, &sandbox);
+                sandbox_core::prepare::undo(store, &sandbox);
             }
             return Err(error);
         }
@@ -191,30 +240,28 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
         if args.nested {
             eprintln!("note: {NESTED_COST}");
         }
-        carried.tell(context, &args, policy.as_ref());
+        carried.tell(context, args, policy.as_ref());
         if network == Network::Host && !project.deny.is_empty() {
             eprintln!("note: `deny` of '{}' has no effect: with --net host, everything can be reached", project::FILE);
         }
     }
     // The next spawn of this repository need not wait until the command has ended.
     drop(all_taken);
-    let launched = Launch {
-        detach: args.detach,
-        json: args.json,
-        quiet: args.quiet,
-        tty: args.tty,
-        branch: args.branch.as_deref(),
-        command: &args.command,
-        cwd: &cwd,
-        wish,
+    Ok(Asked::Made(made))
+}
+
+/// The command of one sandbox, as its record says it; of several at once, filled with its own name and number.
+fn own_argv(args: &cli::Spawn, name: &Name, index: usize) -> Vec<String> {
+    let own = |arg: &OsString| match args.count {
+        Some(_) => template::fill(arg, name.as_str(), index),
+        None => arg.clone(),
     };
-    match (args.count, made.pop()) {
-        (None, Some((sandbox, lock))) => launch(context, &store, &sandbox, lock, &launched),
-        (_, last) => {
-            made.extend(last);
-            launch_many(context, &store, made, &launched)
-        }
-    }
+    args.command.iter().map(|arg| escape_bytes(own(arg).as_bytes())).collect()
+}
+
+/// The command of a sandbox that was just made.
+fn command(sandbox: &Sandbox) -> Vec<OsString> {
+    sandbox.record.argv.iter().map(|arg| OsString::from_vec(unescape_bytes(arg))).collect()
 }
 
 /// Captures the working tree and what comes along, in the order of the sandbox's trees. The locks of the
@@ -253,7 +300,7 @@ fn take(
 }
 
 /// One tree of the record.
-fn mount(taken: &Taken, place: Option<&with::Place>) -> RepoMount {
+pub fn mount(taken: &Taken, place: Option<&with::Place>) -> RepoMount {
     RepoMount {
         repo: taken.repo.clone(),
         worktree: taken.snapshot.worktree.clone(),
@@ -265,15 +312,6 @@ fn mount(taken: &Taken, place: Option<&with::Place>) -> RepoMount {
 
 fn escape_bytes_of(path: &Path) -> String {
     crate::text::escape_bytes(path.as_os_str().as_bytes())
-}
-
-/// The names that are asked for, one for each sandbox; `None`: to be made up.
-fn names(args: &cli::Spawn) -> Result<Vec<Option<Name>>, CliError> {
-    let Some(count) = args.count else { return Ok(vec![args.name.as_deref().map(Name::parse).transpose()?]) };
-    match &args.name {
-        None => Ok((0..count).map(|_| None).collect()),
-        Some(name) => (1..=count).map(|n| Ok(Some(Name::parse(&format!("{name}-{n}"))?))).collect(),
-    }
 }
 
 /// How a sandbox that was just made is started.
@@ -395,10 +433,48 @@ fn checkout(connection: &mut Connection, sandbox: &Sandbox, branch: &str) -> Res
         .hint("take another name for the branch; no sandbox was made"))
 }
 
-/// Starts several sandboxes that were just made, all at once. Those that cannot be started go as
-/// they came, and are named; the others stay.
+/// Starts several sandboxes that were just made, and tells which ones run.
 fn launch_many(context: &Context, store: &Store, made: Vec<(Sandbox, FileLock)>, args: &Launch<'_>) -> Outcome {
     let total = made.len();
+    let (started, failed) = start_many(context, store, made, args);
+    let mut rows = Vec::new();
+    for sandbox in &started {
+        match args.json {
+            true => rows.push(super::list::row(context, store, sandbox, &super::list::memory_by_namespace())?),
+            false => println!("{}", sandbox.name()),
+        }
+    }
+    if args.json {
+        print_json(&rows)?;
+    }
+    match not_started(failed, total) {
+        Some(error) => Err(error),
+        None => Ok(0),
+    }
+}
+
+/// What is wrong with those that could not be started; `None` if all run.
+pub fn not_started(failed: Vec<(String, CliError)>, total: usize) -> Option<CliError> {
+    let others = total - failed.len();
+    let (_, first) = failed.first()?;
+    let names: Vec<String> = failed.iter().map(|(name, _)| format!("'{name}'")).collect();
+    let mut causes = vec![first.message.clone()];
+    causes.extend(first.causes.iter().cloned());
+    let mut hints = first.hints.clone();
+    if others > 0 {
+        hints.push(format!("{others} of {total} run: `git sandbox list` shows them"));
+    }
+    Some(CliError { message: format!("cannot start {}", names.join(", ")), causes, hints, status: first.status })
+}
+
+/// Starts several sandboxes that were just made, all at once. Those that cannot be started go as
+/// they came, and are named; the others stay.
+pub fn start_many(
+    context: &Context,
+    store: &Store,
+    made: Vec<(Sandbox, FileLock)>,
+    args: &Launch<'_>,
+) -> (Vec<Sandbox>, Vec<(String, CliError)>) {
     let mut failed: Vec<(String, CliError)> = Vec::new();
     let mut running = Vec::new();
     // Each step for all of them before the next: nobody waits for another one's launch.
@@ -421,29 +497,14 @@ fn launch_many(context: &Context, store: &Store, made: Vec<(Sandbox, FileLock)>,
             Err(error) => failed.push((sandbox.name().to_owned(), error)),
         }
     }
-    let mut rows = Vec::new();
+    let mut started = Vec::new();
     for (sandbox, mut connection, stream) in begun {
         match began(store, &sandbox, &mut connection, stream, args) {
-            Ok(()) if args.json => {
-                rows.push(super::list::row(context, store, &sandbox, &super::list::memory_by_namespace())?);
-            }
-            Ok(()) => println!("{}", sandbox.name()),
+            Ok(()) => started.push(sandbox),
             Err(error) => failed.push((sandbox.name().to_owned(), error)),
         }
     }
-    if args.json {
-        print_json(&rows)?;
-    }
-    let others = total - failed.len();
-    let Some((_, first)) = failed.first() else { return Ok(0) };
-    let names: Vec<String> = failed.iter().map(|(name, _)| format!("'{name}'")).collect();
-    let mut causes = vec![first.message.clone()];
-    causes.extend(first.causes.iter().cloned());
-    let mut hints = first.hints.clone();
-    if others > 0 {
-        hints.push(format!("{others} of {total} run: `git sandbox list` shows them"));
-    }
-    Err(CliError { message: format!("cannot start {}", names.join(", ")), causes, hints, status: first.status })
+    (started, failed)
 }
 
 /// Checks out a branch if one is asked for, and asks for the command. What was never started is
@@ -458,7 +519,7 @@ fn begin(store: &Store, sandbox: &Sandbox, connection: &mut Connection, args: &L
     }
     let stream = connection.open();
     if !args.command.is_empty() {
-        let mut request = exec_request(args.command, args.cwd, false, true);
+        let mut request = exec_request(&command(sandbox), args.cwd, false, true);
         request.tty = args.tty.then(window);
         connection.send(stream, &Message::Exec(request))?;
     }
@@ -541,7 +602,8 @@ pub fn driver(name: &str) -> Result<&'static dyn Driver, CliError> {
     })
 }
 
-fn chosen_driver(context: &Context, flag: Option<&str>) -> Result<String, CliError> {
+/// The driver that is asked for, else the first that this program has.
+pub fn chosen_driver(context: &Context, flag: Option<&str>) -> Result<String, CliError> {
     let name = flag.map(str::to_owned).or_else(|| context.setting("sandbox.driver")).unwrap_or_else(|| "auto".into());
     if name != "auto" {
         return Ok(name);
@@ -583,10 +645,22 @@ fn time(text: &str) -> Result<u64, CliError> {
         .ok_or_else(|| CliError::usage(format!("'{}' is not a time", escape(text))).hint("for example 90s, 10m, 2h"))
 }
 
-fn limits(context: &Context, args: &cli::Spawn) -> Result<Limits, CliError> {
+/// Limits as the command line says them.
+#[derive(Clone, Copy, Default)]
+pub struct AskedLimits<'a> {
+    /// `--memory SIZE`.
+    pub memory: Option<&'a str>,
+    /// `--cpus N`.
+    pub cpus: Option<f64>,
+    /// `--pids N`.
+    pub pids: Option<u32>,
+}
+
+/// The limits of a sandbox: what is asked for, what is set, else what everybody gets.
+pub fn limits(context: &Context, args: &AskedLimits<'_>) -> Result<Limits, CliError> {
     let bytes = |text: &str| parse_size(text).filter(|size| *size > 0);
-    let memory = match (&args.memory, context.setting("sandbox.memory")) {
-        (Some(text), _) if text == "none" => None,
+    let memory = match (args.memory, context.setting("sandbox.memory")) {
+        (Some("none"), _) => None,
         (Some(text), _) => Some(bytes(text).ok_or_else(|| {
             CliError::usage(format!("'{}' is not a size", escape(text))).hint("for example 512m, 4g, or none")
         })?),
@@ -625,7 +699,7 @@ fn machine_memory() -> u64 {
 }
 
 /// The caller's own spelling of the tree's path, as a link.
-fn links(context: &Context, top: &Path) -> Vec<(PathBuf, PathBuf)> {
+pub fn links(context: &Context, top: &Path) -> Vec<(PathBuf, PathBuf)> {
     let Some(spelled) = &context.spelled else { return Vec::new() };
     let Ok(below) = context.cwd.strip_prefix(top) else { return Vec::new() };
     let mut link = spelled.clone();

@@ -56,15 +56,15 @@ pub fn run(context: &Context, args: &cli::Wait) -> Outcome {
 
 /// How a main command has ended.
 #[derive(Clone, Copy, Debug)]
-struct Ended {
+pub struct Ended {
     /// Unix seconds; the end of time when nobody wrote it down, as that was seen just now.
-    at: u64,
+    pub at: u64,
     /// Its status as a shell shows it.
-    status: u8,
+    pub status: u8,
 }
 
 /// `None` while it runs.
-fn ended(sandbox: &Sandbox) -> Result<Option<Ended>, CliError> {
+pub fn ended(sandbox: &Sandbox) -> Result<Option<Ended>, CliError> {
     let running = sandbox.state()? == State::Running;
     let status = sandbox.status()?;
     // Asked last: what was read before may have been of a directory that was going.

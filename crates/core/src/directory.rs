@@ -41,6 +41,7 @@ pub fn id(store: &Store, path: &Path) -> Result<RepoId, StoreError> {
             carry_secrets: None,
             carry_credentials: Default::default(),
             with: Default::default(),
+            checks: Default::default(),
             directory: true,
         },
     };

@@ -250,7 +250,7 @@ impl Drop for Half<'_> {
 }
 
 /// Makes the child's directories and fills them.
-fn copy(store: &Store, parent: &Sandbox, dir: &SandboxDir, hold: Hold<'_>) -> Result<Told> {
+pub(crate) fn copy(store: &Store, parent: &Sandbox, dir: &SandboxDir, hold: Hold<'_>) -> Result<Told> {
     let mut trees = vec![(parent.dir.home(), dir.home())];
     for n in (0..parent.record.repos.len()).filter(|n| parent.record.has_upper(*n)) {
         trees.push((parent.dir.upper(n), dir.upper(n)));

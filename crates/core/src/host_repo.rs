@@ -344,6 +344,7 @@ impl HostRepo {
             carry_secrets: None,
             carry_credentials: Default::default(),
             with: Default::default(),
+            checks: Default::default(),
             directory: false,
         };
         store::write_twice(&dir.record(), &record, true)?;

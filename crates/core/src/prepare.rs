@@ -18,7 +18,7 @@ use crate::launch::{TreeView, User};
 use crate::names::Names;
 use crate::record::{GitFacts, SandboxRecord, Snapshot};
 use crate::sandbox::Sandbox;
-use crate::store::{RepoDir, Store, StoreError, make_dir, read_either, read_json, write_json};
+use crate::store::{RepoDir, SandboxDir, Store, StoreError, make_dir, read_either, read_json, write_json};
 use crate::watch::Watched;
 use rustix::fs::{AtFlags, Timespec, Timestamps, utimensat};
 use sandbox_capture::Watch;
@@ -673,6 +673,28 @@ pub fn create(
     stop("spawn.dir", dir.path())?;
     let lock_file = dir.lock_file();
     let lock = FileLock::exclusive(&lock_file).map_err(failed("lock", &lock_file))?;
+    furnish(store, &dir, &record, taken, threads, progress)?;
+    stop("spawn.name", dir.path())?;
+    for names in &names {
+        names.give(&record.name, &record.id)?;
+    }
+    stop("spawn.record", dir.path())?;
+    write_json(&dir.record(), &record, false)?;
+    stop("spawn.made", dir.path())?;
+    std::mem::forget(guard);
+    Ok((Sandbox::new(dir, record), lock))
+}
+
+/// Makes the directories of a sandbox whose own directory is there: its home, and for each tree what it is written
+/// to.
+pub(crate) fn furnish(
+    store: &Store,
+    dir: &SandboxDir,
+    record: &SandboxRecord,
+    taken: &[&Taken],
+    threads: usize,
+    progress: &dyn Progress,
+) -> Result<()> {
     let own = |path: PathBuf| -> Result<PathBuf> {
         make_dir(&path)?;
         if let Some((uid, gid)) = owner(&record.user) {
@@ -686,20 +708,12 @@ pub fn create(
         own(dir.work(n))?;
         let upper = own(dir.upper(n))?;
         if record.view == TreeView::Copy {
-            crate::whole::fill(&store.repo(&taken.repo), &taken.snapshot, &dir, n, threads, progress)?;
+            crate::whole::fill(&store.repo(&taken.repo), &taken.snapshot, dir, n, threads, progress)?;
         }
         // The top directory of the merged tree is the upper one: it looks like the host's.
         look_like(&upper, taken.snapshot.root_mode, taken.snapshot.root_mtime)?;
     }
-    stop("spawn.name", dir.path())?;
-    for names in &names {
-        names.give(&record.name, &record.id)?;
-    }
-    stop("spawn.record", dir.path())?;
-    write_json(&dir.record(), &record, false)?;
-    stop("spawn.made", dir.path())?;
-    std::mem::forget(guard);
-    Ok((Sandbox::new(dir, record), lock))
+    Ok(())
 }
 
 /// Takes a sandbox back whose launch failed: nothing was ever done in it.

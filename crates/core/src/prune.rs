@@ -62,7 +62,7 @@ pub struct Waiting {
 /// One thing.
 #[derive(Clone, Debug)]
 pub struct Item {
-    /// `sandbox`, `rescue`, `capture`, `snapshot`, `layer`, `view`, `pack`, `undo`, `mark` or `watch`.
+    /// `sandbox`, `rescue`, `capture`, `snapshot`, `layer`, `view`, `pack`, `undo`, `check`, `mark` or `watch`.
     pub kind: &'static str,
     /// In words.
     pub what: String,
@@ -270,11 +270,12 @@ fn plan_repo(
     // The state before merges, the marks beside it, and what `undo` knows of them.
     let mut former = entries(&repo.path().join("undo"))?;
     former.extend(entries(&repo.path().join("ops"))?);
+    let old = |path: &Path| {
+        let at = fs::symlink_metadata(path).and_then(|meta| meta.modified());
+        at.is_ok_and(|at| at.elapsed().is_ok_and(|age| age.as_secs() > KEEP_DAYS * 86_400))
+    };
     for path in former {
-        let old = fs::symlink_metadata(&path)
-            .and_then(|meta| meta.modified())
-            .is_ok_and(|at| at.elapsed().is_ok_and(|age| age.as_secs() > KEEP_DAYS * 86_400));
-        if old {
+        if old(&path) {
             let bytes = crate::work::disk_of(&path);
             plan.items.push(Item {
                 kind: "undo",
@@ -283,6 +284,13 @@ fn plan_repo(
                 bytes,
                 repo: Some(repo.clone()),
             });
+        }
+    }
+    // What checks before merges printed.
+    for path in entries(&repo.path().join("checks"))? {
+        if old(&path) {
+            let (kind, what) = ("check", "the output of an old check".to_owned());
+            plan.items.push(Item { kind, what, bytes: size_of(&path), path, repo: Some(repo.clone()) });
         }
     }
     // A pack whose only name is the vault's own: no view links it any more, and no record of what is kept names it. (The last views of a
@@ -363,11 +371,18 @@ fn used_snapshots(
     // Twice: one that is restored while we look is in neither place when that is looked at.
     for dir in ["sandboxes", "trash", "sandboxes"] {
         for path in entries(&store.root().join(dir))? {
-            let path = path.join("sandbox.json");
-            let record = match read_json::<SandboxRecord>(&path) {
+            let read = |name: &str| {
+                let path = path.join(name);
+                read_json::<SandboxRecord>(&path).map_err(|_| path)
+            };
+            let record = match read("sandbox.json") {
+                Ok(None) => read(crate::check::RECORD),
+                other => other,
+            };
+            let record = match record {
                 Ok(Some(record)) => record,
                 other => {
-                    unread.extend(other.is_err().then_some(path));
+                    unread.extend(other.err());
                     continue;
                 }
             };

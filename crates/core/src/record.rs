@@ -28,6 +28,9 @@ pub struct RepoRecord {
     /// The user's answers to "shall sandboxes have what `.sandbox.toml` asks for?", by `PATH` or `PATH:ro`.
     #[serde(default)]
     pub with: BTreeMap<String, bool>,
+    /// The user's answers to "shall this command run before each merge?", by the command of `.sandbox.toml`.
+    #[serde(default)]
+    pub checks: BTreeMap<String, bool>,
     /// It is no repository: `common_dir` is a directory of the user.
     #[serde(default)]
     pub directory: bool,

@@ -12,6 +12,7 @@
 //! egress   what a sandbox with an allowed network reaches, and what not
 //! agents_verbs  what tells about many at work: logs of several, events, list, wait
 //! filesystem the merged tree is an ordinary file system
+//! checks   a command that has to pass before a merge lands, or tells which attempt is best
 //! fork     one more sandbox from the state of another
 //! auto_commit  what an agent leaves uncommitted
 //! views    an overlay or a full copy: which, where, and what differs
@@ -85,6 +86,7 @@ macro_rules! over_views_at_length {
 mod agents;
 mod agents_verbs;
 mod auto_commit;
+mod checks;
 mod egress;
 mod errors;
 mod filesystem;

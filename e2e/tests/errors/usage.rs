@@ -243,7 +243,7 @@ fn a_project_file_that_is_not_valid() {
         ---- stderr
         error: '.sandbox.toml' is not valid
         caused by: net = "host": only "none" tightens
-        hint: it may have net, memory, pids, timeout, carry-secrets and deny, each only to tighten your settings, and with, which you are asked about
+        hint: it may have net, memory, pids, timeout, carry-secrets and deny, each only to tighten your settings, and check and with, which you are asked about
         ---- status 125
         "#);
     repo.write(".sandbox.toml", "hook = \"x\"\n");
@@ -251,7 +251,7 @@ fn a_project_file_that_is_not_valid() {
         ---- stderr
         error: '.sandbox.toml' is not valid
         caused by: unknown field `hook`, expected one of `net`, `memory`, `pids`, `timeout`, `carry-secrets`, `deny`, `with`
-        hint: it may have net, memory, pids, timeout, carry-secrets and deny, each only to tighten your settings, and with, which you are asked about
+        hint: it may have net, memory, pids, timeout, carry-secrets and deny, each only to tighten your settings, and check and with, which you are asked about
         ---- status 125
         "#);
     nothing_half_made(&repo);

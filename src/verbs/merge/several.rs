@@ -13,7 +13,8 @@ use crate::verbs::{fetch, review, trees};
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_integrate::{
-    Commit, Conflicts, How, Landed, LeftOut, MergeError, MergePlan, MergeRequest, Pair, What, best_order,
+    Commit, Conflicts, How, Identity, Landed, LeftOut, MergeError, MergePlan, MergeRequest, Pair, Repo, What,
+    best_order,
 };
 use serde::Serialize;
 
@@ -36,8 +37,27 @@ struct Left<'a> {
     there: &'a [Commit],
 }
 
-/// Several at once: each onto the result of those before, and this working tree changes once.
-pub fn run(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Outcome {
+/// What is merged, in its order, and what is known of it.
+pub struct Gathered {
+    /// The sandboxes; at least one.
+    pub sandboxes: Vec<Sandbox>,
+    /// What each knew, as far as it has commits.
+    pub known: Vec<Option<Known>>,
+    /// Where they go.
+    pub repo: Repo,
+    /// Who makes the commits.
+    pub identity: Identity,
+}
+
+impl Gathered {
+    /// The first of them.
+    pub fn first(&self) -> &Sandbox {
+        &self.sandboxes[0]
+    }
+}
+
+/// Brings home what is asked for and puts it in order; `None`, which is told: there is nothing.
+pub fn gather(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Result<Option<Gathered>, CliError> {
     let named = in_order(context, store, &args.names, args.all)?;
     let (alone, named): (Vec<Sandbox>, Vec<Sandbox>) =
         named.into_iter().partition(|sandbox| args.all && args.only.is_none() && trees::merged_together(sandbox));
@@ -53,7 +73,7 @@ pub fn run(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Out
     }
     let Some(table) = Table::read(context, store, &named, false)? else {
         eprintln!("no sandbox of this repository has commits");
-        return Ok(1);
+        return Ok(None);
     };
     let has_commits = |sandbox: &&Sandbox| !table.without.iter().any(|name| name == sandbox.name());
     let given: Vec<&Sandbox> = named.iter().filter(has_commits).collect();
@@ -67,10 +87,10 @@ pub fn run(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Out
         let numbers: Vec<Option<usize>> = given.iter().map(|sandbox| at(sandbox.name())).collect();
         best_order(given.len(), |a, b| collide(numbers[a], numbers[b]), |n| collide(at(HERE), numbers[n]))
     };
-    let sandboxes: Vec<&Sandbox> = order.iter().map(|n| given[*n]).collect();
+    let sandboxes: Vec<Sandbox> = order.iter().map(|n| given[*n].clone()).collect();
     let Some(first) = sandboxes.first() else {
         eprintln!("no sandbox of this repository has commits");
-        return Ok(1);
+        return Ok(None);
     };
     if !order.is_sorted() {
         let names: Vec<&str> = sandboxes.iter().map(|sandbox| sandbox.name()).collect();
@@ -81,9 +101,16 @@ pub fn run(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Out
     let known = sandboxes.iter().map(|sandbox| Known::of(context, store, sandbox, ask));
     let known = known.collect::<Result<Vec<_>, _>>()?;
     let identity = identity(context, &repo)?;
+    Ok(Some(Gathered { sandboxes, known, repo, identity }))
+}
+
+/// Several at once: each onto the result of those before, and this working tree changes once.
+pub fn run(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Outcome {
+    let Some(gathered) = gather(context, store, args, how)? else { return Ok(1) };
+    let Gathered { sandboxes, known, repo, identity } = &gathered;
     let requests: Vec<MergeRequest<'_>> =
-        known.iter().flatten().map(|known| known.request(how, args.message.as_deref(), &identity)).collect();
-    let mut found = sandbox_integrate::plan_several(&repo, &requests, args.octopus)?;
+        known.iter().flatten().map(|known| known.request(how, args.message.as_deref(), identity)).collect();
+    let mut found = sandbox_integrate::plan_several(repo, &requests, args.octopus)?;
     if let Some(plan) = &mut found.plan {
         review::tell(context, &mut plan.warnings)?;
     }
@@ -126,13 +153,13 @@ pub fn run(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Out
         if !review::agreed(context, &plan.warnings, ("merge", &plan.name), args.yes)? {
             return Err(review::declined());
         }
-        do_it(context, store, &sandboxes, &repo, &plan)?;
+        do_it(context, store, &sandboxes.iter().collect::<Vec<_>>(), repo, &plan)?;
     }
     Ok((!found.left_out.is_empty()).into())
 }
 
 /// One that does not fit: why, and which commits are against each other.
-fn tell_left_out(left: &LeftOut) {
+pub fn tell_left_out(left: &LeftOut) {
     let error = CliError::chain(&left.error);
     eprintln!("left out '{}': {}", left.name, error.message);
     let causes = match &left.error {

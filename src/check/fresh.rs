@@ -1,0 +1,96 @@
+//! A sandbox of the host's working tree as it is now, for one command: with its ignored files (dependencies, build
+//! products), with the limits and toolchains of any other, without an agent's login, and without a way out but
+//! `sandbox.net = host`.
+
+use crate::context::Context;
+use crate::error::CliError;
+use crate::prepare;
+use crate::project::Project;
+use crate::verbs::spawn;
+use crate::view::{self, View};
+use sandbox_core::check::CheckBox;
+use sandbox_core::host_repo::HostRepo;
+use sandbox_core::host_view;
+use sandbox_core::id::{Name, RepoId, SandboxId};
+use sandbox_core::launch::{Network, User};
+use sandbox_core::prepare::Source;
+use sandbox_core::record::SandboxRecord;
+use sandbox_core::store::Store;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What all of them have in common.
+pub struct Fresh<'a> {
+    context: &'a Context,
+    store: &'a Store,
+    repo: &'a HostRepo,
+    user: User,
+    view: View,
+    project: Project,
+    driver: String,
+}
+
+impl<'a> Fresh<'a> {
+    /// Looks at the host. Writes nothing.
+    pub fn of(context: &'a Context, store: &'a Store, repo: &'a HostRepo, project: Project) -> Result<Self, CliError> {
+        let top = repo.worktree()?;
+        prepare::refuse_place(context, store, top)?;
+        let driver = spawn::chosen_driver(context, None)?;
+        let user = context.user(top)?;
+        let wish = view::wish(context, None)?;
+        let view = view::look(context, store, spawn::driver(&driver)?, (user.uid, user.gid), wish)?;
+        view.choose(None)?;
+        Ok(Self { context, store, repo, user, view, project, driver })
+    }
+
+    /// The repository's id.
+    pub fn repo_id(&self) -> Result<RepoId, CliError> {
+        Ok(self.repo.repo_id(self.store)?)
+    }
+
+    /// Makes one.
+    pub fn make(&self) -> Result<CheckBox, CliError> {
+        let (context, store) = (self.context, self.store);
+        let top = self.repo.worktree()?;
+        let asked = prepare::Asked { grant: &[], carry_secrets: None, quiet: true, ask: false, view: Some(&self.view) };
+        let of = prepare::Of { repo: Some(self.repo), top, source: &Source::WorkTree, along: false };
+        let taken = prepare::take(context, store, of, &self.user, &asked, &self.project)?;
+        let bytes = self.view.most().map(|_| taken.bytes(store)).transpose()?;
+        let network = match context.setting("sandbox.net").as_deref() {
+            Some("host") if !self.project.offline => Network::Host,
+            _ => Network::None,
+        };
+        let path = OsString::from(context.vars.get("PATH").map_or("", String::as_str));
+        let extra: Vec<PathBuf> = context.settings("sandbox.toolchain").iter().map(PathBuf::from).collect();
+        let toolchains = host_view::toolchains(&context.home, &path, &extra, &[top.to_owned()]);
+        let record = SandboxRecord {
+            id: SandboxId::random(),
+            unnamed: true,
+            name: Name::parse("check").expect("it is a name"),
+            rm: true,
+            driver: self.driver.clone(),
+            repos: vec![spawn::mount(&taken, None)],
+            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
+            argv: Vec::new(),
+            cwd: top.to_owned(),
+            home: context.home.clone(),
+            user: self.user.clone(),
+            env: host_view::environment(&context.vars).into_iter().collect(),
+            network,
+            preset: None,
+            limits: self.project.tighten(spawn::limits(context, &spawn::AskedLimits::default())?),
+            toolchains: toolchains.into_iter().map(|mount| (mount.source, mount.at)).collect(),
+            links: spawn::links(context, top),
+            timeout: None,
+            allow_weak: Vec::new(),
+            nested: false,
+            auto_commit: false,
+            view: self.view.choose(bytes)?,
+            rescue_every: 0,
+            forked: None,
+        };
+        let bar = prepare::Bar::new(true, None);
+        Ok(CheckBox::fresh(store, record, &[&taken], prepare::threads(), &bar)?)
+    }
+}
