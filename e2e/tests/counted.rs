@@ -55,13 +55,20 @@ const COPY_LIMIT: u64 = 32 * 1024;
 /// What makes processes and programs.
 const MAKES: &str = "execve,clone,clone3,fork,vfork";
 
+/// What waits for the disk.
+const WAITS: &str = "fsync,fdatasync,syncfs,sync";
+
 /// What looks at files.
 const LOOKS: &str = "%stat,%lstat,%fstat,open,openat,openat2,getdents64";
 
 /// A spawn under strace, with a file of calls for each process and thread.
 fn traced(env: &TestEnv, repo: &Repo, trace: &Path, calls: &str) -> String {
+    traced_as(env, repo, trace, calls, &["--rm", "-q", "--", "cat", "/proc/self/mountinfo"])
+}
+
+fn traced_as(env: &TestEnv, repo: &Repo, trace: &Path, calls: &str, args: &[&str]) -> String {
     // What only tests set makes a doubt of the repository and its configuration: git would be asked.
-    let plain = env.sandbox_command(repo.dir(), &["spawn", "--rm", "-q", "--", "cat", "/proc/self/mountinfo"]);
+    let plain = env.sandbox_command(repo.dir(), &[&["spawn"], args].concat());
     let mut command = Command::new("strace");
     command.args(["-ff", "-qq", "-s", "256", "-e", &format!("trace={calls}"), "-o"]).arg(trace);
     command.arg(plain.get_program()).args(plain.get_args()).current_dir(repo.dir()).env_clear();
@@ -118,6 +125,33 @@ fn as_written(env: &TestEnv, repo: &Repo) {
     assert_eq!(programs, expected);
     assert_eq!(processes, PROCESSES.len(), "{PROCESSES:?}");
     mounts(env, repo, &mountinfo);
+}
+
+/// How often a spawn with these arguments waits for the disk.
+fn waits(env: &TestEnv, repo: &Repo, args: &[&str]) -> usize {
+    let traces = tempfile::tempdir_in(env.root()).unwrap();
+    traced_as(env, repo, &traces.path().join("t"), WAITS, args);
+    let files = std::fs::read_dir(traces.path()).unwrap().map(|entry| entry.unwrap().path());
+    files.map(|file| std::fs::read_to_string(file).unwrap().lines().filter(|line| line.contains("sync")).count()).sum()
+}
+
+/// Of a sandbox in which nothing was done nothing is left, and nothing that a power cut could take.
+#[test]
+fn what_leaves_nothing_waits_for_no_disk() {
+    if which("strace").is_none() {
+        skip!("no strace");
+    }
+    let env = TestEnv::new();
+    let repo = State::Plain.build(&env, "repo");
+    // What the snapshot stands on gets to the disk once; strace ends after all that was started.
+    for _ in 0..2 {
+        waits(&env, &repo, &["--rm", "-q", "--", "true"]);
+    }
+    // The record and its directory, where the command runs for long; here that is a machine with other things to do.
+    let most = 2;
+    assert!(waits(&env, &repo, &["--rm", "-q", "--", "true"]) <= most);
+    // One that stays is on the disk when the spawn says so.
+    assert!(waits(&env, &repo, &["-q", "stays", "--", "true"]) >= most);
 }
 
 /// Ends the watcher of a repository.

@@ -15,20 +15,61 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// `repos/<id>/synced/<snapshot>`: an empty file.
 fn mark(store: &Store, repo: &RepoId, snapshot: &SnapshotId) -> PathBuf {
     store.repo(repo).path().join("synced").join(snapshot)
 }
 
-/// The record of a sandbox on its way to the disk. Dropped, it waits until it is there: a command that ends has
-/// said that the sandbox exists.
-pub struct Syncing(Option<JoinHandle<()>>);
+/// How long the sync of a sandbox's record waits for the end of a command that somebody waits for. Most that are
+/// over sooner leave nothing, and the sandbox goes with them; two syncs take longer than all the rest of such a run.
+/// Until then the record is no less safe than what is written inside: its writing has begun (`writeback::begin`), so
+/// that any sync of a file inside takes it along.
+const DELAY: Duration = Duration::from_millis(200);
+
+/// The record of a sandbox on its way to the disk. Dropped, it waits until it is there, if the sandbox is: a command
+/// that ends has said that it exists.
+pub struct Syncing {
+    sandbox: Sandbox,
+    /// Dropped, the thread goes on at once; a message ends it.
+    thread: Option<(Sender<()>, JoinHandle<bool>)>,
+    done: bool,
+}
+
+impl Syncing {
+    fn start(sandbox: &Sandbox, delay: Duration) -> Self {
+        let own = sandbox.clone();
+        let (stop, told) = channel();
+        let work = move || match told.recv_timeout(delay) {
+            Ok(()) => false,
+            Err(_) => sync_own(&own).is_ok(),
+        };
+        // A failure costs durability over a power cut, not the start.
+        let thread = std::thread::Builder::new().name("sync".into()).spawn(work).ok();
+        Self { sandbox: sandbox.clone(), thread: thread.map(|thread| (stop, thread)), done: false }
+    }
+
+    /// Ends the thread: a process with threads does not fork. What it has not done is done at the end.
+    pub fn pause(&mut self) {
+        if let Some((stop, thread)) = self.thread.take() {
+            let _ = stop.send(());
+            self.done = thread.join().unwrap_or(false);
+        }
+    }
+}
 
 impl Drop for Syncing {
     fn drop(&mut self) {
-        let _ = self.0.take().map(JoinHandle::join);
+        if let Some((stop, thread)) = self.thread.take() {
+            drop(stop);
+            self.done = thread.join().unwrap_or(false);
+        }
+        if !self.done && self.sandbox.dir.record().exists() {
+            let _ = sync_own(&self.sandbox);
+        }
     }
 }
 
@@ -38,25 +79,29 @@ fn sync_own(sandbox: &Sandbox) -> std::io::Result<()> {
     let dir = File::open(sandbox.dir.path())?;
     // `repair` makes a damaged one whole from it.
     let _ = keep_copy(&sandbox.dir.record());
-    if sandbox.record.view == TreeView::Copy || sandbox.record.forked.is_some() {
+    if for_it_alone(sandbox) {
         return Ok(rustix::fs::syncfs(&dir)?);
     }
     File::open(sandbox.dir.record())?.sync_all()?;
     dir.sync_all()
 }
 
+/// Files were copied for this sandbox alone.
+fn for_it_alone(sandbox: &Sandbox) -> bool {
+    sandbox.record.view == TreeView::Copy || sandbox.record.forked.is_some()
+}
+
 /// Starts in the background what follows a launch: this, unless the snapshot is on the disk already, and
-/// the daily `gc`.
+/// the daily `gc`. `waits`: for a command that is about to run in it.
 #[must_use]
-pub fn start(program: &Path, store: &Store, sandbox: &Sandbox) -> Syncing {
-    let own = sandbox.clone();
-    // A failure costs durability over a power cut, not the start.
-    let own = std::thread::Builder::new().name("sync".into()).spawn(move || drop(sync_own(&own)));
+pub fn start(program: &Path, store: &Store, sandbox: &Sandbox, waits: bool) -> Syncing {
+    let delay = if waits && !for_it_alone(sandbox) { DELAY } else { Duration::ZERO };
+    let syncing = Syncing::start(sandbox, delay);
     crate::verbs::gc::start_auto(program, store);
     for mount in &sandbox.record.repos {
         start_for(program, store, &mount.repo, &mount.snapshot);
     }
-    Syncing(own.ok())
+    syncing
 }
 
 /// The same for one snapshot.

@@ -344,7 +344,7 @@ pub fn launch(context: &Context, store: &Store, sandbox: &Sandbox, lock: FileLoc
             return Err(error);
         }
     };
-    let syncing = crate::plumbing::sync::start(&context.program, store, sandbox);
+    let mut syncing = crate::plumbing::sync::start(&context.program, store, sandbox, !args.detach);
     super::watch::start_always(context, store, sandbox);
     if args.detach {
         return detached(context, store, sandbox, &mut connection, args);
@@ -368,8 +368,8 @@ pub fn launch(context: &Context, store: &Store, sandbox: &Sandbox, lock: FileLoc
     let stream = connection.open();
     connection.send(stream, &Message::Exec(exec_request(&command, args.cwd, tty, true)))?;
     let ended = relay(&mut connection, stream, input, true, false, sandbox.name())?;
-    // What follows may start helpers, and a process with threads does not fork.
-    drop(syncing);
+    // What follows may start helpers.
+    syncing.pause();
     match ended {
         Ended::Detached => status(sandbox, ended),
         Ended::Refused(_) if !started(sandbox) => {
@@ -490,7 +490,7 @@ pub fn start_many(
     let mut begun = Vec::new();
     let mut syncing = Vec::new();
     for (sandbox, mut connection) in running {
-        syncing.push(crate::plumbing::sync::start(&context.program, store, &sandbox));
+        syncing.push(crate::plumbing::sync::start(&context.program, store, &sandbox, false));
         super::watch::start_always(context, store, &sandbox);
         match begin(store, &sandbox, &mut connection, args) {
             Ok(stream) => begun.push((sandbox, connection, stream)),

@@ -142,7 +142,10 @@ impl Log {
         json.push(b'\n');
         let json = crate::sum::sealed(json);
         let mut file = tempfile::Builder::new().prefix(".new").tempfile_in(&self.0).map_err(failed)?;
-        file.write_all(&json).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+        // What cannot be undone is only told: a power cut that takes the note takes nothing else.
+        let durable = operation.deeds.iter().any(|deed| !matches!(deed, Deed::Deleted { .. }));
+        let sync = |file: &fs::File| if durable { file.sync_all() } else { Ok(()) };
+        file.write_all(&json).and_then(|()| sync(file.as_file())).map_err(failed)?;
         let mut number = self.numbers()?.last().map_or(1, |last| last + 1);
         loop {
             match file.persist_noclobber(self.path(number)) {
@@ -154,7 +157,7 @@ impl Log {
                 Err(error) => return Err(failed(error.error)),
             }
         }
-        fs::File::open(&self.0).and_then(|dir| dir.sync_all()).map_err(failed)?;
+        fs::File::open(&self.0).and_then(|dir| sync(&dir)).map_err(failed)?;
         // Only `repair` needs it.
         let _ = keep_copy(&self.path(number));
         Ok(number)

@@ -7,6 +7,7 @@ use crate::names::Names;
 use crate::record::SandboxRecord;
 use crate::sandbox::Sandbox;
 use crate::store::{SandboxDir, Store, StoreError, read_json};
+use crate::work;
 use sandbox_git::Git;
 use sandbox_sys::fault;
 use sandbox_sys::lock::FileLock;
@@ -29,7 +30,13 @@ pub fn drop_saved(git: &Git, store: &Store, sandbox: &Sandbox, lock: FileLock) -
     let gone = store.dropped(id);
     let stop = |name| fault::point(name).map_err(StoreError::io("move away", sandbox.dir.path()));
     stop("drop.away")?;
-    op.begin_durably("away", Ids::new())?;
+    // With nothing of it anywhere else there is nothing that a power cut could leave behind: it is there as it was,
+    // or it is swept with what else lies in `tmp`.
+    if work::may_have_any_refs(store, sandbox) || !matches!(kept::of(store, &sandbox.record), Ok(None)) {
+        op.begin_durably("away", Ids::new())?;
+    } else {
+        op.begin("away", Ids::new())?;
+    }
     stop("drop.rename")?;
     fs::rename(sandbox.dir.path(), &gone).map_err(StoreError::io("move away", sandbox.dir.path()))?;
     let there = Sandbox::new(SandboxDir::at(gone.clone()), sandbox.record.clone());

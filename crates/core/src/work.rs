@@ -239,6 +239,16 @@ fn quick(host: &HostRepo, name: &str) -> Quick {
     }
 }
 
+/// Whether any repository of the host may have a ref of this sandbox; yes where that is not known.
+pub(crate) fn may_have_any_refs(store: &Store, sandbox: &Sandbox) -> bool {
+    let inner = sandbox.snapshot(store).map_or(true, |snapshot| snapshot.git.views.len() > 1);
+    inner
+        || sandbox
+            .trees()
+            .filter(|tree| tree.mount().has_commits())
+            .any(|tree| host(store, &tree).map_or(true, |host| may_have_refs(&host, tree.name())))
+}
+
 /// Whether the host may have any ref of this sandbox.
 fn may_have_refs(host: &HostRepo, name: &str) -> bool {
     let common = host.common_dir();
