@@ -106,7 +106,7 @@ pub fn capture(request: &CaptureRequest<'_>) -> Result<Captured, CaptureError> {
     let mut unsettled = Vec::new();
     loop {
         let before = current.as_ref().or(below.as_ref());
-        let round = build.round(before, &mut found)?;
+        let round = build.round(before, &mut found, looks.scans() >= MAX_SCANS)?;
         let refreshed = round.refreshed;
         unreadable = round.unreadable;
         current = Some(round.manifest);

@@ -107,7 +107,7 @@ pub(crate) fn weights(known: Option<&Manifest>, scan: &Scan) -> Weights {
                 What::Copy { .. } => add(&path, node.stat.weight()),
                 What::Dir(id) => {
                     if let Some(Some(listing)) = scan.new.get(id as usize) {
-                        waiting.push((join(&path, &node.name), listing));
+                        waiting.push((join(&path, node.name()), listing));
                     }
                 }
                 What::Keep(_) | What::LeaveOut(_) => {}
@@ -187,7 +187,7 @@ fn leave_out_node(known: Option<&Manifest>, scan: &mut Scan, path: &[u8]) {
     let in_new = scan.new.iter_mut().flatten();
     let listings = scan.changed.iter_mut().map(|(_, listing)| listing).chain(in_new);
     for listing in listings {
-        if let Ok(at) = listing.nodes.binary_search_by(|node| (*node.name).cmp(base))
+        if let Ok(at) = listing.nodes.binary_search_by(|node| node.name().cmp(base))
             && matches!(listing.nodes[at].what, What::Dir(_))
             && listing.place.path(known) == dir
         {

@@ -1,8 +1,8 @@
 //! The manifest after a round: what was known, with what the scan and the copies say.
 
 use super::Build;
-use super::entry::Copied;
-use super::plan::{Fate, Plan};
+use super::entry::Outcome;
+use super::plan::{Fate, Plan, Subjects};
 use crate::manifest::{Builder, Edit, Flags, Manifest, NONE, Parts, Raw, Reason, Record};
 use crate::request::CaptureError;
 use crate::scan::{Listing, Scan, What};
@@ -32,7 +32,7 @@ pub(super) fn assemble(
     scan: &Scan,
     fates: &[Fate],
     plan: &Plan,
-    results: &[Copied],
+    results: &[Outcome],
 ) -> Result<Manifest, CaptureError> {
     if let Some(known) = known
         && let Some(manifest) = edited(build, known, scan, fates, plan, results)?
@@ -49,9 +49,10 @@ pub(super) fn assemble(
         table
     };
     let (entries, dirs) = known.map_or((0, 0), |known| (known.len(), known.dirs() as usize));
+    let subjects = Subjects { known, scan: Some(scan) };
     let assembler = Assembler {
         known,
-        made: Made { build, scan, fates, plan, results },
+        made: Made { build, subjects, scan, fates, plan, results },
         update_of: index(entries, &mut scan.updates.iter().map(|update| update.index)),
         listing_of: index(dirs, &mut scan.changed.iter().map(|(dir, _)| *dir)),
     };
@@ -97,18 +98,18 @@ impl<'a> Assembler<'a> {
                             What::Copy { look, op } => {
                                 let flags = Flags::default().with_look(look);
                                 if let Some(record) = made.copied(op as usize, flags) {
-                                    builder.push(&node.name, record);
+                                    builder.push(node.name(), record);
                                 }
                             }
                             What::Dir(id) => {
                                 // Without a listing it vanished before it could be read.
                                 if let Some(Some(listing)) = scan.new.get(id as usize) {
-                                    let child = builder.push_dir(dir, &node.name, made.dir_record(&node.stat));
+                                    let child = builder.push_dir(dir, node.name(), made.dir_record(&node.stat));
                                     below.push((child, From::Listing(listing)));
                                 }
                             }
                             What::LeaveOut(reason) => {
-                                builder.push(&node.name, left_out(&node.stat, reason));
+                                builder.push(node.name(), left_out(&node.stat, reason));
                             }
                         }
                     }
@@ -160,10 +161,11 @@ impl<'a> Assembler<'a> {
 /// What a round has made of what the scan found.
 struct Made<'a> {
     build: &'a Build<'a>,
+    subjects: Subjects<'a>,
     scan: &'a Scan,
     fates: &'a [Fate],
     plan: &'a Plan,
-    results: &'a [Copied],
+    results: &'a [Outcome],
 }
 
 impl Made<'_> {
@@ -195,14 +197,14 @@ impl Made<'_> {
     /// Returns the record of what an operation copied; `None` when the file is gone.
     fn copied(&self, op: usize, flags: Flags) -> Option<Record> {
         match self.results.get(op)? {
-            Copied::Done { stat, copy, racy, .. } => Some(Record {
-                stat: *stat,
+            Outcome::Done { stat, copy, racy, .. } => Some(Record {
+                stat: *stat.as_deref().or_else(|| self.subjects.stat(self.plan.ops.get(op)?))?,
                 layer: Some(self.build.layer()),
                 copy: Some(*copy),
                 flags: flags.with_racy(*racy),
             }),
-            Copied::Unreadable(stat) => Some(left_out(stat, Reason::Unreadable)),
-            Copied::Vanished => None,
+            Outcome::Unreadable(stat) => Some(left_out(stat, Reason::Unreadable)),
+            Outcome::Vanished => None,
         }
     }
 
@@ -222,9 +224,10 @@ fn edited(
     scan: &Scan,
     fates: &[Fate],
     plan: &Plan,
-    results: &[Copied],
+    results: &[Outcome],
 ) -> Result<Option<Manifest>, CaptureError> {
-    let made = Made { build, scan, fates, plan, results };
+    let subjects = Subjects { known: Some(known), scan: Some(scan) };
+    let made = Made { build, subjects, scan, fates, plan, results };
     let layers = made.layers(Some(known));
     if !layers.starts_with(known.layers_up()) {
         return Ok(None);
@@ -295,16 +298,16 @@ fn relist<'a>(
             What::Keep(_) => {}
             What::Copy { look, op } => {
                 if let Some(record) = made.copied(op as usize, Flags::default().with_look(look)) {
-                    edit.push(&node.name, record);
+                    edit.push(node.name(), record);
                 }
             }
             What::Dir(id) => {
                 // Without a listing it vanished before it could be read.
                 if let Some(Some(listing)) = made.scan.new.get(id as usize) {
-                    below.push((edit.push_dir(dir, &node.name, made.dir_record(&node.stat)), listing));
+                    below.push((edit.push_dir(dir, node.name(), made.dir_record(&node.stat)), listing));
                 }
             }
-            What::LeaveOut(reason) => edit.push(&node.name, left_out(&node.stat, reason)),
+            What::LeaveOut(reason) => edit.push(node.name(), left_out(&node.stat, reason)),
         }
     }
     edit.end(dir);

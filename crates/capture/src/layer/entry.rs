@@ -40,16 +40,57 @@ pub(crate) enum Copied {
     Vanished,
 }
 
-impl Copied {
-    /// Returns the same for a further name of the file.
-    pub(super) fn as_link(self) -> Self {
-        match self {
-            Self::Done { stat, copy, racy, torn, .. } => {
-                Self::Done { stat, copy, racy, torn, reflinked: false, linked: true, lessened: false }
+/// What came of copying one name, as it is kept for each file until the manifest is written.
+#[derive(Clone, Debug)]
+pub(crate) enum Outcome {
+    /// As [`Copied::Done`].
+    Done {
+        /// The host's stat that belongs to the content, where it is not what the scan saw.
+        stat: Option<Box<Stat>>,
+        copy: CopyStat,
+        racy: bool,
+        torn: bool,
+        reflinked: bool,
+        linked: bool,
+        lessened: bool,
+    },
+    /// We may not read it.
+    Unreadable(Box<Stat>),
+    /// It is gone, or something else by now.
+    Vanished,
+}
+
+impl Outcome {
+    /// Keeps what is not in the scan's stat.
+    pub(super) fn of(copied: &Copied, scanned: Option<&Stat>) -> Self {
+        match *copied {
+            Copied::Done { stat, copy, racy, torn, reflinked, linked, lessened } => {
+                let stat = (scanned.map(told) != Some(told(&stat))).then(|| Box::new(stat));
+                Self::Done { stat, copy, racy, torn, reflinked, linked, lessened }
             }
-            other => other,
+            Copied::Unreadable(stat) => Self::Unreadable(Box::new(stat)),
+            Copied::Vanished => Self::Vanished,
         }
     }
+
+    /// Returns the same for a further name of the file; the scan saw `first` of the first one, and of this one
+    /// `scanned`.
+    pub(super) fn as_link(&self, first: Option<&Stat>, scanned: Option<&Stat>) -> Self {
+        match self {
+            Self::Done { stat, copy, racy, torn, .. } => {
+                let stat = stat.as_deref().or(first).filter(|stat| Some(told(stat)) != scanned.map(told));
+                let stat = stat.map(|stat| Box::new(*stat));
+                let (copy, racy, torn) = (*copy, *racy, *torn);
+                Self::Done { stat, copy, racy, torn, reflinked: false, linked: true, lessened: false }
+            }
+            other => other.clone(),
+        }
+    }
+}
+
+/// What of a stat goes into the manifest.
+fn told(stat: &Stat) -> Stat {
+    Stat { nlink: 0, blocks: 0, ..*stat }
 }
 
 /// An error, and whether it was met in the layer or on the source's side.

@@ -11,9 +11,9 @@
 
 use super::Build;
 use super::depth::Gone;
-use super::entry::{Compared, Copied, compare_directories};
+use super::entry::{Compared, Outcome, compare_directories};
 use super::jobs::copy_all;
-use super::plan::Op;
+use super::plan::{Op, Subject, Subjects};
 use crate::manifest::{Edit, Manifest, Raw, Record};
 use crate::paths::{LIST, join, open_beneath};
 use crate::request::CaptureError;
@@ -69,16 +69,7 @@ impl Build<'_> {
                     }
                     op_of.insert(index, ops.len());
                     dirs.insert(path.to_vec());
-                    ops.push(Op {
-                        dir: path.clone(),
-                        name: raw.name_c().to_owned(),
-                        kind: raw.kind(),
-                        from: Some(raw.layer_index()),
-                        links: raw
-                            .copy()
-                            .filter(|_| raw.kind() == Kind::File)
-                            .map(|copy| (raw.layer_index().into(), copy.ino)),
-                    });
+                    ops.push(Op { dir: path.clone(), what: Subject::Layer(index) });
                 }
             }
             if let Some(below) = self.below
@@ -99,10 +90,11 @@ impl Build<'_> {
         for path in &white_out {
             self.white_out(path)?;
         }
-        let results = copy_all(self, &ops)?;
+        let subjects = Subjects { known: Some(full), scan: None };
+        let results = copy_all(self, &ops, &subjects)?;
         for (op, copied) in ops.iter().zip(&results) {
-            if !matches!(copied, Copied::Done { .. }) {
-                let path = join(&op.dir, op.name.as_bytes());
+            if !matches!(copied, Outcome::Done { .. }) {
+                let path = subjects.path(op);
                 return Err(self.layer_error("fold", &path, rustix::io::Errno::NOENT));
             }
         }
@@ -134,13 +126,13 @@ impl Build<'_> {
         &self,
         full: &Manifest,
         moved: &[(u32, u32)],
-        result: impl Fn(u32) -> Option<&'r Copied>,
+        result: impl Fn(u32) -> Option<&'r Outcome>,
     ) -> Result<Manifest, CaptureError> {
         let mut edit = Edit::any(full, self.layers.clone(), full.scanned(), full.settings());
         for (index, dir) in iter::once((0, 0)).chain(moved.iter().copied()) {
             let raw = full.raw(index);
             let copy = match result(index) {
-                Some(Copied::Done { copy, .. }) => Some(*copy),
+                Some(Outcome::Done { copy, .. }) => Some(*copy),
                 _ => None,
             };
             let (stat, flags) = (raw.stat(), raw.flags());

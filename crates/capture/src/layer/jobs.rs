@@ -1,8 +1,8 @@
 //! Copying by all threads.
 
 use super::Build;
-use super::entry::{self, Compared, Copied, copy_entry};
-use super::plan::Op;
+use super::entry::{self, Compared, Copied, Outcome, copy_entry};
+use super::plan::{Op, Subjects};
 use crate::manifest::Manifest;
 use crate::paths::{LIST, LOOK, join, open_beneath};
 use crate::request::CaptureError;
@@ -17,53 +17,72 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 /// The most operations that one thread takes at once.
 const BATCH: usize = 64;
 
+/// Operations of one directory, and where it is noted what came of them.
+type Batch<'b> = Mutex<(usize, &'b mut [Outcome])>;
+
 /// Runs the operations; returns what came of each, in their order.
-pub(super) fn copy_all(build: &Build<'_>, ops: &[Op]) -> Result<Vec<Copied>, CaptureError> {
+pub(super) fn copy_all(build: &Build<'_>, ops: &[Op], subjects: &Subjects<'_>) -> Result<Vec<Outcome>, CaptureError> {
     // The first name of a file with several is copied, the others are linked to it afterwards.
     let mut leaders: HashMap<(u64, u64), usize> = HashMap::new();
     let mut followers = Vec::new();
-    let mut singles = Vec::with_capacity(ops.len());
     for (at, op) in ops.iter().enumerate() {
-        match op.links.map(|key| *leaders.entry(key).or_insert(at)) {
+        match subjects.links(op).map(|key| *leaders.entry(key).or_insert(at)) {
             Some(leader) if leader != at => followers.push((at, leader)),
-            _ => singles.push(at),
+            _ => {}
         }
     }
-    let mut batches: Vec<&[usize]> = Vec::new();
-    for group in singles.chunk_by(|a, b| ops[*a].dir == ops[*b].dir && ops[*a].from == ops[*b].from) {
-        batches.extend(group.chunks(BATCH));
+    let follows = |at: usize| followers.binary_search_by_key(&at, |(at, _)| *at).is_ok();
+    let mut results = vec![Outcome::Vanished; ops.len()];
+    let mut batches: Vec<Batch<'_>> = Vec::new();
+    let (mut rest, mut start) = (&mut results[..], 0);
+    let same = |a: &Op, b: &Op| a.dir == b.dir && subjects.layer(a) == subjects.layer(b);
+    for part in ops.chunk_by(same).flat_map(|group| group.chunks(BATCH)) {
+        let (slots, others) = rest.split_at_mut(part.len());
+        batches.push(Mutex::new((start, slots)));
+        (rest, start) = (others, start + part.len());
     }
-    let mut results = vec![Copied::Vanished; ops.len()];
-    let done = parallel(build.request.threads, &batches, |batch| copy_batch(build, ops, batch))?;
-    for (at, copied) in done.into_iter().flatten() {
-        results[at] = copied;
-    }
-    link_all(build, ops, &followers, &mut results)?;
+    parallel(build.request.threads, &batches, |batch| {
+        let mut batch = batch.lock().unwrap_or_else(|e| e.into_inner());
+        let (start, slots) = &mut *batch;
+        copy_batch(build, &ops[*start..*start + slots.len()], subjects, slots, |at| follows(*start + at))
+    })?;
+    drop(batches);
+    link_all(build, ops, subjects, &followers, &mut results)?;
     Ok(results)
 }
 
-fn copy_batch(build: &Build<'_>, ops: &[Op], batch: &[usize]) -> Result<Vec<(usize, Copied)>, CaptureError> {
-    let Some(first) = batch.first().map(|at| &ops[*at]) else { return Ok(Vec::new()) };
+/// Copies what one directory has, but for those that are left to others.
+fn copy_batch(
+    build: &Build<'_>,
+    ops: &[Op],
+    subjects: &Subjects<'_>,
+    slots: &mut [Outcome],
+    not: impl Fn(usize) -> bool,
+) -> Result<(), CaptureError> {
+    let Some(first) = ops.first() else { return Ok(()) };
     let host = build.root;
-    let source = first.from.and_then(|layer| build.stack.get(usize::from(layer))).map_or(host, AsFd::as_fd);
+    let layer = subjects.layer(first);
+    let source = layer.and_then(|layer| build.stack.get(usize::from(layer))).map_or(host, AsFd::as_fd);
     let from = match open_beneath(source, &first.dir, LOOK) {
         Ok(from) => from,
         // The whole directory is gone.
-        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(batch.iter().map(|at| (*at, Copied::Vanished)).collect()),
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
         Err(errno) => return Err(build.host_error(&first.dir, errno)),
     };
     let to = open_beneath(build.tree()?, &first.dir, LOOK)
         .map_err(|errno| build.layer_error("create", &first.dir, errno))?;
-    let mut done = Vec::with_capacity(batch.len());
     let (mut files, mut bytes) = (0, 0);
-    for at in batch {
+    for (at, (op, slot)) in ops.iter().zip(slots).enumerate() {
+        if not(at) {
+            continue;
+        }
         if !build.request.progress.goes_on() {
             return Err(CaptureError::Aborted);
         }
-        let op = &ops[*at];
-        let copied = copy_entry(build.copier, from.as_fd(), to.as_fd(), &op.name, op.kind, build.request.owner)
-            .map_err(|error| {
-                let path = join(&op.dir, op.name.as_bytes());
+        let (name, kind) = (subjects.name(op), subjects.kind(op));
+        let copied =
+            copy_entry(build.copier, from.as_fd(), to.as_fd(), name, kind, build.request.owner).map_err(|error| {
+                let path = subjects.path(op);
                 if error.in_layer {
                     build.layer_error("create", &path, error.errno)
                 } else {
@@ -74,38 +93,40 @@ fn copy_batch(build: &Build<'_>, ops: &[Op], batch: &[usize]) -> Result<Vec<(usi
             files += 1;
             bytes += stat.size;
         }
-        done.push((*at, copied));
+        *slot = Outcome::of(&copied, subjects.stat(op));
     }
     build.request.progress.copied(files, bytes);
-    Ok(done)
+    Ok(())
 }
 
 /// Makes the further names of files with several.
 fn link_all(
     build: &Build<'_>,
     ops: &[Op],
+    subjects: &Subjects<'_>,
     followers: &[(usize, usize)],
-    results: &mut [Copied],
+    results: &mut [Outcome],
 ) -> Result<(), CaptureError> {
     for (at, leader) in followers {
         let (op, first) = (&ops[*at], &ops[*leader]);
-        let linked = match results[*leader] {
-            Copied::Done { stat, torn: false, .. } => {
-                let fits = |now: crate::stat::Stat| (now.dev, now.ino, now.ctime) == (stat.dev, stat.ino, stat.ctime);
+        let linked = match &results[*leader] {
+            Outcome::Done { stat, torn: false, .. } => {
+                let stat = stat.as_deref().or(subjects.stat(first));
+                let fits = |now: crate::stat::Stat| {
+                    stat.is_some_and(|stat| (now.dev, now.ino, now.ctime) == (stat.dev, stat.ino, stat.ctime))
+                };
                 // A layer's own file has another inode than the host's stat says.
-                op.from.is_some()
+                subjects.layer(op).is_some()
                     || open_beneath(build.root, &op.dir, LOOK)
-                        .and_then(|dir| entry::stat_at(dir.as_fd(), &op.name))
+                        .and_then(|dir| entry::stat_at(dir.as_fd(), subjects.name(op)))
                         .is_ok_and(fits)
             }
             _ => false,
         };
-        if linked && link(build, first, op).map_err(|errno| build.layer_error("create", &op.dir, errno))? {
-            results[*at] = results[*leader].as_link();
+        if linked && link(build, subjects, first, op).map_err(|errno| build.layer_error("create", &op.dir, errno))? {
+            results[*at] = results[*leader].as_link(subjects.stat(first), subjects.stat(op));
         } else {
-            for (at, copied) in copy_batch(build, ops, &[*at])? {
-                results[at] = copied;
-            }
+            copy_batch(build, &ops[*at..=*at], subjects, &mut results[*at..=*at], |_| false)?;
         }
     }
     // Each link has moved the ctime of the copy.
@@ -114,12 +135,13 @@ fn link_all(
     groups.dedup();
     for leader in groups {
         let op = &ops[leader];
-        let stat = open_beneath(build.tree()?, &op.dir, LOOK).and_then(|dir| entry::stat_at(dir.as_fd(), &op.name));
+        let stat =
+            open_beneath(build.tree()?, &op.dir, LOOK).and_then(|dir| entry::stat_at(dir.as_fd(), subjects.name(op)));
         let Ok(stat) = stat else { continue };
         let fresh = entry::copy_stat(&stat);
         let names = followers.iter().filter(|(_, of)| *of == leader).map(|(at, _)| *at).chain([leader]);
         for at in names {
-            if let Copied::Done { copy, .. } = &mut results[at]
+            if let Outcome::Done { copy, .. } = &mut results[at]
                 && copy.ino == fresh.ino
             {
                 *copy = fresh;
@@ -130,13 +152,14 @@ fn link_all(
 }
 
 /// Makes a link in the layer; false when the file has as many names as its filesystem allows.
-fn link(build: &Build<'_>, first: &Op, op: &Op) -> Result<bool, Errno> {
+fn link(build: &Build<'_>, subjects: &Subjects<'_>, first: &Op, op: &Op) -> Result<bool, Errno> {
     let tree = build.tree().map_err(|_| Errno::NOENT)?;
     let (from, to) = (open_beneath(tree, &first.dir, LOOK)?, open_beneath(tree, &op.dir, LOOK)?);
-    let make = || rustix::fs::linkat(&from, &first.name, &to, &op.name, rustix::fs::AtFlags::empty());
+    let (old, new) = (subjects.name(first), subjects.name(op));
+    let make = || rustix::fs::linkat(&from, old, &to, new, rustix::fs::AtFlags::empty());
     let made = match make() {
         Err(Errno::EXIST) => {
-            crate::remove::remove_at(to.as_fd(), &op.name)?;
+            crate::remove::remove_at(to.as_fd(), new)?;
             make()
         }
         made => made,

@@ -1,12 +1,12 @@
 //! What a scan's result means for the layer, as a value.
 
 use super::Build;
-use crate::manifest::Manifest;
-use crate::paths::{join, name_c};
-use crate::scan::{Listing, Scan, What};
+use crate::manifest::{Manifest, Raw};
+use crate::paths::join;
+use crate::scan::{Listing, Node, Scan, What};
 use crate::stat::{Kind, Stat};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ffi::CString;
+use std::ffi::CStr;
 use std::sync::Arc;
 
 /// What is done to the layer, in this order.
@@ -24,17 +24,103 @@ pub(super) struct Plan {
     pub(super) op_of: HashMap<u32, usize>,
 }
 
-/// One file or symlink to copy.
+/// One file or symlink to copy. A first capture has one for each file of the tree: what the scan or the manifest
+/// has is not repeated.
 #[derive(Debug, Clone)]
 pub(super) struct Op {
     /// Its directory's path.
     pub(super) dir: Arc<[u8]>,
-    pub(super) name: CString,
-    pub(super) kind: Kind,
-    /// `None`: the host; else this layer of the previous stack.
-    pub(super) from: Option<u16>,
-    /// Device and inode of a file with several names.
-    pub(super) links: Option<(u64, u64)>,
+    pub(super) what: Subject,
+}
+
+/// What an operation copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Subject {
+    /// A known entry, by its position among the scan's updates.
+    Update(u32),
+    /// A node of a directory whose names changed, by the positions of both.
+    Changed(u32, u32),
+    /// A node of a new directory, by the directory's id and its position.
+    New(u32, u32),
+    /// A known entry, from the layer of the previous stack that holds it.
+    Layer(u32),
+}
+
+/// Where what is known of the subjects of operations is found.
+#[derive(Clone, Copy)]
+pub(super) struct Subjects<'a> {
+    pub(super) known: Option<&'a Manifest>,
+    pub(super) scan: Option<&'a Scan>,
+}
+
+impl<'a> Subjects<'a> {
+    fn node(&self, listing: Option<&'a Listing>, node: u32) -> Option<&'a Node> {
+        listing?.nodes.get(node as usize)
+    }
+
+    /// Returns a node, or a known entry.
+    fn find(&self, what: Subject) -> (Option<&'a Node>, Option<Raw<'a>>) {
+        let raw = |index| self.known.map(|known| known.raw(index));
+        let Some(scan) = self.scan else {
+            return match what {
+                Subject::Layer(index) => (None, raw(index)),
+                _ => (None, None),
+            };
+        };
+        match what {
+            Subject::Update(at) => (None, scan.updates.get(at as usize).and_then(|update| raw(update.index))),
+            Subject::Changed(dir, at) => {
+                (self.node(scan.changed.get(dir as usize).map(|(_, listing)| listing), at), None)
+            }
+            Subject::New(dir, at) => (self.node(scan.new.get(dir as usize).and_then(Option::as_ref), at), None),
+            Subject::Layer(index) => (None, raw(index)),
+        }
+    }
+
+    /// Returns the name.
+    pub(super) fn name(&self, op: &Op) -> &'a CStr {
+        match self.find(op.what) {
+            (Some(node), _) => &node.name,
+            (None, raw) => raw.map(|raw| raw.name_c()).unwrap_or_default(),
+        }
+    }
+
+    /// Returns the path.
+    pub(super) fn path(&self, op: &Op) -> Vec<u8> {
+        join(&op.dir, self.name(op).to_bytes())
+    }
+
+    /// Returns what the scan saw on the host.
+    pub(super) fn stat(&self, op: &Op) -> Option<&'a Stat> {
+        match op.what {
+            Subject::Update(at) => self.scan?.updates.get(at as usize).map(|update| &update.stat),
+            _ => self.find(op.what).0.map(|node| &node.stat),
+        }
+    }
+
+    /// Returns what it is.
+    pub(super) fn kind(&self, op: &Op) -> Kind {
+        self.stat(op).map(Stat::kind).or_else(|| self.find(op.what).1.map(|raw| raw.kind())).unwrap_or(Kind::File)
+    }
+
+    /// Returns the layer of the previous stack that it is copied from; `None`: the host.
+    pub(super) fn layer(&self, op: &Op) -> Option<u16> {
+        match op.what {
+            Subject::Layer(_) => self.find(op.what).1.map(|raw| raw.layer_index()),
+            _ => None,
+        }
+    }
+
+    /// Returns what tells files apart that may have several names: device, or layer, and inode.
+    pub(super) fn links(&self, op: &Op) -> Option<(u64, u64)> {
+        match self.stat(op) {
+            Some(stat) => (stat.nlink > 1 && stat.kind() == Kind::File).then_some((stat.dev, stat.ino)),
+            None => {
+                let raw = self.find(op.what).1.filter(|raw| raw.kind() == Kind::File)?;
+                raw.copy().map(|copy| (raw.layer_index().into(), copy.ino))
+            }
+        }
+    }
 }
 
 /// What is to become of a known entry, after its content was looked at.
@@ -54,9 +140,8 @@ impl Plan {
         self.take_out.is_empty() && self.dirs.is_empty() && self.white_out.is_empty() && self.ops.is_empty()
     }
 
-    fn copy(&mut self, dir: &Arc<[u8]>, name: &[u8], stat: &Stat) -> usize {
-        let links = (stat.nlink > 1 && stat.kind() == Kind::File).then_some((stat.dev, stat.ino));
-        self.ops.push(Op { dir: dir.clone(), name: name_c(name), kind: stat.kind(), from: None, links });
+    fn copy(&mut self, dir: &Arc<[u8]>, what: Subject) -> usize {
+        self.ops.push(Op { dir: dir.clone(), what });
         self.ops.len() - 1
     }
 }
@@ -80,7 +165,7 @@ pub(super) fn plan(build: &Build<'_>, known: Option<&Manifest>, scan: &mut Scan,
                 let name = known.raw(update.index).name();
                 match fates[at] {
                     Fate::Copy => {
-                        let op = plan.copy(&path, name, &update.stat);
+                        let op = plan.copy(&path, Subject::Update(at as u32));
                         plan.op_of.insert(update.index, op);
                         plan.dirs.insert(path.to_vec());
                     }
@@ -97,16 +182,17 @@ pub(super) fn plan(build: &Build<'_>, known: Option<&Manifest>, scan: &mut Scan,
         }
     }
     let mut changed = std::mem::take(&mut scan.changed);
-    for (_, listing) in &mut changed {
+    for (at, (_, listing)) in changed.iter_mut().enumerate() {
         let path = listing.place.path(known);
-        new_nodes(build, listing, path, &mut scan.new, &mut plan);
+        let what = |node| Subject::Changed(at as u32, node);
+        new_nodes(build, listing, &what, path, &mut scan.new, &mut plan);
     }
     scan.changed = changed;
     if known.is_none()
         && let Some(Some(mut top)) = scan.new.first_mut().map(Option::take)
     {
         plan.dirs.insert(Vec::new());
-        new_nodes(build, &mut top, Vec::new(), &mut scan.new, &mut plan);
+        new_nodes(build, &mut top, &|node| Subject::New(0, node), Vec::new(), &mut scan.new, &mut plan);
         scan.new[0] = Some(top);
     }
     plan
@@ -120,7 +206,7 @@ fn carried<'l>(listing: &'l Listing, new: &[Option<Listing>], known: Option<&Man
         What::Keep(index) => known.is_none_or(|known| known.raw(*index).flags().reason().is_none()),
         What::LeaveOut(_) => false,
     };
-    listing.nodes.iter().filter(|node| carries(&node.what)).map(|node| &*node.name).collect()
+    listing.nodes.iter().filter(|node| carries(&node.what)).map(|node| node.name()).collect()
 }
 
 /// Plans for the names of a known directory that are gone or were replaced.
@@ -159,9 +245,16 @@ fn vanished(
 }
 
 /// Plans for what is new in a listing, and in the new directories below it.
-fn new_nodes(build: &Build<'_>, listing: &mut Listing, path: Vec<u8>, new: &mut [Option<Listing>], plan: &mut Plan) {
+fn new_nodes(
+    build: &Build<'_>,
+    listing: &mut Listing,
+    what: &dyn Fn(u32) -> Subject,
+    path: Vec<u8>,
+    new: &mut [Option<Listing>],
+    plan: &mut Plan,
+) {
     // The first listing is not taken out of `new`; those below it are, one by one, and put back.
-    let mut waiting = nodes_of(build, listing, path, new, plan);
+    let mut waiting = nodes_of(build, listing, what, path, new, plan);
     while let Some((id, path)) = waiting.pop() {
         let Some(mut listing) = new.get_mut(id as usize).and_then(Option::take) else { continue };
         plan.dirs.insert(path.clone());
@@ -177,7 +270,7 @@ fn new_nodes(build: &Build<'_>, listing: &mut Listing, path: Vec<u8>, new: &mut 
                 }
             }
         }
-        waiting.extend(nodes_of(build, &mut listing, path, new, plan));
+        waiting.extend(nodes_of(build, &mut listing, &|node| Subject::New(id, node), path, new, plan));
         new[id as usize] = Some(listing);
     }
 }
@@ -185,24 +278,25 @@ fn new_nodes(build: &Build<'_>, listing: &mut Listing, path: Vec<u8>, new: &mut 
 fn nodes_of(
     build: &Build<'_>,
     listing: &mut Listing,
+    what: &dyn Fn(u32) -> Subject,
     path: Vec<u8>,
     new: &[Option<Listing>],
     plan: &mut Plan,
 ) -> Vec<(u32, Vec<u8>)> {
     let dir: Arc<[u8]> = path.clone().into();
     let mut below = Vec::new();
-    for node in &mut listing.nodes {
+    for (at, node) in listing.nodes.iter_mut().enumerate() {
         match &mut node.what {
             What::Copy { op, .. } => {
-                *op = plan.copy(&dir, &node.name, &node.stat) as u32;
+                *op = plan.copy(&dir, what(at as u32)) as u32;
                 plan.dirs.insert(path.clone());
-                let target = join(&path, &node.name);
+                let target = join(&path, node.name.to_bytes());
                 if build.made.contains(&target) {
                     plan.take_out.push(target);
                 }
             }
             What::Dir(id) if new.get(*id as usize).is_some_and(Option::is_some) => {
-                below.push((*id, join(&path, &node.name)));
+                below.push((*id, join(&path, node.name.to_bytes())));
             }
             What::Dir(_) | What::Keep(_) | What::LeaveOut(_) => {}
         }

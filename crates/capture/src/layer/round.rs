@@ -2,11 +2,11 @@
 
 use super::Build;
 use super::assemble::assemble;
-use super::entry::{Compared, Copied};
+use super::entry::{Compared, Outcome};
 use super::jobs::{compare_all, copy_all};
-use super::plan::{Fate, Plan, plan};
+use super::plan::{Fate, Plan, Subjects, plan};
 use crate::manifest::{Manifest, Reason};
-use crate::paths::{join, to_path};
+use crate::paths::to_path;
 use crate::request::{CaptureError, LeftOut};
 use crate::scan::{Scan, Update};
 use crate::stat::{Kind, Stat};
@@ -24,18 +24,24 @@ pub(crate) struct Round {
     pub(crate) refreshed: bool,
     /// What turned out to be unreadable while copying.
     pub(crate) unreadable: Vec<LeftOut>,
-    /// What was copied or removed, for the case that it never settles.
+    /// What was copied or removed, after the last round: it never settled.
     pub(crate) touched: Vec<PathBuf>,
 }
 
 impl Build<'_> {
-    /// Brings the layer up to date with a scan.
-    pub(crate) fn round(&mut self, known: Option<&Manifest>, scan: &mut Scan) -> Result<Round, CaptureError> {
+    /// Brings the layer up to date with a scan; `last`: there will be no other.
+    pub(crate) fn round(
+        &mut self,
+        known: Option<&Manifest>,
+        scan: &mut Scan,
+        last: bool,
+    ) -> Result<Round, CaptureError> {
         let fates = self.fates(known, scan)?;
         let plan = plan(self, known, scan, &fates);
         let mut changed = !plan.is_empty() || !scan.disturbed.is_empty();
-        let results = if plan.is_empty() { Vec::new() } else { self.execute(&plan)? };
-        let unreadable = self.clear_failed(&plan, &results)?;
+        let subjects = Subjects { known, scan: Some(scan) };
+        let results = if plan.is_empty() { Vec::new() } else { self.execute(&plan, &subjects)? };
+        let unreadable = self.clear_failed(&plan, &results, &subjects)?;
         changed |= !unreadable.is_empty();
         let refreshed = match known {
             None => true,
@@ -45,18 +51,20 @@ impl Build<'_> {
                     || scan.updates.iter().zip(&fates).any(|(update, fate)| self.is_news(known, update, fate))
             }
         };
-        for copied in &results {
-            if let Copied::Done { stat, reflinked, linked, lessened, .. } = copied {
+        for (op, outcome) in plan.ops.iter().zip(&results) {
+            if let Outcome::Done { stat, reflinked, linked, lessened, .. } = outcome {
+                let size = stat.as_deref().or(subjects.stat(op)).map_or(0, |stat| stat.size);
                 self.stats.copied_files += 1;
-                self.stats.copied_bytes += if *linked { 0 } else { stat.size };
+                self.stats.copied_bytes += if *linked { 0 } else { size };
                 self.stats.reflinked += u64::from(*reflinked);
                 self.stats.lessened += u64::from(*lessened);
             }
         }
-        let mut touched: Vec<PathBuf> = plan
-            .ops
+        // They are named when it never settles, and only then.
+        let ops = if last { &plan.ops[..] } else { &[] };
+        let mut touched: Vec<PathBuf> = ops
             .iter()
-            .map(|op| join(&op.dir, op.name.as_bytes()))
+            .map(|op| subjects.path(op))
             .chain(plan.white_out.iter().cloned())
             .chain(plan.take_out.iter().cloned())
             .map(|path| to_path(&path))
@@ -117,7 +125,7 @@ impl Build<'_> {
     }
 
     /// Does what the plan says; returns what came of each operation.
-    fn execute(&mut self, plan: &Plan) -> Result<Vec<Copied>, CaptureError> {
+    fn execute(&mut self, plan: &Plan, subjects: &Subjects<'_>) -> Result<Vec<Outcome>, CaptureError> {
         self.start()?;
         for path in &plan.take_out {
             self.take_out(path)?;
@@ -129,20 +137,24 @@ impl Build<'_> {
         for path in &plan.white_out {
             self.white_out(path)?;
         }
-        copy_all(self, &plan.ops)
+        copy_all(self, &plan.ops, subjects)
     }
 
     /// Takes out of the layer what could not be copied in the end, and hides its older state.
-    fn clear_failed(&mut self, plan: &Plan, results: &[Copied]) -> Result<Vec<LeftOut>, CaptureError> {
+    fn clear_failed(
+        &mut self,
+        plan: &Plan,
+        results: &[Outcome],
+        subjects: &Subjects<'_>,
+    ) -> Result<Vec<LeftOut>, CaptureError> {
         let mut unreadable = Vec::new();
-        for (op, copied) in plan.ops.iter().zip(results) {
-            let path = join(&op.dir, op.name.as_bytes());
-            match copied {
-                Copied::Done { .. } => continue,
-                Copied::Unreadable(_) => {
-                    unreadable.push(LeftOut { path: to_path(&path), reason: Reason::Unreadable });
-                }
-                Copied::Vanished => {}
+        for (op, outcome) in plan.ops.iter().zip(results) {
+            if matches!(outcome, Outcome::Done { .. }) {
+                continue;
+            }
+            let path = subjects.path(op);
+            if let Outcome::Unreadable(_) = outcome {
+                unreadable.push(LeftOut { path: to_path(&path), reason: Reason::Unreadable });
             }
             self.take_out(&path)?;
             if self.shows(&path) {

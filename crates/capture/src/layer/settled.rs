@@ -18,7 +18,7 @@
 //! off on each side ([`Stat::racy`]), so what is being edited at this moment gets its second scan.
 
 use super::Build;
-use super::entry::{self, Copied};
+use super::entry::{self, Outcome};
 use super::plan::{Fate, Plan};
 use crate::manifest::Manifest;
 use crate::paths::{LOOK, open_beneath, parent};
@@ -35,7 +35,7 @@ impl Build<'_> {
         scan: &Scan,
         fates: &[Fate],
         plan: &Plan,
-        results: &[Copied],
+        results: &[Outcome],
     ) -> bool {
         // Times say something only if one clock made all of them, and was not set back meanwhile.
         if !sandbox_watch::is_local(self.root).unwrap_or(false) || scan.clock.was_set_back() {
@@ -44,7 +44,8 @@ impl Build<'_> {
         let old = |stat: &Stat| !stat.racy(scan.start);
         // The file that was copied is the one that was scanned, and has not changed since before.
         let copied = |op: Option<usize>, scanned: &Stat| match op.and_then(|op| results.get(op)) {
-            Some(Copied::Done { stat, torn: false, .. }) => {
+            Some(Outcome::Done { stat, torn: false, .. }) => {
+                let stat = stat.as_deref().unwrap_or(scanned);
                 (stat.dev, stat.ino, stat.ctime, stat.size) == (scanned.dev, scanned.ino, scanned.ctime, scanned.size)
                     && old(stat)
             }

@@ -199,7 +199,7 @@ impl<'s> Scanner<'s> {
                 }
             }
         };
-        let name = name.into_bytes().into_boxed_slice();
+        let name = name.into_boxed_c_str();
         Ok(Some((Node { name, stat, what }, same)))
     }
 

@@ -29,7 +29,7 @@ use crate::rules::Rules;
 use crate::stat::{Clock, Stat, Time};
 use rustix::io::Errno;
 use std::collections::HashSet;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -91,9 +91,17 @@ pub(crate) struct Listing {
 /// One entry of a listing.
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
-    pub(crate) name: Box<[u8]>,
+    /// NUL-terminated, so that it goes to the kernel as it is.
+    pub(crate) name: Box<CStr>,
     pub(crate) stat: Stat,
     pub(crate) what: What,
+}
+
+impl Node {
+    /// Returns its name without the NUL.
+    pub(crate) fn name(&self) -> &[u8] {
+        self.name.to_bytes()
+    }
 }
 
 /// What is to become of an entry.
