@@ -32,7 +32,9 @@ pub fn drop_saved(git: &Git, store: &Store, sandbox: &Sandbox, lock: FileLock) -
     stop("drop.away")?;
     // With nothing of it anywhere else there is nothing that a power cut could leave behind: it is there as it was,
     // or it is swept with what else lies in `tmp`.
-    if work::may_have_any_refs(store, sandbox) || !matches!(kept::of(store, &sandbox.record), Ok(None)) {
+    if work::may_have_any_refs(store, sandbox)
+        || kept::all_of(store, &sandbox.record).map_or(true, |all| !all.is_empty())
+    {
         op.begin_durably("away", Ids::new())?;
     } else {
         op.begin("away", Ids::new())?;
