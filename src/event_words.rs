@@ -132,6 +132,7 @@ pub fn words(sandbox: &str, event: &Event) -> Option<String> {
             }
         },
         Happened::NetworkEnded { reason } => network_ended(sandbox, reason),
+        Happened::NetworkRestarted { reason } => network_restarted(sandbox, reason),
         Happened::Policy { verb, rules } => format!("{} {}", escape(verb), escape(&rules.join(" "))),
         Happened::Started { argv } if argv.is_empty() => "started".to_owned(),
         Happened::Started { argv } => format!("started: {}", escape(&argv.join(" "))),
@@ -139,6 +140,11 @@ pub fn words(sandbox: &str, event: &Event) -> Option<String> {
         Happened::Stopped => "stopped".to_owned(),
         Happened::Unknown => return None,
     })
+}
+
+/// The proxy was gone, and is there again.
+pub fn network_restarted(sandbox: &str, reason: &str) -> String {
+    format!("the network of '{sandbox}' was cut and is there again: {}", escape(reason))
 }
 
 /// The proxy is gone.

@@ -47,6 +47,9 @@ impl Notices {
                 self.held.push(event_words::refusal(&self.sandbox, network));
             }
             Happened::NetworkEnded { reason } => self.held.push(event_words::network_ended(&self.sandbox, reason)),
+            Happened::NetworkRestarted { reason } => {
+                self.held.push(event_words::network_restarted(&self.sandbox, reason));
+            }
             _ => {}
         }
     }

@@ -29,6 +29,11 @@ pub enum Happened {
         /// How it ended, in words.
         reason: String,
     },
+    /// The proxy was gone, and is there again with the policy of now: connections through it were cut.
+    NetworkRestarted {
+        /// How it ended, in words.
+        reason: String,
+    },
     /// The user changed what the running sandbox may reach.
     Policy {
         /// `allow`, `deny`, `no-longer-allow` or `no-longer-deny`.

@@ -7,6 +7,9 @@
 //!                          events.jsonl ◄── supervisor ──► clients that asked to be told
 //! ```
 //!
+//! A proxy that ends is started again over the same listening socket, at most [`RESTARTS`] times in [`WITHIN`]: what
+//! was connected is cut, and that is told. One that ends more often than that stays away, and with it the network.
+//!
 //! The supervisor is the only writer of the log. A proxy that is ahead of it waits, and with it
 //! whoever asked for a connection: what was not written down is not let out for long.
 
@@ -19,14 +22,30 @@ use sandbox_protocol::{EVENTS, FailureKind, Hello, Message, SCREEN, VERSIONS};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Bytes of one line of the proxy's; it cuts names well below.
 const MAX_LINE: usize = 16 * 1024;
 
+/// How often a proxy is started again.
+const RESTARTS: usize = 3;
+
+/// In which time.
+const WITHIN: Duration = Duration::from_secs(60);
+
+/// What a proxy is started of.
+#[derive(Debug)]
+struct Origin {
+    argv: Vec<String>,
+    listener: OwnedFd,
+    /// When earlier ones ended.
+    ended: Vec<Instant>,
+}
+
 /// A running proxy.
 #[derive(Debug)]
 pub(crate) struct Egress {
+    origin: Origin,
     pub(crate) helper: Helper,
     /// Its standard output, not blocking.
     pub(crate) lines: File,
@@ -38,12 +57,25 @@ pub(crate) struct Egress {
 
 impl Egress {
     /// Starts `argv` over a listening socket.
-    pub(crate) fn start(argv: &[String], listener: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn start(argv: Vec<String>, listener: OwnedFd) -> io::Result<Self> {
+        Self::of(Origin { argv, listener, ended: Vec::new() })
+    }
+
+    fn of(origin: Origin) -> io::Result<Self> {
+        let listener = rustix::io::fcntl_dupfd_cloexec(&origin.listener, 3)?;
         let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
         rustix::io::ioctl_fionbio(&read, true)?;
         let errors = rustix::io::fcntl_dupfd_cloexec(io::stderr(), 3)?;
-        let helper = Helper::start(argv, listener, write, Some(errors))?;
-        Ok(Self { helper, lines: File::from(read), partial: Vec::new(), closed: false })
+        let helper = Helper::start(&origin.argv, listener, write, Some(errors))?;
+        Ok(Self { origin, helper, lines: File::from(read), partial: Vec::new(), closed: false })
+    }
+
+    /// Starts another one in the place of this one, which has ended; `None` if it ended too often.
+    fn again(self) -> Option<Self> {
+        let mut origin = self.origin;
+        origin.ended.retain(|at| at.elapsed() < WITHIN);
+        origin.ended.push(Instant::now());
+        (origin.ended.len() <= RESTARTS).then(|| Self::of(origin).ok()).flatten()
     }
 
     /// Reads what is there; whole lines only.
@@ -80,7 +112,7 @@ impl Supervisor {
         }
     }
 
-    /// The proxy has ended: so has the network of the sandbox.
+    /// The proxy has ended: it is started again, or the network of the sandbox has ended too.
     pub(crate) fn egress_ended(&mut self) {
         let Some(mut egress) = self.egress.take() else { return };
         self.last_words(&mut egress);
@@ -88,9 +120,15 @@ impl Supervisor {
             Ok(status) => status.to_string(),
             Err(error) => error.to_string(),
         };
-        if self.phase == Phase::Running {
-            self.happened(Happened::NetworkEnded { reason: format!("its proxy ended ({reason})") });
+        if self.phase != Phase::Running {
+            return;
         }
+        let reason = format!("its proxy ended ({reason})");
+        self.egress = egress.again();
+        self.happened(match self.egress {
+            Some(_) => Happened::NetworkRestarted { reason },
+            None => Happened::NetworkEnded { reason },
+        });
     }
 
     /// Ends the proxy with the sandbox; its last words are kept.
@@ -139,7 +177,7 @@ impl Supervisor {
         }
         let urgent = match &event.what {
             Happened::Network(network) => network.verdict == Verdict::Refused,
-            Happened::NetworkEnded { .. } => true,
+            Happened::NetworkEnded { .. } | Happened::NetworkRestarted { .. } => true,
             _ => false,
         };
         if urgent {

@@ -299,7 +299,7 @@ fn start_proxy(
     })?;
     let mut argv = config.proxy.clone();
     argv.extend(["--init".to_owned(), machine.process().pid.to_string()]);
-    Egress::start(&argv, listener).map(Some).map_err(step("start the proxy"))
+    Egress::start(argv, listener).map(Some).map_err(step("start the proxy"))
 }
 
 pub(crate) fn our_hello(enforced: Vec<String>) -> Hello {

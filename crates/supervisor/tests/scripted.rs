@@ -885,6 +885,11 @@ fn the_end_of_the_proxy_is_told() {
     wants_events(&mut client);
     client.ask(&Message::AskStatus, 1 << 20).unwrap();
     std::fs::write(running.root.path().join("go"), "").unwrap();
+    // It is started again, and what it says then counts too; but not for ever.
+    for _ in 0..3 {
+        let Happened::NetworkRestarted { reason } = told(&mut client) else { panic!("another event") };
+        assert_eq!(reason, "its proxy ended (signal: 9 (SIGKILL))");
+    }
     let Happened::NetworkEnded { reason } = told(&mut client) else { panic!("another event") };
     assert_eq!(reason, "its proxy ended (signal: 9 (SIGKILL))");
     let text = events(&running, "network-ended");

@@ -15,7 +15,7 @@ over_views_at_length! {
     no_way_leads_around_the_proxy,
     only_what_is_listed_is_reached,
     names_are_resolved_outside_and_only_when_listed,
-    the_end_of_the_proxy_is_the_end_of_the_network,
+    a_killed_proxy_is_started_again_and_not_for_ever,
     a_flood_stays_in_its_sandbox,
     slow_headers_are_not_waited_for,
     allow_and_deny_act_at_once,
@@ -458,15 +458,16 @@ for name in ('private', 'metadata', 'shared', 'zero', 'own', 'loopback', 'nothin
     print(name + ':', connect(name.encode() + b'.test:443'))
 ";
 
-/// The second half of G09: the proxy is killed by its id.
-fn the_end_of_the_proxy_is_the_end_of_the_network(subject: &Subject) {
+/// The second half of G09: the proxy is killed by its id, as often as it is started again.
+fn a_killed_proxy_is_started_again_and_not_for_ever(subject: &Subject) {
     needs!("curl");
     let repo = subject.repo(State::Plain);
     let origin = Origin::start(&subject.env, &["allow.test"]);
     furnish(&repo, &origin);
     let rule = origin.rule("allow.test");
     let get = "curl -sS -m 20 --cacert trust.txt https://allow.test/";
-    let script = format!("{get} && touch before && while ! test -e over; do sleep 0.05; done; {get}; echo status $?");
+    let wait = |file: &str| format!("while ! test -e {file}; do sleep 0.05; done; {get}; echo status $?");
+    let script = format!("{get} && touch before && {} && {}", wait("again"), wait("over"));
     let args = [
         "spawn",
         "--driver",
@@ -484,12 +485,24 @@ fn the_end_of_the_proxy_is_the_end_of_the_network(subject: &Subject) {
     ];
     let mut terminal = Pty::spawn(&subject.env.sandbox_command(repo.dir(), &args));
     terminal.expect("reached allow.test");
-    let running = proxies(subject);
-    let [proxy] = running.as_slice() else { panic!("one proxy, not {running:?}") };
-    let pid = rustix::process::Pid::from_raw(i32::try_from(*proxy).unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    // The user is told at once, while the command still runs.
-    terminal.expect("network");
+    let kill = || {
+        let running = proxies(subject);
+        let [proxy] = running.as_slice() else { panic!("one proxy, not {running:?}") };
+        let pid = rustix::process::Pid::from_raw(i32::try_from(*proxy).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    };
+    kill();
+    // The user is told at once, while the command still runs; with the same policy as before.
+    terminal.expect("was cut and is there again");
+    subject.exec(&repo, "ends", "touch again").ok();
+    terminal.expect("reached allow.test");
+    terminal.expect("status 0");
+    for _ in 0..2 {
+        kill();
+        terminal.expect("was cut and is there again");
+    }
+    kill();
+    terminal.expect("has ended");
     subject.exec(&repo, "ends", "touch over").ok();
     let after = terminal.expect("status ");
     assert!(!after.contains("reached"), "{after}");
@@ -497,10 +510,10 @@ fn the_end_of_the_proxy_is_the_end_of_the_network(subject: &Subject) {
     // 28 would be a time-out: nobody is left to answer, and that is known at once.
     let status = all.rsplit("status ").next().unwrap_or_default().split_whitespace().next().unwrap_or_default();
     assert!(!["0", "28"].contains(&status), "curl's status {status}: {all}");
-    assert_eq!(origin.log().iter().filter(|line| line.contains("GET /")).count(), 1);
-    let ended = events(subject, "ends").iter().filter(|event| event["event"] == "network-ended").count();
-    assert_eq!(ended, 1);
-    assert_eq!(proxies(subject), [0; 0], "it is not made again behind the user's back");
+    assert_eq!(origin.log().iter().filter(|line| line.contains("GET /")).count(), 2);
+    let of = |kind: &str| events(subject, "ends").iter().filter(|event| event["event"] == kind).count();
+    assert_eq!((of("network-restarted"), of("network-ended")), (3, 1));
+    assert_eq!(proxies(subject), [0; 0], "what ends again and again stays away");
 }
 
 /// G11.
