@@ -153,7 +153,12 @@ impl World<'_> {
         self.another_boot();
         self.sandbox(&["list"]).ok();
         let fsck = self.git(&["fsck", "--full", "--no-dangling"]);
-        assert_eq!(fsck.status, 0, "the host after a cut at {moment}: {fsck}");
+        if fsck.status != 0 {
+            let look = "cat .git/refs/heads/*; tail -n 3 .git/logs/HEAD; ls -l .git/objects/pack; \
+                find .git/objects -type f -empty; cat .git/packed-refs";
+            let mut sh = self.env.command("sh", &self.repo());
+            panic!("the host after a cut at {moment}: {fsck}{}", self.env.run(sh.args(["-c", look])));
+        }
         let known = self.git(&["rev-list", "--all", "--reflog"]).ok();
         let ours: Vec<_> = self.reported.iter().filter(|one| one.moment <= moment).collect();
         for one in &ours {

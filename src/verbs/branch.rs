@@ -29,6 +29,7 @@ pub fn run(context: &Context, args: &cli::Branch) -> Outcome {
     let made = git
         .user(host.top_or_gitdir())
         .config("core.hooksPath=/dev/null")
+        .config("core.fsync=committed,reference")
         .args(["branch", "--no-track", "--end-of-options", &args.branch, &tip.to_string()])
         .run();
     made.map_err(|error| {

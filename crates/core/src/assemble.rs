@@ -193,13 +193,14 @@ fn files(name: &str, user_config: &str, repo_config: &str) -> Vec<GeneratedFile>
 
 /// Git configuration of one sandbox, included by each generated `.git/config`.
 ///
-/// Objects and refs are synced to the disk, so that a power cut takes no commit that git reported; the index is
-/// not: it can be made again. Each object by itself: the method `batch` begins with `sync_file_range`, which
+/// Objects and refs are synced to the disk, so that a power cut takes no commit that git reported; the index too,
+/// since git in a repository with a torn one does nothing at all (XFS gives a file its new name before its bytes are
+/// there). Each object by itself: the method `batch` begins with `sync_file_range`, which
 /// overlayfs answers with success and does nothing about, so that objects would have their names after a power
 /// cut, and be empty. Seen as root (`--root`), the owner that the captured index names is not the one that git
 /// sees: it compares less.
 fn repo_config(offline_remotes: Option<&BTreeSet<String>>, root: bool) -> String {
-    let mut text = String::from("[core]\n\tfsync = committed,pack-metadata,reference\n\tfsyncMethod = fsync\n");
+    let mut text = String::from("[core]\n\tfsync = committed,pack-metadata,reference,index\n\tfsyncMethod = fsync\n");
     if root {
         text.push_str("\tcheckStat = minimal\n\ttrustctime = false\n");
     }
@@ -237,7 +238,7 @@ mod tests {
         let text = repo_config(Some(&remotes), false);
         assert_eq!(
             text,
-            "[core]\n\tfsync = committed,pack-metadata,reference\n\tfsyncMethod = fsync\n\
+            "[core]\n\tfsync = committed,pack-metadata,reference,index\n\tfsyncMethod = fsync\n\
              [remote \"host\"]\n\turl = sandbox::host\n\tfetch = +refs/heads/*:refs/remotes/host/*\n\
              [remote \"origin\"]\n\tvcs = sandbox-offline\n[remote \"we\\\"ird\"]\n\tvcs = sandbox-offline\n"
         );

@@ -23,7 +23,9 @@ impl Transaction {
         message: &str,
         identity: Option<&Identity>,
     ) -> Result<Self, MergeError> {
-        let mut git = repo.host().args(["update-ref", "-m", message, "--stdin"]);
+        // Not by default: XFS gives a file its name before its bytes are there, and a torn branch names nothing.
+        let mut git = repo.host().config("core.fsync=committed,reference");
+        git = git.args(["update-ref", "-m", message, "--stdin"]);
         if let Some(who) = identity {
             git = git.env("GIT_COMMITTER_NAME", &who.name).env("GIT_COMMITTER_EMAIL", &who.email);
         }
