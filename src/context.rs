@@ -38,6 +38,8 @@ pub struct Context {
     settings: OnceCell<BTreeMap<String, Vec<String>>>,
     /// Names of sandboxes whose drop an earlier command began and this one finished.
     pub dropped: RefCell<Vec<String>>,
+    /// Names of sandboxes that another command was dropping when this one began.
+    pub leaving: RefCell<Vec<String>>,
 }
 
 impl Context {
@@ -69,8 +71,8 @@ impl Context {
             .map(PathBuf::from)
             .filter(|pwd| directory.is_none() && pwd.is_absolute() && *pwd != cwd && same(pwd));
         let program = std::fs::read_link("/proc/self/exe").map_err(CliError::io("find this program"))?;
-        let (git, repo, settings, dropped) = Default::default();
-        Ok(Self { cwd, spelled, vars, home, program, git, repo, settings, dropped })
+        let (git, repo, settings, dropped, leaving) = Default::default();
+        Ok(Self { cwd, spelled, vars, home, program, git, repo, settings, dropped, leaving })
     }
 
     /// The same caller in another directory, in which `repo` (or none) is the repository.
@@ -87,6 +89,7 @@ impl Context {
             repo: OnceCell::from(repo),
             settings,
             dropped: RefCell::default(),
+            leaving: RefCell::default(),
         })
     }
 

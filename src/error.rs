@@ -143,6 +143,10 @@ impl From<StoreError> for CliError {
             StoreError::Foreign { .. } => {
                 failure.hint("`git config --global sandbox.stateDir DIR` names another directory")
             }
+            StoreError::Copied { original, .. } => failure.hint(format!(
+                "`git sandbox repair` gives this one an id of its own; what both have stays with '{}'",
+                escape(&original.to_string_lossy())
+            )),
             StoreError::Io { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull => failure.hint("make room on that disk; nothing was lost"),
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => failure.hint(
@@ -323,6 +327,9 @@ impl From<PrepareError> for CliError {
             PrepareError::Store(error) => error.into(),
             PrepareError::NameTaken { name } => {
                 failure.hint(format!("`git sandbox shell {name}` opens a shell in it; `git sandbox drop {name}` removes it"))
+            }
+            PrepareError::NameLeaving { .. } => {
+                failure.hint("try again when that has ended, or take another name; `git sandbox repair` finishes one that was cut off")
             }
             PrepareError::NameTakenThere { .. } => failure.hint("take another name: a sandbox has the same in each of its repositories"),
             PrepareError::Capture(CaptureError::Io { ref source, .. }) | PrepareError::Io { ref source, .. }

@@ -40,6 +40,8 @@ pub fn first(context: &Context) {
         }
         Err(error) => eprintln!("warning: {}", error.message),
     }
+    let drops = recover::under_way(&store).into_iter().filter(|operation| operation.verb == Verb::Drop);
+    context.leaving.borrow_mut().extend(drops.flat_map(|operation| operation.of));
 }
 
 /// Finishes or takes back. `everywhere`: changes of other repositories' working trees too.

@@ -65,6 +65,7 @@ impl<'a> Fresh<'a> {
         let extra: Vec<PathBuf> = context.settings("sandbox.toolchain").iter().map(PathBuf::from).collect();
         let toolchains = host_view::toolchains(&context.home, &path, &extra, &[top.to_owned()]);
         let record = SandboxRecord {
+            sequence: 0,
             id: SandboxId::random(),
             unnamed: true,
             name: Name::parse("check").expect("it is a name"),

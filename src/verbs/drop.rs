@@ -9,8 +9,9 @@ use crate::text::{count, escape_bytes, size};
 use sandbox_core::commit_back;
 use sandbox_core::connection::ConnectionError;
 use sandbox_core::id::SandboxId;
-use sandbox_core::ops::{Deed, Log, Operation};
-use sandbox_core::sandbox::{Sandbox, State};
+use sandbox_core::journal::{Operation, Verb, recover};
+use sandbox_core::ops::{self, Deed, Log};
+use sandbox_core::sandbox::{Sandbox, SandboxError, State};
 use sandbox_core::store::Store;
 use sandbox_core::trash::Contents;
 use sandbox_core::work::{self, Unsaved};
@@ -18,7 +19,7 @@ use sandbox_core::{kept, removal, trash};
 use sandbox_protocol::Message;
 use sandbox_sys::lock::FileLock;
 use std::os::unix::ffi::OsStrExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Whether work that the host has not got stands in the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +41,17 @@ pub fn run(context: &Context, args: &cli::Drop) -> Outcome {
     if names.is_empty() && !args.names.is_empty() {
         return Ok(0);
     }
+    let mut names = names;
+    names.retain(|name| {
+        let left = context.leaving.borrow().contains(name) && dropped_by_another(context, &store, name);
+        if left {
+            eprintln!("'{name}' was dropped by another command meanwhile");
+        }
+        !left
+    });
+    if names.is_empty() && !args.names.is_empty() {
+        return Ok(0);
+    }
     for sandbox in stop::chosen(context, &store, &names, args.all || args.merged)? {
         if args.merged && !args.names.iter().any(|name| name == sandbox.name()) && !merged(context, &store, &sandbox)? {
             continue;
@@ -55,6 +67,26 @@ pub fn run(context: &Context, args: &cli::Drop) -> Outcome {
         }
     }
     Ok(if refused > 0 { 1 } else { 0 })
+}
+
+/// Waits until another command's drop of a sandbox is over: it is gone, or has come back. One that takes too long is
+/// left to the lock of the sandbox.
+fn dropped_by_another(context: &Context, store: &Store, name: &str) -> bool {
+    let until = Instant::now() + Duration::from_secs(15);
+    loop {
+        let of_it = |operation: &Operation| operation.verb == Verb::Drop && operation.of.iter().any(|of| of == name);
+        let under_way = recover::under_way(store).iter().any(of_it);
+        if context.sandbox(store, name).is_ok() {
+            return false;
+        }
+        if !under_way {
+            return true;
+        }
+        if Instant::now() > until {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// It made commits, and all that it has is here.
@@ -91,7 +123,11 @@ pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Forc
         stop::stop(sandbox, Duration::from_secs(2))?;
     }
     // From here on nobody starts it: what is found out below stays true until it is gone.
-    let lock = sandbox.take(Duration::from_secs(10))?;
+    let lock = match sandbox.take(Duration::from_secs(10)) {
+        // It was there when this command began.
+        Err(SandboxError::Unknown { .. }) => return Ok(format!("'{name}' was dropped by another command meanwhile")),
+        lock => lock?,
+    };
     let brought = fetch::bring_locked(context, store, sandbox, &lock);
     if force == Force::No {
         brought?;
@@ -148,7 +184,7 @@ pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Forc
 /// written is no failure, and the trash tells the same.
 fn log(store: &Store, sandbox: &Sandbox, what: &str, deed: impl Fn(SandboxId) -> Deed) {
     let told = format!("{what}: '{}'", sandbox.name());
-    let operation = Operation::now("drop", told, vec![deed(sandbox.record.id.clone())]);
+    let operation = ops::Operation::now("drop", told, vec![deed(sandbox.record.id.clone())]);
     // Wherever `undo` is asked.
     for mount in sandbox.record.repos.iter().filter(|mount| mount.has_commits()) {
         let _ = Log::of(&store.repo(&mount.repo)).add(&operation);

@@ -157,6 +157,8 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
     let spelled = places.iter().filter_map(|place| Some((place.spelled.clone()?, place.path.clone())));
     let extra: Vec<PathBuf> = context.settings("sandbox.toolchain").iter().map(PathBuf::from).collect();
     let record = SandboxRecord {
+        // Given when it is made.
+        sequence: 0,
         id: SandboxId::random(),
         unnamed: args.name.is_none(),
         name: Name::random(),

@@ -142,6 +142,8 @@ pub(crate) fn bring_lock(sandbox: &Sandbox) -> Result<FileLock> {
 /// Serialises ref moves of one repository: the order of locks stays store < repository < sandbox,
 /// because this one is only ever taken last and never while waiting for another, or for a sandbox.
 pub(crate) fn ref_lock(store: &Store, sandbox: &Sandbox) -> Result<FileLock> {
+    // A copy of a state directory has no refs.
+    store.id()?;
     let path = store.repo(&sandbox.mount().repo).path().join("refs.lock");
     FileLock::exclusive(&path).map_err(|source| CommitBackError::Lock { path, source })
 }
@@ -320,7 +322,13 @@ impl Job<'_> {
         let Some(first) = own.keys().next() else { return Ok(()) };
         let Some(blob) = own.get(owner_ref) else { return Err(foreign(first)) };
         let found = self.host.read(self.git).args(["cat-file", "blob", &blob.to_string()]).output()?.stdout;
-        let ours = |owner: Owner| owner.repo == self.sandbox.mount().repo && owner.sandbox == self.sandbox.record.id;
+        // A copy of a state directory has the same sandboxes.
+        let store = self.store.id()?;
+        let ours = |owner: Owner| {
+            owner.repo == self.sandbox.mount().repo
+                && owner.sandbox == self.sandbox.record.id
+                && owner.store.is_none_or(|of| of == store)
+        };
         if Owner::parse(&found).is_some_and(ours) { Ok(()) } else { Err(foreign(owner_ref)) }
     }
 

@@ -20,7 +20,7 @@ use crate::connection::{Connection, ConnectionError};
 use crate::id::{Name, SandboxId};
 use crate::launch::TreeView;
 use crate::names::Names;
-use crate::prepare::PrepareError;
+use crate::prepare::{PrepareError, taken_by};
 use crate::record::{Forked, SandboxRecord};
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::{RepoLocks, SandboxDir, Store, StoreError, make_dir, write_json, write_whole};
@@ -192,6 +192,7 @@ pub fn fork(store: &Store, parent: &Sandbox, hold: Hold<'_>, request: Request) -
         name: name.clone(),
         rm: false,
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
+        sequence: store.next_sequence()?,
         argv: request.argv,
         forked: Some(forked),
         ..parent.record.clone()
@@ -204,11 +205,12 @@ pub fn fork(store: &Store, parent: &Sandbox, hold: Hold<'_>, request: Request) -
 
 /// The name that was asked for, if it is free; else the parent's with the first number that is.
 fn free_name(store: &Store, names: &[Names], parent: &Sandbox, asked: Option<&Name>) -> Result<Name> {
-    let taken = |name: &Name| names.iter().any(|names| names.holder(store, name).is_some());
+    let holder = |name: &Name| names.iter().find_map(|names| names.holder(store, name));
+    let taken = |name: &Name| holder(name).is_some();
     if let Some(name) = asked {
-        return match taken(name) {
-            true => Err(PrepareError::NameTaken { name: name.to_string() }.into()),
-            false => Ok(name.clone()),
+        return match holder(name) {
+            Some(id) => Err(taken_by(store, &id, name, None).into()),
+            None => Ok(name.clone()),
         };
     }
     let (stem, first) = numbered(parent.name());

@@ -13,7 +13,7 @@
 use crate::directory;
 use crate::gitdir::{self, Carried, GitDirError, Grant, Remembered, Request as GitRequest};
 use crate::host_repo::{HostRepo, HostRepoError};
-use crate::id::{LayerId, Name, RepoId, SnapshotId};
+use crate::id::{LayerId, Name, RepoId, SandboxId, SnapshotId};
 use crate::launch::{TreeView, User};
 use crate::names::Names;
 use crate::record::{GitFacts, SandboxRecord, Snapshot};
@@ -165,6 +165,12 @@ pub enum PrepareError {
     /// The name is taken.
     #[error("there is a sandbox named '{name}' already")]
     NameTaken {
+        /// Which name.
+        name: String,
+    },
+    /// The name is that of a sandbox that is being dropped.
+    #[error("the sandbox '{name}' is being dropped, and its name is not free yet")]
+    NameLeaving {
         /// Which name.
         name: String,
     },
@@ -625,14 +631,16 @@ fn notes(told: &Told) -> Vec<String> {
 /// `there`: the repository is one that comes along.
 pub fn check_name(store: &Store, repo: &RepoId, name: &Name, there: Option<&Path>) -> Result<()> {
     match Names::of(&store.repo(repo)).holder(store, name) {
-        Some(_) => Err(taken_by(name, there)),
+        Some(id) => Err(taken_by(store, &id, name, there)),
         None => Ok(()),
     }
 }
 
-fn taken_by(name: &Name, there: Option<&Path>) -> PrepareError {
+/// That a name is not free, by who holds it.
+pub(crate) fn taken_by(store: &Store, id: &SandboxId, name: &Name, there: Option<&Path>) -> PrepareError {
     let name = name.to_string();
     match there {
+        _ if !store.sandbox(id).path().exists() => PrepareError::NameLeaving { name },
         None => PrepareError::NameTaken { name },
         Some(path) => PrepareError::NameTakenThere { name, path: path.to_owned() },
     }
@@ -652,8 +660,8 @@ pub fn create(
     // Held by who calls us: names are given under the locks of all.
     let _ = taken.iter().map(|taken| &taken.lock);
     let names: Vec<Names> = taken.iter().map(|taken| Names::of(&store.repo(&taken.repo))).collect();
-    let has = |names: &Names, name: &Name| names.holder(store, name).is_some();
-    let is_taken = |name: &Name| names.iter().any(|names| has(names, name));
+    let held = |names: &Names, name: &Name| names.holder(store, name);
+    let is_taken = |name: &Name| names.iter().any(|names| held(names, name).is_some());
     if record.unnamed {
         for n in 0u32.. {
             if !is_taken(&record.name) {
@@ -664,8 +672,9 @@ pub fn create(
                 record.name = Name::parse(&format!("{}-{n}", record.name)).unwrap_or_else(|_| Name::random());
             }
         }
-    } else if let Some(n) = names.iter().position(|names| has(names, &record.name)) {
-        return Err(taken_by(&record.name, (n > 0).then(|| record.repos[n].worktree.as_path())));
+    } else if let Some((n, id)) = names.iter().enumerate().find_map(|(n, names)| Some((n, held(names, &record.name)?)))
+    {
+        return Err(taken_by(store, &id, &record.name, (n > 0).then(|| record.repos[n].worktree.as_path())));
     }
     let dir = store.sandbox(&record.id);
     make_dir(dir.path())?;
@@ -679,6 +688,7 @@ pub fn create(
         names.give(&record.name, &record.id)?;
     }
     stop("spawn.record", dir.path())?;
+    record.sequence = store.next_sequence()?;
     write_json(&dir.record(), &record, false)?;
     stop("spawn.made", dir.path())?;
     std::mem::forget(guard);

@@ -128,6 +128,10 @@ pub struct SandboxRecord {
     pub repos: Vec<RepoMount>,
     /// Unix seconds.
     pub created: u64,
+    /// Which sandbox of this state directory it was, counted from 1: clocks jump, this does not. 0: an earlier version
+    /// made it.
+    #[serde(default)]
+    pub sequence: u64,
     /// The command that `spawn` was given, empty for an idle sandbox.
     pub argv: Vec<String>,
     /// Where that command started.

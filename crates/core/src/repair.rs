@@ -69,6 +69,8 @@ pub enum Fix {
     Aside(PathBuf),
     /// Removes a damaged record that only saves work.
     Forget(PathBuf),
+    /// Gives a copied state directory an id of its own.
+    NewId,
     /// Makes a damaged pack anew of what the host has.
     Pack(DamagedPack),
     /// Nothing: what the user can do.
@@ -78,6 +80,9 @@ pub enum Fix {
 /// Looks at everything. Changes nothing. `cgroups` is where the control groups are mounted.
 pub fn find(git: &Git, store: &Store, cgroups: &Path) -> Result<Vec<Finding>, StoreError> {
     let mut found = Vec::new();
+    if let Err(error @ StoreError::Copied { .. }) = store.id() {
+        found.push(Finding { kind: "copy", what: error.to_string(), fix: Fix::NewId });
+    }
     records::find(store, &mut found)?;
     half_made(store, &mut found)?;
     for id in store.repo_ids()? {
@@ -143,6 +148,7 @@ pub fn mend(git: &Git, store: &Store, finding: &Finding) -> Result<bool, Failure
             delete_refs(git, &HostRepo::from_git_dir(git_dir)?, refs)?;
         }
         Fix::Cgroup(path) => fs::remove_dir(path)?,
+        Fix::NewId => drop(store.become_another()?),
         Fix::FromCopy(path) => return records::from_copy(path),
         Fix::Aside(path) => return records::aside(path),
         Fix::Forget(path) => fs::remove_file(path)?,

@@ -179,7 +179,12 @@ impl Sandbox {
                 Some(repo) => all.extend(sandbox.seen_from(repo)),
             }
         }
-        all.sort_by(|a, b| (a.record.created, &a.record.name).cmp(&(b.record.created, &b.record.name)));
+        // Those without a number are older than all that have one.
+        let age = |sandbox: &Self| match sandbox.record.sequence {
+            0 => (0, sandbox.record.created),
+            n => (n, 0),
+        };
+        all.sort_by(|a, b| (age(a), &a.record.name).cmp(&(age(b), &b.record.name)));
         Ok(all)
     }
 

@@ -7,13 +7,16 @@
 
 use crate::id::{LayerId, RepoId, SandboxId, SnapshotId, StoreId};
 use crate::sum;
+use sandbox_protocol::{escape_bytes, unescape_bytes};
 use sandbox_sys::lock::FileLock;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// The format that this build writes.
@@ -45,6 +48,15 @@ pub enum StoreError {
     Foreign {
         /// The directory.
         path: PathBuf,
+    },
+    /// It is a copy, and the original is there.
+    #[error("the state directory '{path}' is a copy of '{original}', which is still there",
+        path = path.display(), original = original.display())]
+    Copied {
+        /// The copy.
+        path: PathBuf,
+        /// The original.
+        original: PathBuf,
     },
     /// A file could not be read or written.
     #[error("cannot {action} '{path}'", path = path.display())]
@@ -95,9 +107,11 @@ impl StoreError {
     /// The file or directory that it is about.
     pub fn path(&self) -> &Path {
         match self {
-            Self::Newer { path, .. } | Self::Foreign { path } | Self::Io { path, .. } | Self::Damaged { path, .. } => {
-                path
-            }
+            Self::Newer { path, .. }
+            | Self::Foreign { path }
+            | Self::Copied { path, .. }
+            | Self::Io { path, .. }
+            | Self::Damaged { path, .. } => path,
         }
     }
 
@@ -166,6 +180,7 @@ impl Store {
             Err(error) => Err(StoreError::io("read", &path)(error)),
         };
         if let Some(id) = read()? {
+            self.at_home(&id)?;
             return Ok(id);
         }
         // Whoever is first gives it, for all.
@@ -174,11 +189,65 @@ impl Store {
         write_whole(&made, format!("{id}\n").as_bytes(), true)?;
         let linked = fs::hard_link(&made, &path);
         let _ = fs::remove_file(&made);
-        match (linked, read()?) {
-            (_, Some(id)) => Ok(id),
-            (Err(source), None) => Err(StoreError::Io { action: "write", path, source }),
-            (Ok(()), None) => Ok(id),
+        let id = match (linked, read()?) {
+            (_, Some(id)) => id,
+            (Err(source), None) => return Err(StoreError::Io { action: "write", path, source }),
+            (Ok(()), None) => id,
+        };
+        self.at_home(&id)?;
+        Ok(id)
+    }
+
+    /// Refuses a copy of a state directory that is still there: refs would be of both, and each would take those of
+    /// the other for its own. One that was moved or restored is where it is now.
+    fn at_home(&self, id: &StoreId) -> Result<()> {
+        let inode = |root: &Path| fs::metadata(root).map(|meta| meta.ino());
+        let here = inode(&self.root).map_err(StoreError::io("look at", &self.root))?;
+        let noted = fs::read_to_string(self.root.join("id.at")).ok();
+        let noted = noted.as_deref().and_then(|text| text.trim_end().split_once(' '));
+        let noted = noted.and_then(|(inode, path)| {
+            Some((inode.parse::<u64>().ok()?, PathBuf::from(OsString::from_vec(unescape_bytes(path)))))
+        });
+        let has_id = |root: &Path| fs::read_to_string(root.join("id")).is_ok_and(|text| text.trim() == id.as_str());
+        match noted {
+            Some((known, _)) if known == here => Ok(()),
+            Some((known, path)) if inode(&path).is_ok_and(|inode| inode == known) && has_id(&path) => {
+                Err(StoreError::Copied { path: self.root.clone(), original: path })
+            }
+            _ => self.note_place(here),
         }
+    }
+
+    fn note_place(&self, inode: u64) -> Result<()> {
+        let text = format!("{inode} {}\n", escape_bytes(self.root.as_os_str().as_bytes()));
+        write_whole(&self.root.join("id.at"), text.as_bytes(), false)
+    }
+
+    /// Gives a copy an id of its own: refs that both had stay with the original.
+    pub fn become_another(&self) -> Result<StoreId> {
+        let id = StoreId::random();
+        write_whole(&self.root.join("id"), format!("{id}\n").as_bytes(), true)?;
+        self.note_place(fs::metadata(&self.root).map_err(StoreError::io("look at", &self.root))?.ino())?;
+        Ok(id)
+    }
+
+    /// The next number of a sandbox. Two at once get two; one that a power cut tore is the first again.
+    pub fn next_sequence(&self) -> Result<u64> {
+        use std::os::unix::fs::FileExt;
+        let path = self.root.join("sequence");
+        let next = || -> io::Result<u64> {
+            let mut options = fs::OpenOptions::new();
+            let file = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+            rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
+            let mut bytes = [0u8; 20];
+            let length = file.read_at(&mut bytes, 0)?;
+            let last = std::str::from_utf8(&bytes[..length]).ok().and_then(|text| text.trim().parse::<u64>().ok());
+            let next = last.unwrap_or(0).saturating_add(1);
+            // Of one width, so that no digit of the last one stays.
+            file.write_all_at(format!("{next:019}\n").as_bytes(), 0)?;
+            Ok(next)
+        };
+        next().map_err(StoreError::io("write", &path))
     }
 
     /// The state directory itself.
@@ -476,6 +545,40 @@ pub fn read_either<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copy_is_told_from_one_that_was_moved() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let store = Store::open(&at("s")).unwrap();
+        let id = store.id().unwrap();
+        for name in ["format", "id", "id.at"] {
+            make_dir(&at("copy")).unwrap();
+            fs::copy(at("s").join(name), at("copy").join(name)).unwrap();
+        }
+        let copy = Store::open(&at("copy")).unwrap();
+        let refused = copy.id().unwrap_err();
+        assert!(matches!(&refused, StoreError::Copied { original, .. } if *original == at("s")), "{refused}");
+        assert_eq!(store.id().unwrap(), id);
+        fs::rename(at("s"), at("moved")).unwrap();
+        assert_eq!(Store::open(&at("moved")).unwrap().id().unwrap(), id);
+        // With the original gone from its place nothing says which is which: the first to be asked is it.
+        fs::rename(at("moved"), at("s")).unwrap();
+        let own = copy.become_another().unwrap();
+        assert!(own != id && copy.id().unwrap() == own && store.id().unwrap() == id);
+    }
+
+    #[test]
+    fn numbers_of_sandboxes_only_go_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("s")).unwrap();
+        let mut all: Vec<u64> = std::thread::scope(|scope| {
+            let each: Vec<_> = (0..12).map(|_| scope.spawn(|| store.next_sequence().unwrap())).collect();
+            each.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        all.sort_unstable();
+        assert_eq!(all, (1..=12).collect::<Vec<_>>());
+    }
 
     #[test]
     fn newer_state_is_read_but_not_written() {

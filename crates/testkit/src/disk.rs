@@ -45,6 +45,7 @@ pub struct Disk {
     dir: PathBuf,
     device: String,
     cuts: AtomicU64,
+    xfs: bool,
 }
 
 impl Disk {
@@ -73,7 +74,13 @@ impl Disk {
         let shared = Arc::new(Shared { image, size, events: Mutex::default(), left, errno });
         let server = shared.clone();
         std::thread::spawn(move || server.serve(fuse));
-        let mut disk = Self { shared, dir: dir.to_owned(), device: String::new(), cuts: AtomicU64::new(0) };
+        let mut disk = Self {
+            shared,
+            dir: dir.to_owned(),
+            device: String::new(),
+            cuts: AtomicU64::new(0),
+            xfs: mkfs[0].ends_with("xfs"),
+        };
         disk.device = run("losetup", &["-f", "--show", &file.to_string_lossy()])?;
         disk.mount()?;
         Ok(disk)
@@ -150,7 +157,9 @@ impl Disk {
     /// # Errors
     /// What `mount` said.
     pub fn mount_image(&self, image: &Path) -> Result<Image, String> {
-        run("mount", &["-o", "loop", &image.to_string_lossy(), &self.root().to_string_lossy()])?;
+        // Two XFS with one id cannot be mounted at once, and one may be unmounted yet by a namespace that ends.
+        let options = if self.xfs { "loop,nouuid" } else { "loop" };
+        run("mount", &["-o", options, &image.to_string_lossy(), &self.root().to_string_lossy()])?;
         Ok(Image(self.root()))
     }
 }

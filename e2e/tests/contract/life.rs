@@ -273,7 +273,10 @@ fn a_drop_that_fails_keeps_its_name(subject: &Subject) {
         repo.sandbox(&["gc"]).ok();
         assert_eq!(given(subject), ["s"]);
         let second = subject.spawn(&repo, &["s"], "true");
-        assert!(second.stderr.contains("there is a sandbox named 's' already"), "{second}");
+        assert!(
+            second.stderr.contains("error: the sandbox 's' is being dropped, and its name is not free"),
+            "{second}"
+        );
         let drop = drop.join().unwrap();
         assert!(drop.stderr.contains("packed-refs.lock"), "{drop}");
     });

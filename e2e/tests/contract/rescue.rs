@@ -17,6 +17,8 @@ over_drivers! {
     submodules_and_repositories_made_inside,
     a_repository_without_a_work_tree_counts,
     the_vault_has_it_when_the_directory_is_lost,
+    commits_of_a_submodule_outlive_a_lost_directory,
+    a_fifo_is_left_out_by_apply,
     the_trash_expires_as_a_whole,
     what_it_stands_on_may_be_gone,
     names_in_the_trash,
@@ -335,6 +337,44 @@ fn what_it_stands_on_may_be_gone(subject: &Subject) {
     assert_eq!(subject.exec(&repo, "s", "cat u; test ! -e src/a.c").ok(), "u\n");
 }
 
+fn commits_of_a_submodule_outlive_a_lost_directory(subject: &Subject) {
+    let repo = subject.repo(State::Submodule);
+    let path = repo.git(&["config", "-f", ".gitmodules", "--get-regexp", "path"]).ok();
+    let path = path.split_whitespace().nth(1).expect("a submodule").to_owned();
+    subject.idle(&repo, "s");
+    let script = format!("cd {path}; echo c >c; git add c; git commit -qm inner; echo u >u; echo o >../outer.txt");
+    subject.exec(&repo, "s", &script).ok();
+    let made = subject.exec(&repo, "s", &format!("git -C {path} rev-parse HEAD")).ok();
+    repo.sandbox(&["rescue", "s"]).ok();
+    let shown = shown(&repo, "s");
+    let commits = shown["rescue"]["commits"].as_array().unwrap();
+    assert_eq!(commits.len(), 2, "{shown}");
+    assert!(commits.iter().any(|one| one["worktree"].as_str().unwrap().ends_with(&path)), "{shown}");
+    let dir = subject.env.state().join("trash").join(id(&repo, "s"));
+    repo.sandbox(&["drop", "--force", "s"]).ok();
+    let mut remove = subject.env.command("rm", repo.dir());
+    subject.env.run(remove.arg("-rf").arg(&dir)).ok();
+    let inner = |args: &[&str]| repo.git(&[&["-C", path.as_str()], args].concat());
+    inner(&["reflog", "expire", "--expire=now", "--all"]).ok();
+    inner(&["gc", "-q", "--prune=now"]).ok();
+    assert_eq!(inner(&["cat-file", "-e", made.trim()]).status, 1, "the host has let it go");
+    let seen = repo.sandbox(&["trash", "restore", "s"]).expect(0);
+    assert!(seen.stderr.contains(&format!("in '{}", repo.dir().display())), "{seen}");
+    let has = inner(&["branch", "--list", "restored/*", "--contains", made.trim()]).ok();
+    assert!(has.contains("restored/s/"), "{has}: {seen}");
+    assert_eq!(inner(&["show", "restored/s/rescue^3:u"]).ok(), "u\n");
+    assert_eq!(repo.git(&["branch", "--list", "restored/s/nested*"]).ok(), "", "not in the other one");
+}
+
+fn a_fifo_is_left_out_by_apply(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    subject.idle(&repo, "s");
+    subject.exec(&repo, "s", "mkfifo ff; echo x >x").ok();
+    let applied = repo.sandbox(&["apply", "s"]).expect(0);
+    assert_eq!(applied.stderr, "left out (a socket, a FIFO or a device): ff\n1 file applied here, uncommitted\n");
+    assert!(repo.has("x") && !repo.has("ff"));
+}
+
 fn the_trash_expires_as_a_whole(subject: &Subject) {
     let repo = subject.repo(State::Plain);
     subject.idle(&repo, "s");
@@ -362,6 +402,21 @@ fn the_trash_expires_as_a_whole(subject: &Subject) {
         repo.sandbox(&["gc"]).ok();
     }
     old(days, "/at");
+    for (setting, told) in [
+        ("never", "kept in the trash: 1 dropped sandbox, none goes by itself (sandbox.trashExpiry)"),
+        ("40d", "kept in the trash: 1 dropped sandbox, the next one goes in 8 days (sandbox.trashExpiry)"),
+    ] {
+        repo.git(&["config", "sandbox.trashExpiry", setting]).ok();
+        let kept = repo.sandbox(&["gc", "--dry-run"]).expect(0);
+        assert!(kept.stderr.contains(told) && !kept.stdout.contains("dropped sandbox"), "{kept}");
+    }
+    repo.git(&["config", "sandbox.trashExpiry", "0"]).ok();
+    let refused = repo.sandbox(&["gc"]).expect(128);
+    assert!(
+        refused.stderr.starts_with("error: '0' is not a value of sandbox.trashExpiry\nhint: it is a number of days"),
+        "{refused}"
+    );
+    repo.git(&["config", "--unset", "sandbox.trashExpiry"]).ok();
     let plan = repo.sandbox(&["gc", "--dry-run"]).ok();
     assert!(plan.contains("dropped sandbox 's' of 32 days ago"), "{plan}");
     assert!(plan.contains("rescued work and commits of 's' of 32 days ago"), "{plan}");

@@ -37,6 +37,9 @@ struct Left<'a> {
     there: &'a [Commit],
 }
 
+/// How often it begins again because one of all was dropped meanwhile.
+const TRIES: usize = 5;
+
 /// What is merged, in its order, and what is known of it.
 pub struct Gathered {
     /// The sandboxes; at least one.
@@ -58,6 +61,23 @@ impl Gathered {
 
 /// Brings home what is asked for and puts it in order; `None`, which is told: there is nothing.
 pub fn gather(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Result<Option<Gathered>, CliError> {
+    let mut tries = 0;
+    loop {
+        let there = if args.all { in_order(context, store, &[], true)? } else { Vec::new() };
+        let gathered = gather_once(context, store, args, how);
+        // Nothing is written yet: one of all that goes meanwhile does not keep the others.
+        let gone = there.iter().find(|sandbox| !sandbox.dir.record().exists());
+        tries += 1;
+        match (gathered, gone) {
+            (Err(_), Some(gone)) if tries < TRIES => {
+                eprintln!("left out '{}': it was dropped meanwhile", gone.name());
+            }
+            (gathered, _) => return gathered,
+        }
+    }
+}
+
+fn gather_once(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Result<Option<Gathered>, CliError> {
     let named = in_order(context, store, &args.names, args.all)?;
     let (alone, named): (Vec<Sandbox>, Vec<Sandbox>) =
         named.into_iter().partition(|sandbox| args.all && args.only.is_none() && trees::merged_together(sandbox));

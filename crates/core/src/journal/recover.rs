@@ -524,6 +524,12 @@ impl Cuts {
     }
 }
 
+/// Operations that have a marker and no end: somebody is at work on them, or was.
+pub fn under_way(store: &Store) -> Vec<Operation> {
+    let known = markers(store).iter().filter_map(|marker| peek(store, marker)).collect::<Vec<_>>();
+    known.into_iter().map(|(_, operation)| operation).filter(|operation| operation.end.is_none()).collect()
+}
+
 /// What a marker is of, without taking it.
 fn peek(store: &Store, marker: &Marker) -> Option<(Home, Operation)> {
     let home = read_home(&marker.path)?;
