@@ -126,7 +126,8 @@ git sandbox spawn -d a -- make test      in the background; `git sandbox logs -f
 git sandbox spawn --allow @github -- sh  with a network that reaches GitHub, and nothing else\n  \
 git sandbox spawn --count 3 x -- claude -p 'Fix it'   x-1, x-2 and x-3 at once\n  \
 git sandbox spawn --with ../lib --with ~/data:ro   a second repository, and a directory to read\n  \
-git sandbox spawn --clean -- cargo test  as of HEAD, without uncommitted work"
+git sandbox spawn --clean -- cargo test  as of HEAD, without uncommitted work\n  \
+git sandbox spawn --rm --copy-out 'target/*.xml:reports/' --report run.json -- make test   for CI (docs/ci.md)"
 )]
 pub struct Spawn {
     /// Its name: a-z 0-9 . _ - (two short words when left out)
@@ -210,6 +211,12 @@ pub struct Spawn {
     /// Carry files that look like secrets, or leave them out, without asking
     #[arg(long, value_name = "YES|NO")]
     pub carry_secrets: Option<YesNo>,
+    /// Copy files out when the command has ended, however it ended, before --rm; SRC may be a pattern
+    #[arg(long, value_name = "SRC:DST", conflicts_with_all = ["detach", "count"])]
+    pub copy_out: Vec<String>,
+    /// Write one JSON object about the run: status, times, peaks, refused accesses, what was enforced
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["detach", "count"])]
+    pub report: Option<PathBuf>,
     /// Show what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,

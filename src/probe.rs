@@ -7,8 +7,9 @@
 //!                          └── one JSON line for each probe
 //! ```
 //!
-//! A bait that cannot be reached on the host itself would be held by nothing: the host side tries
-//! each first, and what it cannot reach either is reported as unknown.
+//! Each is tried on the host as well, where nothing is in the way: that is its control. A bait that cannot be reached
+//! there would be held by nothing, and is reported as unknown; of the rest it is told where the host itself refuses.
+//! The ids are those of the catalogue that `e2e/tests/contract/probes` runs through.
 
 use crate::context::Context;
 use crate::error::CliError;
@@ -21,6 +22,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -45,11 +47,73 @@ pub struct Baits {
 pub struct Finding {
     /// What was tried, a short stable name.
     pub probe: String,
+    /// What it guards against, by the ids of the catalogue of probes.
+    #[serde(default)]
+    pub ids: Vec<String>,
     /// What came of it.
     pub outcome: Outcome,
+    /// The same on the host, without a wall: the control.
+    #[serde(default)]
+    pub outside: Option<Outcome>,
     /// In words.
     pub found: String,
 }
+
+/// Which lines of the catalogue a probe stands for.
+const IDS: &[(&str, &str)] = &[
+    ("capabilities", "A01 A02"),
+    ("secure-bits", "A02"),
+    ("ids", "A08"),
+    ("descriptors", "A09"),
+    ("variables", "A10"),
+    ("host-processes", "A11"),
+    ("limits", "A12"),
+    ("first-process", "A14"),
+    ("namespaces", "A15"),
+    ("host-files", "B01"),
+    ("system", "B02"),
+    ("mounts", "B08"),
+    ("kernel-settings", "C01 C02"),
+    ("kernel-files", "C03 C04"),
+    ("devices", "C05"),
+    ("terminal", "D02"),
+    ("socket-families", "E07"),
+    ("netlink", "E08"),
+    ("daemons", "F01"),
+    ("abstract-sockets", "F02"),
+    ("host-ports", "F04"),
+    ("network-devices", "G01"),
+    ("call: unshare", "A04"),
+    ("call: clone (user namespace)", "A05"),
+    ("call: clone3", "A06"),
+    ("call: setns", "A07"),
+    ("call: mount", "B03 C06"),
+    ("call: umount2", "B03"),
+    ("call: pivot_root", "B03"),
+    ("call: open_tree", "E05"),
+    ("call: move_mount", "E05"),
+    ("call: fsopen", "E05"),
+    ("call: mount_setattr", "B03 E05"),
+    ("call: bpf", "E02"),
+    ("call: perf_event_open", "E02"),
+    ("call: userfaultfd", "E02"),
+    ("call: io_uring_setup", "E01"),
+    ("call: init_module", "E03"),
+    ("call: finit_module", "E03"),
+    ("call: kexec_load", "E03"),
+    ("call: reboot", "E03"),
+    ("call: add_key", "E03"),
+    ("call: request_key", "E03"),
+    ("call: keyctl", "E03"),
+    ("call: name_to_handle_at", "B04"),
+    ("call: open_by_handle_at", "B04"),
+    ("call: fanotify_init", "B04"),
+    ("call: process_vm_readv", "E06"),
+    ("call: pidfd_getfd", "E06"),
+    ("call: ioctl (TIOCSTI)", "D01"),
+    ("call: ioctl (TIOCSTI with a high bit)", "D01"),
+    ("call: a call that nobody has reviewed", "E10"),
+];
 
 /// What came of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,6 +159,16 @@ pub fn run(context: &Context) -> Result<Vec<Finding>, CliError> {
     context.git()?.anywhere().args(["init", "--quiet"]).arg(&repo).run()?;
     let text =
         serde_json::to_string(&baits).map_err(|error| CliError::new("cannot write JSON").cause(error.to_string()))?;
+    // A process of the host, by that name as long as this lasts.
+    let bait = Command::new("sleep").arg0(&baits.command_line).arg("300").stdin(Stdio::null()).spawn();
+    let _bait = Ended(bait.map_err(failed("start a process for the probes"))?);
+    let outside = Command::new(&context.program)
+        .args(["__probe", &text])
+        .env(&baits.variable, "bait")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(failed("try the probes here"))?;
+    let outside = parse(&outside.stdout);
     let output = Command::new(&context.program)
         .arg("-C")
         .arg(&repo)
@@ -105,8 +179,7 @@ pub fn run(context: &Context) -> Result<Vec<Finding>, CliError> {
         .stderr(Stdio::inherit())
         .output()
         .map_err(failed("start a sandbox for the probes"))?;
-    let said = String::from_utf8_lossy(&output.stdout);
-    let mut findings: Vec<Finding> = said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let mut findings = parse(&output.stdout);
     if !output.status.success() || findings.is_empty() {
         return Err(CliError::new("the probes did not run")
             .cause(format!("the sandbox ended with {}", output.status))
@@ -123,7 +196,24 @@ pub fn run(context: &Context) -> Result<Vec<Finding>, CliError> {
             finding.found = "it cannot be reached from the host either".into();
         }
     }
+    for finding in &mut findings {
+        finding.outside = outside.iter().find(|one| one.probe == finding.probe).map(|one| one.outcome);
+    }
     Ok(findings)
+}
+
+fn parse(said: &[u8]) -> Vec<Finding> {
+    String::from_utf8_lossy(said).lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// A process of ours that ends with this.
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// `__probe BAITS`: what runs inside; prints one JSON object a line.
@@ -142,13 +232,19 @@ pub fn role(args: &[std::ffi::OsString]) -> Result<(), CliError> {
 pub fn inside(baits: &Baits) -> Vec<Finding> {
     let mut findings = vec![
         process_state(),
+        secure_bits(),
+        ids(),
+        resource_limits(),
+        namespaces(),
         descriptors(),
         host_files(&baits.files),
         host_processes(&baits.command_line),
         first_process(),
         variables(&baits.variable),
         kernel_settings(),
+        kernel_files(),
         devices(),
+        terminal(),
         system_is_read_only(),
         mounts_are_private(),
         daemon_sockets(),
@@ -156,13 +252,18 @@ pub fn inside(baits: &Baits) -> Vec<Finding> {
         host_port(baits.port),
         abstract_socket(&baits.socket),
         socket_families(),
+        netlink(),
     ];
     findings.extend(system_calls());
+    for finding in &mut findings {
+        let known = IDS.iter().find(|(probe, _)| *probe == finding.probe);
+        finding.ids = known.map(|(_, ids)| ids.split(' ').map(str::to_owned).collect()).unwrap_or_default();
+    }
     findings
 }
 
 fn held(probe: &str, found: impl Into<String>) -> Finding {
-    Finding { probe: probe.into(), outcome: Outcome::Held, found: found.into() }
+    Finding { probe: probe.into(), ids: Vec::new(), outcome: Outcome::Held, outside: None, found: found.into() }
 }
 
 fn broken(probe: &str, found: impl Into<String>) -> Finding {
@@ -189,6 +290,84 @@ fn process_state() -> Finding {
         }
     }
     none_of("capabilities", bad, "none, a filter of system calls, no new privileges")
+}
+
+/// That uid 0 is nothing special, and can never be again.
+fn secure_bits() -> Finding {
+    use rustix::thread::CapabilitiesSecureBits as Bits;
+    let locked = Bits::NO_ROOT
+        | Bits::NO_ROOT_LOCKED
+        | Bits::NO_SETUID_FIXUP
+        | Bits::NO_SETUID_FIXUP_LOCKED
+        | Bits::KEEP_CAPS_LOCKED
+        | Bits::NO_CAP_AMBIENT_RAISE
+        | Bits::NO_CAP_AMBIENT_RAISE_LOCKED;
+    match rustix::thread::capabilities_secure_bits() {
+        Ok(bits) if bits == locked => held("secure-bits", "uid 0 gains nothing, for ever"),
+        Ok(bits) => broken("secure-bits", format!("{bits:?}")),
+        Err(error) => broken("secure-bits", error.to_string()),
+    }
+}
+
+fn ids() -> Finding {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let mut bad = Vec::new();
+    for map in ["/proc/self/uid_map", "/proc/self/gid_map"] {
+        let text = read(map);
+        let fields: Vec<&str> = text.split_whitespace().collect();
+        if fields.len() != 3 || fields[2] != "1" || fields[1] == "0" {
+            bad.push(format!("{map}: {}", text.trim()));
+        }
+    }
+    if read("/proc/self/setgroups").trim() != "deny" {
+        bad.push("groups can be changed".into());
+    }
+    none_of("ids", bad, "one user and one group, not the host's root")
+}
+
+fn resource_limits() -> Finding {
+    use rustix::process::{Resource, getrlimit};
+    let most = [
+        (Resource::Core, "core", 0),
+        (Resource::Nofile, "open files", 65536),
+        (Resource::Memlock, "locked memory", 8 << 20),
+        (Resource::Msgqueue, "message queues", 819_200),
+        (Resource::Nice, "nice", 0),
+        (Resource::Rtprio, "real-time priority", 0),
+    ];
+    let over = most.iter().filter(|(limit, _, most)| getrlimit(*limit).maximum.is_none_or(|maximum| maximum > *most));
+    none_of("limits", over.map(|(_, name, _)| (*name).to_owned()).collect(), "no core files, and within bounds")
+}
+
+fn namespaces() -> Finding {
+    let kinds = ["user", "mnt", "net", "pid", "ipc", "uts", "cgroup", "time"];
+    let more = kinds.iter().filter(|kind| {
+        let path = format!("/proc/sys/user/max_{kind}_namespaces");
+        fs::read_to_string(path).is_ok_and(|limit| limit.trim() != "0")
+    });
+    none_of("namespaces", more.map(ToString::to_string).collect(), "none can be made")
+}
+
+fn kernel_files() -> Finding {
+    let read = |path: &&str| {
+        let mut byte = [0u8; 1];
+        fs::File::open(path).and_then(|mut file| io::Read::read(&mut file, &mut byte)).is_ok_and(|n| n > 0)
+    };
+    // What never ends is not among them: a read of it would wait.
+    let files = ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/interrupts", "/proc/sched_debug"];
+    let mut bad: Vec<String> = files.iter().filter(|path| read(path)).map(ToString::to_string).collect();
+    let addresses = fs::read_to_string("/proc/kallsyms").unwrap_or_default();
+    let shown = |line: &str| line.split(' ').next().is_some_and(|address| address.bytes().any(|digit| digit != b'0'));
+    bad.extend(addresses.lines().any(shown).then(|| "addresses of the kernel".to_owned()));
+    bad.extend(fs::read_dir("/sys").is_ok_and(|mut entries| entries.next().is_some()).then(|| "/sys".to_owned()));
+    none_of("kernel-files", bad, "nothing of the machine's to read")
+}
+
+fn terminal() -> Finding {
+    match fs::File::open("/dev/tty") {
+        Ok(_) => broken("terminal", "the caller's terminal was opened"),
+        Err(error) => held("terminal", error.to_string()),
+    }
 }
 
 fn descriptors() -> Finding {
@@ -255,15 +434,11 @@ fn devices() -> Finding {
     none_of("devices", bad, "null, zero, full, random, urandom, tty and terminals of its own")
 }
 
+/// Asked of the kernel, not tried: on the host, root could.
 fn system_is_read_only() -> Finding {
-    let bad = ["/usr/.probe", "/etc/.probe", "/.probe"].iter().filter(|path| {
-        let made = fs::File::create_new(path).is_ok();
-        if made {
-            let _ = fs::remove_file(path);
-        }
-        made
-    });
-    none_of("system", bad.map(|path| format!("{path} could be made")).collect(), "read-only")
+    let writable = |path: &&str| rustix::fs::access(*path, rustix::fs::Access::WRITE_OK).is_ok();
+    let bad = ["/usr", "/etc", "/"].iter().filter(|path| writable(path)).map(|path| format!("{path} can be written"));
+    none_of("system", bad.collect(), "read-only")
 }
 
 fn mounts_are_private() -> Finding {
@@ -338,6 +513,15 @@ fn socket_families() -> Finding {
     none_of("socket-families", bad, "only Unix, IPv4, IPv6 and route")
 }
 
+/// NETLINK_NETFILTER, XFRM, AUDIT and others; route (0) is how interfaces are listed.
+fn netlink() -> Finding {
+    let opened = [4u32, 6, 9, 12, 15, 16].into_iter().filter(|number| {
+        let protocol = std::num::NonZeroU32::new(*number).map(rustix::net::Protocol::from_raw);
+        socket(AddressFamily::NETLINK, SocketType::RAW, protocol).is_ok()
+    });
+    none_of("netlink", opened.map(|number| format!("protocol {number}")).collect(), "route and no other")
+}
+
 fn system_calls() -> Vec<Finding> {
     let tried = FORBIDDEN.iter().map(|call| match call.attempt() {
         None => broken(call.name, "it succeeded"),
@@ -388,10 +572,22 @@ mod tests {
             "call: setns",
             "call: ioctl (TIOCSTI)",
             "call: keyctl",
+            "secure-bits",
+            "ids",
+            "limits",
+            "namespaces",
+            "kernel-files",
+            "netlink",
         ] {
             let finding = findings.iter().find(|finding| finding.probe == probe).unwrap();
             assert_eq!(finding.outcome, Outcome::Broken, "{finding:?}");
         }
         assert_eq!(findings.iter().filter(|finding| finding.outcome == Outcome::Unknown).count(), 0);
+        for finding in &findings {
+            assert!(!finding.ids.is_empty(), "{} has no id", finding.probe);
+        }
+        for (probe, _) in IDS {
+            assert!(findings.iter().any(|finding| finding.probe == *probe), "{probe}");
+        }
     }
 }

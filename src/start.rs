@@ -5,6 +5,7 @@
 use crate::context::Context;
 use crate::error::CliError;
 use crate::terminal::features;
+use crate::wall::{Demands, weak_words};
 use sandbox_core::assemble::launch_spec;
 use sandbox_core::connection::{Connection, ConnectionError};
 use sandbox_core::launch::{Mode, Network};
@@ -34,8 +35,14 @@ pub fn start(
         // One that cannot be read lets nothing out: better said now than found out by whoever is inside.
         crate::verbs::allow::rules(sandbox)?;
     }
+    // Settings may have become stricter since it was made.
+    let demands = Demands::read(context, None)?;
+    let min = demands.min.max(sandbox.record.min_isolation);
+    Demands { min, ..Demands::default() }.refuse_weaker(crate::verbs::spawn::driver(&sandbox.record.driver)?)?;
+    demands.refuse_lowering(context, &sandbox.record.allow_weak)?;
     empty_tmp(sandbox)?;
-    let spec = launch_spec(store, sandbox, Mode::Work, &context.program)?;
+    let mut spec = launch_spec(store, sandbox, Mode::Work, &context.program)?;
+    spec.require.extend(demands.require);
     write_json(&sandbox.dir.launch(), &spec, false)?;
     let log_dir = sandbox.dir.path().join("log");
     make_dir(&log_dir)?;
@@ -95,7 +102,13 @@ pub fn connect_or_start(context: &Context, store: &Store, sandbox: &Sandbox) -> 
         }
         store.writable()?;
         match sandbox.take(Duration::from_millis(100)) {
-            Ok(lock) => return start(context, store, sandbox, lock, true),
+            Ok(lock) => {
+                let weak = weak_words(&sandbox.record);
+                if !weak.is_empty() {
+                    eprintln!("starting '{}'{weak}", sandbox.name());
+                }
+                return start(context, store, sandbox, lock, true);
+            }
             Err(SandboxError::Running { .. } | SandboxError::Busy { .. }) if Instant::now() < until => {}
             Err(error) => return Err(error.into()),
         }

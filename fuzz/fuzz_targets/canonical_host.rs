@@ -1,6 +1,6 @@
 #![no_main]
 
-#[path = "../entries.rs"]
+#[path = "../entries/proxy.rs"]
 #[allow(dead_code, reason = "each target uses one")]
 mod entries;
 

@@ -8,6 +8,7 @@ use crate::prepare;
 use crate::project::Project;
 use crate::verbs::spawn;
 use crate::view::{self, View};
+use crate::wall::Demands;
 use sandbox_core::check::CheckBox;
 use sandbox_core::host_repo::HostRepo;
 use sandbox_core::host_view;
@@ -64,6 +65,8 @@ impl<'a> Fresh<'a> {
         let path = OsString::from(context.vars.get("PATH").map_or("", String::as_str));
         let extra: Vec<PathBuf> = context.settings("sandbox.toolchain").iter().map(PathBuf::from).collect();
         let toolchains = host_view::toolchains(&context.home, &path, &extra, &[top.to_owned()]);
+        let demands = Demands::read(context, Some(&self.project))?;
+        demands.refuse_weaker(spawn::driver(&self.driver)?)?;
         let record = SandboxRecord {
             sequence: 0,
             id: SandboxId::random(),
@@ -85,6 +88,8 @@ impl<'a> Fresh<'a> {
             links: spawn::links(context, top),
             timeout: None,
             allow_weak: Vec::new(),
+            require: demands.require,
+            min_isolation: demands.min,
             nested: false,
             auto_commit: false,
             view: self.view.choose(bytes)?,

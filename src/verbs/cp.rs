@@ -46,7 +46,7 @@ fn split(text: &str) -> Option<(&str, &str)> {
 }
 
 /// The path relative to the main work tree; absolute ones below any tree are understood.
-fn relative(sandbox: &Sandbox, path: &str) -> Result<(Sandbox, PathBuf), CliError> {
+pub fn relative(sandbox: &Sandbox, path: &str) -> Result<(Sandbox, PathBuf), CliError> {
     let path = Path::new(path);
     let tree = sandbox.trees().find(|tree| path.starts_with(&tree.mount().worktree)).unwrap_or(sandbox.at(0));
     let path = path.strip_prefix(&tree.mount().worktree).unwrap_or(path);

@@ -95,7 +95,8 @@ fn print(report: &Report) {
                 Probed::Unknown => "unknown",
                 Probed::Broken => "BROKEN ",
             };
-            println!("  {mark} {:<34} {}", finding.probe, escape(&finding.found));
+            let own = if finding.outside == Some(Probed::Held) { " (refused on the host too)" } else { "" };
+            println!("  {mark} {:<8} {:<38} {}{own}", finding.ids.join(" "), finding.probe, escape(&finding.found));
         }
     }
 }

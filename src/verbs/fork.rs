@@ -46,6 +46,8 @@ pub fn run(context: &Context, args: &cli::Fork) -> Outcome {
         command: &args.command,
         cwd: &sandbox.record.cwd,
         wish,
+        copy_out: &[],
+        report: None,
     };
     launch(context, &store, &sandbox, lock, &how)
 }
@@ -77,8 +79,9 @@ fn tell(parent: &Sandbox, sandbox: &Sandbox, told: &Told) {
         None => "",
     };
     eprintln!(
-        "sandbox '{}': as '{}' is now, {} copied ({}){how}",
+        "sandbox '{}'{}: as '{}' is now, {} copied ({}){how}",
         sandbox.name(),
+        crate::wall::weak_words(&sandbox.record),
         parent.name(),
         count(told.files as usize, "file"),
         size(told.bytes),

@@ -56,6 +56,10 @@ pub struct Row {
     pub silent_seconds: Option<u64>,
     /// Different hosts and ports that the network refused since the last start.
     pub blocked: usize,
+    /// Layers of the wall that it may lack (`--allow-weak`).
+    pub allow_weak: Vec<String>,
+    /// Programs inside may make sandboxes of their own.
+    pub nested: bool,
     /// What came along with `--with`: `worktree`, `branch` and what follows it are of the main repository.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub with: Vec<Along>,
@@ -210,6 +214,9 @@ fn words_at(row: &Row, now: u64) -> String {
     if row.blocked > 0 {
         words.push_str(&format!(", blocked {}", row.blocked));
     }
+    if !row.allow_weak.is_empty() {
+        words.push_str(&format!(", may lack {}", escape(&row.allow_weak.join(", "))));
+    }
     words
 }
 
@@ -280,6 +287,8 @@ pub fn row(context: &Context, store: &Store, sandbox: &Sandbox, memory: &HashMap
             Network::Allow => super::events::blocked(&sandbox.dir),
             Network::None | Network::Host => 0,
         },
+        allow_weak: record.allow_weak.clone(),
+        nested: record.nested,
         with,
     })
 }
@@ -352,6 +361,8 @@ mod tests {
             memory_bytes: 0,
             silent_seconds: None,
             blocked: 0,
+            allow_weak: Vec::new(),
+            nested: false,
             with: Vec::new(),
         };
         let says = |row: Row| words_at(&row, 1000);
@@ -370,6 +381,8 @@ mod tests {
         assert_eq!(says(ended("stopped", 143, Some("TERM"), false)), "killed (TERM) 2m ago");
         assert_eq!(says(ended("stopped", 124, Some("KILL"), true)), "timed out 2m ago");
         assert_eq!(says(ended("stopped (crashed)", 0, None, false)), "stopped (crashed)");
+        let weak = Row { allow_weak: vec!["seccomp".into()], ..row("running") };
+        assert_eq!(says(weak), "running, may lack seccomp");
         assert_eq!(says(Row { blocked: 3, ..row("running") }), "running, blocked 3");
         assert_eq!([signal_words(15), signal_words(9), signal_words(64)], ["TERM", "KILL", "64"]);
     }

@@ -7,7 +7,7 @@ mod bundle;
 pub mod commit;
 mod completions;
 mod conflicts;
-mod cp;
+pub mod cp;
 mod diff;
 mod doctor;
 pub mod drop;

@@ -86,6 +86,8 @@ pub fn run(context: &Context, args: &cli::Run) -> Outcome {
         command: &spawn.command,
         cwd: &cwd,
         wish: cli::OnExit::Keep,
+        copy_out: &[],
+        report: None,
     };
     let total = made.len();
     let asked = Arc::new(AtomicBool::new(false));

@@ -144,7 +144,7 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
         look_first,
         rescue: rescued(&store, &sandbox),
         notes: status.notes.iter().chain(&notes).map(|note| escape(note)).chain(unknown).collect(),
-        enforced: live.enforced.clone(),
+        enforced: if live.enforced.is_empty() { status.enforced.clone() } else { live.enforced.clone() },
         sessions: live.sessions,
         row,
     };

@@ -4,6 +4,7 @@ use super::exec::{interrupted, status, variables};
 use super::list::print_json;
 use crate::cli;
 use crate::context::Context;
+use crate::copy_out::{self, Wish};
 use crate::error::{CliError, Outcome};
 use crate::leave;
 use crate::prepare;
@@ -11,11 +12,13 @@ use crate::presets;
 use crate::presets::carry::Carried;
 use crate::presets::network::Policy;
 use crate::project::{self, Project};
+use crate::report::Report;
 use crate::start::{exec_request, shell_batch, shell_command, start, wait_started};
 use crate::template;
 use crate::terminal::{Ended, Input, interactive, relay, window};
 use crate::text::{escape, parse_duration, parse_size};
 use crate::view;
+use crate::wall::{Demands, weak_words};
 use crate::with;
 use rustix::termios::isatty;
 use sandbox_core::assemble::launch_spec;
@@ -31,14 +34,13 @@ use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::{Store, write_json};
 use sandbox_protocol::{Message, escape_bytes, unescape_bytes};
 use sandbox_sys::lock::FileLock;
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Layers of the wall that `--allow-weak` goes without.
-const WEAK_LAYERS: [&str; 2] = ["seccomp", "rename-notify"];
 /// Fewer processes than this do not even hold the sandbox's own.
 const LEAST_PIDS: u32 = 16;
 /// Processes and threads, unless `--pids` or `sandbox.pids` says otherwise (DESIGN: default limits).
@@ -47,6 +49,21 @@ const DEFAULT_PIDS: u32 = 1024;
 const DEFAULT_MEMORY: u64 = 4 << 30;
 
 pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
+    // Before anything else: a job that waits for the report finds one, whatever comes.
+    let report = match args.report.as_deref().filter(|_| !args.dry_run) {
+        Some(file) => RefCell::new(Some(Report::begin(file, &args.command)?)),
+        None => RefCell::new(None),
+    };
+    let outcome = spawn(context, args, &report);
+    match report.into_inner() {
+        Some(report) => report.finish(outcome),
+        None => outcome,
+    }
+}
+
+fn spawn(context: &Context, args: cli::Spawn, report: &RefCell<Option<Report>>) -> Outcome {
+    let copy_out: Vec<Wish> =
+        args.copy_out.iter().map(|text| Wish::parse(text, &context.cwd)).collect::<Result<_, _>>()?;
     let wish = leave::wish(context, args.on_exit)?;
     let store = context.store()?;
     let mut made = match make(context, &store, &args)? {
@@ -63,6 +80,8 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
         command: &args.command,
         cwd: &cwd,
         wish,
+        copy_out: &copy_out,
+        report: Some(report),
     };
     match (args.count, made.pop()) {
         (None, Some((sandbox, lock))) => launch(context, &store, &sandbox, lock, &launched),
@@ -102,13 +121,10 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
             check_name(store, &id, name, None)?;
         }
     }
-    if let Some(layer) = args.allow_weak.iter().find(|layer| !WEAK_LAYERS.contains(&layer.as_str())) {
-        return Err(CliError::usage(format!("there is no layer '{}' to go without", escape(layer)))
-            .hint(format!("it is one of {}", WEAK_LAYERS.join(", "))));
-    }
+    let top = repo.top_or_gitdir().to_owned();
+    Demands::read(context, None)?.refuse_lowering(context, &args.allow_weak)?;
     let driver_name = chosen_driver(context, args.driver.as_deref())?;
     let driver = driver(&driver_name)?;
-    let top = repo.top_or_gitdir().to_owned();
     prepare::refuse_place(context, store, &top)?;
     let mut user = context.user(&top)?;
     user.root = args.root;
@@ -129,6 +145,8 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
     }
 
     // Everything that may be wrong with the request, before the tree is captured.
+    let demands = Demands::read(context, Some(&project))?;
+    demands.refuse_weaker(driver)?;
     let preset = presets::choose(context, args.preset.as_deref(), args.command.first().map(OsString::as_os_str))?;
     let network = presets::network::choose(context, args, &project, preset.as_ref())?;
     let policy = match network {
@@ -180,6 +198,8 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
         links: links(context, &top).into_iter().chain(spelled).collect(),
         timeout,
         allow_weak: args.allow_weak.clone(),
+        require: demands.require,
+        min_isolation: demands.min,
         nested: args.nested,
         preset: carried.preset.as_ref().map(|preset| preset.name.clone()),
         view: tree_view,
@@ -224,8 +244,13 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
     }
     if !args.quiet {
         match made.as_slice() {
-            [(sandbox, _)] => eprintln!("sandbox '{}': {}", sandbox.name(), taken[0].told),
-            all => eprintln!("{} sandboxes, each: {}", all.len(), taken[0].told),
+            [(sandbox, _)] => {
+                eprintln!("sandbox '{}'{}: {}", sandbox.name(), weak_words(&sandbox.record), taken[0].told);
+            }
+            [(sandbox, _), ..] => {
+                eprintln!("{} sandboxes{}, each: {}", made.len(), weak_words(&sandbox.record), taken[0].told);
+            }
+            [] => {}
         }
         for (place, taken) in places.iter().zip(&taken[1..]) {
             let how = match (place.read_only, place.repo.is_none()) {
@@ -334,6 +359,32 @@ pub struct Launch<'a> {
     pub cwd: &'a Path,
     /// What happens to commits at its end.
     pub wish: cli::OnExit,
+    /// What is copied out at its end.
+    pub copy_out: &'a [Wish],
+    /// What is told of the run, if somebody wants to know.
+    pub report: Option<&'a RefCell<Option<Report>>>,
+}
+
+impl Launch<'_> {
+    fn tell(&self, what: impl FnOnce(&mut Report)) {
+        let Some(report) = self.report else { return };
+        if let Some(report) = report.borrow_mut().as_mut() {
+            what(report);
+        }
+    }
+
+    /// What is to be done before anything of the sandbox goes: results are brought out, and the report knows all.
+    /// Returns whether everything that was asked for was copied.
+    fn bring_out(&self, store: &Store, sandbox: &Sandbox) -> bool {
+        self.tell(|report| report.ended(sandbox));
+        if self.copy_out.is_empty() {
+            return true;
+        }
+        let copied = copy_out::all(store, sandbox, self.copy_out, self.quiet);
+        let whole = copied.iter().all(|copied| copied.error.is_none());
+        self.tell(|report| report.copied(copied));
+        whole
+    }
 }
 
 /// Starts a sandbox that was just made and whose lock is held, and runs its command. A launch that
@@ -360,6 +411,7 @@ pub fn launch(context: &Context, store: &Store, sandbox: &Sandbox, lock: FileLoc
         sandbox_core::prepare::undo(store, sandbox);
         return Err(error);
     }
+    args.tell(|report| report.made(sandbox));
     let (tty, input) = standard(args.tty);
     let shell = &sandbox.record.user.shell;
     let command = match args.command {
@@ -373,18 +425,24 @@ pub fn launch(context: &Context, store: &Store, sandbox: &Sandbox, lock: FileLoc
     // What follows may start helpers.
     syncing.pause();
     match ended {
-        Ended::Detached => status(sandbox, ended),
+        Ended::Detached => {
+            args.tell(|report| report.state("detached"));
+            status(sandbox, ended)
+        }
         Ended::Refused(_) if !started(sandbox) => {
             // The launch failed: nothing was ever done in it.
             let failed = status(sandbox, ended);
             sandbox_core::prepare::undo(store, sandbox);
+            args.tell(Report::dropped);
             failed
         }
         Ended::Interrupted => {
             drop(connection);
             let code = interrupted(context, store, sandbox)?;
+            let whole = args.bring_out(store, sandbox);
+            args.tell(|report| report.state("interrupted"));
             // Whoever interrupts twice wants no questions.
-            leave::leave(context, store, sandbox, cli::OnExit::Keep, args.quiet)?;
+            go(context, store, sandbox, args, cli::OnExit::Keep, whole)?;
             Ok(code)
         }
         ended => {
@@ -397,14 +455,45 @@ pub fn launch(context: &Context, store: &Store, sandbox: &Sandbox, lock: FileLoc
                     crate::text::age(sandbox.record.timeout.unwrap_or(0))
                 );
             }
-            if let Err(error) = leave::leave(context, store, sandbox, args.wish, args.quiet) {
+            let whole = args.bring_out(store, sandbox);
+            if let Err(error) = go(context, store, sandbox, args, args.wish, whole) {
                 // The command's own status is what a script asks for; what went wrong afterwards is told.
                 error.print();
                 return if matches!(code, Ok(0)) { Ok(125) } else { code };
             }
-            if timed_out { Ok(124) } else { code }
+            match code {
+                _ if timed_out => Ok(124),
+                Ok(0) if !whole => Ok(125),
+                code => code,
+            }
         }
     }
+}
+
+/// Leaves a sandbox whose command has ended. One of which something could not be copied out is not dropped: it has
+/// the only copy.
+fn go(
+    context: &Context,
+    store: &Store,
+    sandbox: &Sandbox,
+    args: &Launch<'_>,
+    wish: cli::OnExit,
+    whole: bool,
+) -> Result<(), CliError> {
+    let mut left = sandbox.clone();
+    if !whole {
+        (left.record.rm, left.record.unnamed) = (false, false);
+    }
+    leave::leave(context, store, &left, wish, args.quiet)?;
+    if !sandbox.dir.record().exists() {
+        args.tell(Report::dropped);
+    } else if !whole {
+        eprintln!(
+            "kept: '{0}' has what could not be copied; `git sandbox cp {0}:PATH DST` tries again",
+            sandbox.name()
+        );
+    }
+    Ok(())
 }
 
 /// The launch got so far that a supervisor wrote its status.

@@ -110,6 +110,7 @@ pub fn launch_spec(store: &Store, sandbox: &Sandbox, mode: Mode, program: &Path)
         network: record.network,
         limits: record.limits.clone(),
         allow_weak: record.allow_weak.clone(),
+        require: record.require.clone(),
         nested: record.nested,
         program: program.to_owned(),
     })

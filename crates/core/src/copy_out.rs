@@ -5,6 +5,8 @@
 //! The view is put together as the kernel does: `upper : git layer : delta : … : base`; a device
 //! `0:0` hides, an opaque directory (`user.overlay.opaque`) hides what is below it.
 
+pub mod matching;
+
 use crate::launch::TreeView;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::Store;

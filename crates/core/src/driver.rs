@@ -79,6 +79,11 @@ pub trait Machine {
         None
     }
 
+    /// What was used since the start, to be asked once [`Machine::pidfd`] is readable.
+    fn usage(&mut self) -> Usage {
+        Usage::default()
+    }
+
     /// Ends everything inside at once, without its cooperation and without waiting for it: the end is when
     /// [`Machine::pidfd`] is readable. What hangs in the kernel takes as long as it hangs.
     fn kill(&mut self) -> io::Result<()>;
@@ -88,6 +93,26 @@ pub trait Machine {
 
     /// Lets them go on.
     fn thaw(&mut self) -> io::Result<()>;
+}
+
+/// What one life of a sandbox has used, as far as it can be told here.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// Milliseconds of processor time in programs and in the kernel for them, of processes that were waited for.
+    #[serde(default)]
+    pub cpu_ms: Option<(u64, u64)>,
+    /// The most memory that all processes had at once, in bytes; only with a cgroup.
+    #[serde(default)]
+    pub memory_peak: Option<u64>,
+    /// The most resident memory of one process, in bytes.
+    #[serde(default)]
+    pub largest_process: Option<u64>,
+    /// The most processes and threads at once; only with a cgroup.
+    #[serde(default)]
+    pub processes_peak: Option<u64>,
+    /// Limits that something ran into: `memory`, `pids`.
+    #[serde(default)]
+    pub limits_hit: Vec<String>,
 }
 
 /// A process that cannot be mistaken for a later one with the same pid.

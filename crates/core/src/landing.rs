@@ -20,7 +20,7 @@ mod budget;
 mod names;
 mod owner;
 mod plan;
-mod relay;
+pub mod relay;
 mod transfer;
 
 pub use names::{escape_ref, unescape_ref};

@@ -63,6 +63,9 @@ pub struct LaunchSpec {
     /// Layers of the wall that may be missing (`--allow-weak`).
     #[serde(default)]
     pub allow_weak: Vec<String>,
+    /// Layers that would only be told of when missing, and must stand (`sandbox.require`).
+    #[serde(default)]
+    pub require: Vec<String>,
     /// Programs inside may make namespaces and mounts of their own (`--nested`).
     #[serde(default)]
     pub nested: bool,

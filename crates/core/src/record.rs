@@ -1,6 +1,6 @@
 //! What is written about repositories, snapshots and sandboxes: the JSON files of the store.
 
-use crate::driver::ProcessIdentity;
+use crate::driver::{Isolation, ProcessIdentity, Usage};
 use crate::id::{LayerId, Name, RepoId, SandboxId, SnapshotId};
 use crate::launch::{Limits, Network, TreeView, User};
 use sandbox_protocol::ExitStatus;
@@ -161,6 +161,12 @@ pub struct SandboxRecord {
     /// Layers of the wall that may be missing.
     #[serde(default)]
     pub allow_weak: Vec<String>,
+    /// Layers that must stand (`sandbox.require` and `.sandbox.toml`, when it was made).
+    #[serde(default)]
+    pub require: Vec<String>,
+    /// No weaker driver than this may run it.
+    #[serde(default)]
+    pub min_isolation: Option<Isolation>,
     /// Programs inside may make namespaces and mounts of their own.
     #[serde(default)]
     pub nested: bool,
@@ -253,4 +259,10 @@ pub struct StatusRecord {
     /// What was enforced at the last start, what not.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// The layers of the wall that stood in its last life, by name (see `Hello::enforced`).
+    #[serde(default)]
+    pub enforced: Vec<String>,
+    /// What its last life has used, once that has ended.
+    #[serde(default)]
+    pub usage: Option<Usage>,
 }

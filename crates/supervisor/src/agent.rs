@@ -68,6 +68,7 @@ impl Supervisor {
                 for client in self.clients.values_mut() {
                     client.control(0, &Message::Hello(our_hello(hello.enforced.clone())));
                 }
+                self.status.enforced.clone_from(&hello.enforced);
                 self.agent_hello = Some(hello);
             }
             Message::RefsMoved { .. } => {

@@ -228,6 +228,7 @@ impl Supervisor {
             serve.helper.kill();
         }
         self.egress_stop();
+        self.status.usage = Some(self.machine.usage());
         self.status.supervisor = None;
         self.status.init = None;
         self.status.stopped = asked;

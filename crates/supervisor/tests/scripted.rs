@@ -209,6 +209,7 @@ fn spec() -> LaunchSpec {
         network: Network::None,
         limits: Limits::default(),
         allow_weak: vec![],
+        require: vec![],
         nested: false,
         program: "/bin/false".into(),
     }

@@ -77,6 +77,11 @@ pub fn abi() -> u32 {
     u32::try_from(version).unwrap_or(0)
 }
 
+/// Returns the ABI that is used on a kernel of this one.
+pub fn effective(abi: u32) -> u32 {
+    abi.min(LAST_REVIEWED)
+}
+
 /// Rules that are being collected.
 #[derive(Debug)]
 pub struct Ruleset {
@@ -88,7 +93,7 @@ impl Ruleset {
     /// Opens a ruleset that handles all that `abi` knows: every right over files, and from ABI 6 signals and
     /// abstract sockets of what is outside.
     pub fn new(abi: u32) -> io::Result<Self> {
-        let abi = abi.min(LAST_REVIEWED);
+        let abi = effective(abi);
         let mut handled = ABI_1;
         for (since, right) in [(2, REFER), (3, TRUNCATE), (5, IOCTL_DEV)] {
             if abi >= since {

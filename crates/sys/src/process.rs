@@ -77,9 +77,61 @@ pub fn kill(pidfd: &OwnedFd) -> io::Result<()> {
     }
 }
 
+/// What a child and all that it has waited for have used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Used {
+    /// Processor time in programs.
+    pub user: Duration,
+    /// Processor time in the kernel for them.
+    pub system: Duration,
+    /// The most resident memory of one of them, in bytes.
+    pub largest: u64,
+}
+
+/// Takes the status of a child that has ended; `None` when it has not, or when its status was taken before.
+pub fn reap(pid: u32) -> io::Result<Option<Used>> {
+    let pid = i32::try_from(pid).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: all-zero bytes are a valid `rusage`: it is numbers.
+    let mut used: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: no status is wanted, and `used` lives over the call.
+    let result = unsafe { libc::wait4(pid, std::ptr::null_mut(), libc::WNOHANG, &raw mut used) };
+    match result {
+        0 => Ok(None),
+        -1 => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ECHILD) => Ok(None),
+            error => Err(error),
+        },
+        _ => {
+            let time = |t: libc::timeval| {
+                Duration::from_secs(u64::try_from(t.tv_sec).unwrap_or(0))
+                    + Duration::from_micros(u64::try_from(t.tv_usec).unwrap_or(0))
+            };
+            // `ru_maxrss` is in KiB (getrusage(2)).
+            let largest = u64::try_from(used.ru_maxrss).unwrap_or(0) << 10;
+            Ok(Some(Used { user: time(used.ru_utime), system: time(used.ru_stime), largest }))
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_child_used_is_told_once() {
+        let work =
+            "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; head -c 20000000 /dev/zero | tail -c 19000000 | wc -c";
+        let child = std::process::Command::new("/bin/sh")
+            .args(["-c", work])
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let fd = pidfd_open(Pid::from_raw(child.id() as i32).unwrap(), PidfdFlags::empty()).unwrap();
+        assert!(wait_gone(&fd, None).unwrap());
+        let used = reap(child.id()).unwrap().expect("it has ended");
+        assert!(used.largest > 10 << 20 && used.user + used.system > Duration::ZERO, "{used:?}");
+        assert_eq!(reap(child.id()).unwrap(), None);
+    }
 
     #[test]
     fn a_process_is_known_by_its_start() {

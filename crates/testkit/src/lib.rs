@@ -18,6 +18,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod corpus;
 mod dice;
 mod digest;
 mod disk;
@@ -32,6 +33,7 @@ mod states;
 mod tls;
 
 pub use agent::StandIn;
+pub use corpus::Corpus;
 pub use dice::Dice;
 pub use digest::{DIGEST_SCRIPT, tree_digest};
 pub use disk::{Disk, Image};

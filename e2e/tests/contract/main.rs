@@ -4,6 +4,9 @@
 //! states   a working tree in every state that git knows: inside is what was outside
 //! ordinary what people do in a working tree works inside
 //! wall     what must not be possible inside is not
+//! probes   the same as one table, each line with a control that shows that it can fail
+//! ci       results copied out, a report, what must stand
+//! tools    what people work with still works inside
 //! life     spawn, detach, exec, logs, wait, stop, start, crash, drop
 //! landing  commits come back, and nothing else of the host changes
 //! merging  onto a host tree with uncommitted work
@@ -87,6 +90,7 @@ mod agents;
 mod agents_verbs;
 mod auto_commit;
 mod checks;
+mod ci;
 mod egress;
 mod errors;
 mod filesystem;
@@ -97,11 +101,13 @@ mod leaving;
 mod life;
 mod merging;
 mod ordinary;
+mod probes;
 mod rescue;
 mod review;
 mod states;
 mod supervision;
 mod together;
+mod tools;
 mod undo;
 mod views;
 mod wall;

@@ -1,14 +1,11 @@
-//! What must not be possible inside is not. Each probe is a shell script that must succeed; where
-//! it proves that something is refused it has a control beside it, run on the host, that shows that
-//! the same thing is possible there.
+//! What must not be possible inside is not: what takes more than a script. The table of all probes is `probes`.
 
 use crate::Subject;
-use sandbox_testkit::{Child, State, skip};
+use sandbox_testkit::{Child, State};
 use std::process::Stdio;
 use std::time::Duration;
 
 over_views_at_length! {
-    the_wall_stands,
     files_of_the_host_are_not_visible,
     logins_and_sockets_below_toolchains_are_covered,
     nothing_of_the_callers_environment_comes_in,
@@ -18,159 +15,6 @@ over_views_at_length! {
     the_network_is_the_hosts_only_on_request,
     the_callers_files_are_not_standard_output_inside,
     the_probes_of_doctor_hold,
-}
-
-/// Name and script. All run in one sandbox, each in a shell of its own.
-const PROBES: &[(&str, &str)] = &[
-    (
-        "no_new_privs, and seccomp also on the first process",
-        r#"
-        for p in self 1; do
-            grep -qE '^NoNewPrivs:\s+1' /proc/$p/status || exit 1
-            grep -qE '^Seccomp:\s+2' /proc/$p/status || exit 1
-        done"#,
-    ),
-    ("no capabilities", "! grep -E '^Cap(Inh|Prm|Eff|Bnd|Amb)' /proc/self/status | grep -v 0000000000000000"),
-    ("no nested user namespace", "! unshare -Ur true 2>/dev/null"),
-    ("no raw clone of a namespace", "perl -e '$r = syscall(56, 0x10000011, 0, 0, 0, 0); exit 0 if $r == -1; exit 1'"),
-    ("no setns", "perl -e 'open F, \"<\", \"/proc/self/ns/net\"; exit(syscall(308, fileno(F), 0) == -1 ? 0 : 1)'"),
-    (
-        "one mapped id, setgroups denied",
-        r#"
-        test $(wc -l </proc/self/uid_map) = 1 && grep -qx deny /proc/self/setgroups
-        read in out count </proc/self/uid_map; test $count = 1 && test $out != 0"#,
-    ),
-    (
-        "no inherited descriptor",
-        r#"
-        for fd in /proc/self/fd/*; do n=${fd##*/}; test $n -le 2 && continue
-            case $(readlink $fd) in /proc/*|"") ;; *) echo "$fd $(readlink $fd)"; exit 1 ;; esac
-        done"#,
-    ),
-    ("no core dumps", "test \"$(ulimit -Hc)\" = 0"),
-    (
-        "system directories are read-only",
-        r#"
-        ! touch /usr/x 2>/dev/null && ! touch /etc/x 2>/dev/null && ! touch /x 2>/dev/null && ! chmod 777 /usr 2>/dev/null"#,
-    ),
-    (
-        "no remount, no mount, no umount",
-        r#"
-        ! mount -o remount,rw,bind /usr 2>/dev/null && ! umount /proc 2>/dev/null
-        for t in proc sysfs tmpfs overlay cgroup2 bpf mqueue; do mount -t $t x /tmp 2>/dev/null && exit 1; done; true"#,
-    ),
-    (
-        "the new mount interface is refused",
-        r#"
-        perl -e 'for ([430,"tmpfs",0],[428,-100,"/",1],[429,-100,"/",-100,"/tmp",0],[442,-100,"/",0,0,0]) {
-            my ($n, @a) = @$_; exit 1 if syscall($n, @a) != -1 || !($!{EPERM} || $!{ENOSYS}) }'"#,
-    ),
-    (
-        "mounts are private, nosuid and nodev",
-        r#"
-        ! grep -E ' (shared|master):' /proc/self/mountinfo
-        awk '$6 ~ /^rw/ && $5 !~ /^\/dev/ && !($6 ~ /nosuid/ && $6 ~ /nodev/) {print $5; bad=1} END {exit bad}' /proc/self/mountinfo"#,
-    ),
-    (
-        "no device but the harmless ones",
-        r#"
-        ! mknod /tmp/b b 254 0 2>/dev/null
-        ls /dev | grep -vxE 'core|fd|full|null|ptmx|pts|random|shm|stderr|stdin|stdout|tty|urandom|zero|console'; test $? = 1"#,
-    ),
-    (
-        "/proc/sys is read-only",
-        r#"
-        ! (echo x >/proc/sys/kernel/core_pattern) 2>/dev/null && ! (: >/proc/sysrq-trigger) 2>/dev/null
-        find /proc/sys -type f -writable 2>/dev/null | while read f; do (: >>$f) 2>/dev/null && echo $f; done | grep .; test $? = 1"#,
-    ),
-    (
-        "nothing of the kernel to read",
-        r#"
-        ! head -c1 /proc/kcore 2>/dev/null | grep -q . && ! cat /proc/keys 2>/dev/null | grep -q . && ! dmesg 2>/dev/null | grep -q ."#,
-    ),
-    (
-        "no sysfs, no cgroup file to write",
-        r#"
-        ! find /sys -maxdepth 4 -type f -writable 2>/dev/null | grep -m1 ."#,
-    ),
-    (
-        "no io_uring, bpf, perf, userfaultfd",
-        r#"
-        perl -e '$b = "\0" x 256; for ([425,8,$b],[321,0,$b,72],[298,$b,0,-1,-1,0],[323,1]) {
-            my ($n, @a) = @$_; exit 1 if syscall($n, @a) != -1 || !($!{EPERM} || $!{ENOSYS}) }'"#,
-    ),
-    (
-        "no keyring, no module, no kexec",
-        r#"
-        perl -e 'for ([250,0,-3,0],[246,0,0,0,0],[175,0,0,0],[169,1,2,3,0]) {
-            my ($n, @a) = @$_; exit 1 if syscall($n, @a) != -1 || !($!{EPERM} || $!{ENOSYS}) }'"#,
-    ),
-    (
-        "odd socket families are refused",
-        r#"
-        perl -e 'use Socket; for $f (15,17,29,30,31,33,38,40,42,43,44) { for $t (1,2,3,5) { exit 1 if socket(S, $f, $t, 0) } }'"#,
-    ),
-    ("raw sockets are refused", "perl -e 'use Socket; exit(socket(S, 2, 3, 1) ? 1 : 0)'"),
-    ("calls of the future do not exist", "perl -e 'exit 1 if syscall(600) != -1 || !$!{ENOSYS}'"),
-    ("calls of another ABI do not exist", "perl -e 'exit(syscall(0x40000000 + 39) == -1 ? 0 : 1)'"),
-    ("only a loopback device", "test $(grep -c : /proc/net/dev) = 1"),
-    (
-        "no way out",
-        r#"
-        perl -e 'use Socket; socket(S, PF_INET, SOCK_STREAM, 0) or exit 0; $SIG{ALRM} = sub {exit 0}; alarm 2;
-            exit(connect(S, sockaddr_in(443, inet_aton("1.1.1.1"))) ? 1 : 0)'"#,
-    ),
-    (
-        "the first process cannot be traced or read",
-        r#"
-        ! cat /proc/1/environ 2>/dev/null | grep -q . && ! ls -l /proc/1/root 2>/dev/null | grep -q .
-        perl -e 'exit(syscall(101, 16, 1, 0, 0) == -1 ? 0 : 1)'"#,
-    ),
-    (
-        "objects of the view cannot be changed",
-        r#"
-        cd "$(cat .git/objects/info/alternates | head -n1)" || exit 1
-        ! touch x 2>/dev/null && ! chmod 777 pack/* 2>/dev/null && ! rm -f pack/* 2>/dev/null && ls pack | grep -q pack"#,
-    ),
-    (
-        "our own files cannot be changed, moved or replaced",
-        r#"
-        cd /run/git-sandbox || exit 1
-        for change in 'touch x' 'mv /run/git-sandbox /run/zz' 'mv bin zz' 'rm -f agent.sock' 'mv repo.config x' \
-            'mkdir x' 'ln -sf /bin/sh bin/git-remote-sandbox' 'chmod 700 .'; do
-            $change 2>/dev/null && { echo "$change"; exit 1; }; done
-        test -S agent.sock && test -x bin/git-sandbox && touch /run/x"#,
-    ),
-    (
-        "the tools that people need work",
-        r#"
-        set -e
-        perl -e 'pipe(R, W); if (!fork) { print W "x"; exit } wait'
-        test -c /dev/null && echo >/dev/null && head -c4 /dev/urandom >/dev/null
-        strace -o /dev/null true 2>/dev/null || ! command -v strace >/dev/null
-        echo x >/tmp/x && echo x >/dev/shm/x && echo x >"$HOME/x""#,
-    ),
-];
-
-fn the_wall_stands(subject: &Subject) {
-    if !cfg!(target_arch = "x86_64") {
-        skip!("the probes have the call numbers of x86_64");
-    }
-    let repo = subject.repo(State::Plain);
-    let mut script = String::new();
-    for (n, (_, probe)) in PROBES.iter().enumerate() {
-        script.push_str(&format!(
-            "said=$( ( {probe}\n) 2>&1 ) && echo 'ok {n}' || printf 'FAILED {n}\\n%s\\n' \"$said\"\n"
-        ));
-    }
-    let seen = subject.spawn(&repo, &["probe"], &script);
-    let mut failed = String::new();
-    for (n, (name, _)) in PROBES.iter().enumerate() {
-        if !seen.stdout.lines().any(|line| line == format!("ok {n}")) {
-            failed.push_str(&format!("{n}: {name}\n"));
-        }
-    }
-    assert!(failed.is_empty(), "{failed}{seen}");
 }
 
 fn files_of_the_host_are_not_visible(subject: &Subject) {
@@ -265,6 +109,8 @@ fn the_terminal_cannot_be_typed_into(subject: &Subject) {
     let args = ["spawn", "--driver", subject.driver, "-t", "tty", "--", "sh", "-c", probe];
     let seen = subject.env.sandbox(repo.dir(), &args);
     assert_eq!(seen.stdout.matches("refused").count(), 4, "{seen}");
+    // Outside the kernel looks at the descriptor, which is no terminal.
+    assert_eq!(repo.sh(probe).stdout, "", "the control");
 }
 
 fn processes_end_with_their_sandbox(subject: &Subject) {
@@ -305,6 +151,13 @@ fn the_probes_of_doctor_hold(subject: &Subject) {
     for probe in probes {
         assert_eq!(probe["outcome"], "held", "{probe}");
     }
+    for probe in probes {
+        assert!(probe["ids"].as_array().is_some_and(|ids| !ids.is_empty()), "{probe}");
+        assert!(["held", "broken"].contains(&probe["outside"].as_str().unwrap_or_default()), "{probe}");
+    }
+    // Most are possible on the host: what is held by nothing proves nothing.
+    let possible = probes.iter().filter(|probe| probe["outside"] == "broken").count();
+    assert!(possible > 20, "{possible}");
     for name in ["host-files", "host-ports", "capabilities", "call: setns", "call: ioctl (TIOCSTI)"] {
         assert!(probes.iter().any(|probe| probe["probe"] == name), "{name}");
     }
@@ -312,7 +165,7 @@ fn the_probes_of_doctor_hold(subject: &Subject) {
     let left = std::fs::read_dir(env.state().join("tmp")).unwrap().count();
     assert_eq!(left, 0, "the probes' own store is gone");
     let text = env.sandbox(env.root(), &["doctor", "--probe"]).ok();
-    assert!(text.contains("held    host-files"), "{text}");
+    assert!(text.lines().any(|line| line.contains("held    B01") && line.contains("host-files")), "{text}");
 }
 
 fn the_network_is_the_hosts_only_on_request(subject: &Subject) {

@@ -54,7 +54,7 @@ fn a_value_that_is_none() {
     assert_snapshot!(spawn(&repo, &["x", "--allow-weak", "luck"], "true"), @r#"
         ---- stderr
         error: there is no layer 'luck' to go without
-        hint: it is one of seccomp, rename-notify
+        hint: it is one of seccomp, landlock, limits, directory-renames
         ---- status 129
         "#);
     nothing_half_made(&repo);
@@ -219,6 +219,24 @@ fn a_setting_that_is_not_valid() {
         hint: `git config sandbox.stateDir` names the state directory: a path that starts with '/'
         ---- status 125
         "#);
+    assert_snapshot!(set("sandbox.require", "luck"), @r#"
+        ---- stderr
+        error: there is no layer 'luck' to require (sandbox.require)
+        hint: it is one of seccomp, landlock, limits, directory-renames, user-namespaces, proc, network, overlay, kernel
+        ---- status 125
+        "#);
+    assert_snapshot!(set("sandbox.minIsolation", "moat"), @r#"
+        ---- stderr
+        error: 'moat' is not a value of sandbox.minIsolation
+        hint: it is namespace or vm
+        ---- status 125
+        "#);
+    assert_snapshot!(set("sandbox.minIsolation", "vm"), @r#"
+        ---- stderr
+        error: the driver 'namespace' isolates by namespace, and at least vm is asked for
+        hint: sandbox.minIsolation or `min-isolation` of '.sandbox.toml' asks for it; `git sandbox doctor` lists the drivers that work here
+        ---- status 125
+        "#);
     assert_snapshot!(set("sandbox.driver", "teleport"), @r#"
         ---- stderr
         error: there is no driver 'teleport'
@@ -243,15 +261,15 @@ fn a_project_file_that_is_not_valid() {
         ---- stderr
         error: '.sandbox.toml' is not valid
         caused by: net = "host": only "none" tightens
-        hint: it may have net, memory, pids, timeout, carry-secrets and deny, each only to tighten your settings, and check and with, which you are asked about
+        hint: it may have net, memory, pids, timeout, carry-secrets, require, min-isolation and deny, each only to tighten your settings, and check and with, which you are asked about
         ---- status 125
         "#);
     repo.write(".sandbox.toml", "hook = \"x\"\n");
     assert_snapshot!(spawn(&repo, &["x"], "true"), @r#"
         ---- stderr
         error: '.sandbox.toml' is not valid
-        caused by: unknown field `hook`, expected one of `net`, `memory`, `pids`, `timeout`, `carry-secrets`, `deny`, `with`
-        hint: it may have net, memory, pids, timeout, carry-secrets and deny, each only to tighten your settings, and check and with, which you are asked about
+        caused by: unknown field `hook`, expected one of `net`, `memory`, `pids`, `timeout`, `carry-secrets`, `require`, `min-isolation`, `deny`, `with`, `check`
+        hint: it may have net, memory, pids, timeout, carry-secrets, require, min-isolation and deny, each only to tighten your settings, and check and with, which you are asked about
         ---- status 125
         "#);
     nothing_half_made(&repo);

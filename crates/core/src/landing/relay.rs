@@ -17,19 +17,24 @@ pub struct Conversation {
     pub to: Box<dyn Write + Send>,
 }
 
-pub(super) struct Relay {
+/// A conversation under way.
+pub struct Relay {
     bytes: Arc<AtomicU64>,
     over: Arc<AtomicBool>,
     done: Receiver<()>,
 }
 
-pub(super) struct Relayed {
+/// What a conversation came to.
+pub struct Relayed {
+    /// Bytes that came from inside.
     pub bytes: u64,
+    /// More came than was allowed, and it was cut.
     pub over: bool,
 }
 
-/// Starts two threads; returns the descriptor that git will speak to.
-pub(super) fn start(conversation: Conversation, limit: u64) -> io::Result<(OwnedFd, Relay)> {
+/// Starts two threads; returns the descriptor that git will speak to. Past `limit` bytes from inside both directions
+/// are cut.
+pub fn start(conversation: Conversation, limit: u64) -> io::Result<(OwnedFd, Relay)> {
     let (ours, theirs) = UnixStream::pair()?;
     let (bytes, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
     let (sender, done) = mpsc::channel();

@@ -7,6 +7,7 @@
 //! The directories are removed when the sandbox ends; what a killed supervisor left is removed by the next
 //! one that ends.
 
+use sandbox_core::driver::Usage;
 use sandbox_core::launch::Limits;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -153,6 +154,35 @@ impl Cgroup {
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
+    }
+
+    /// What its processes have used, and which limits they ran into, as far as the kernel counts it (the peak of
+    /// memory from Linux 5.19 on, that of processes from 6.6 on, or v1).
+    pub fn usage(&self) -> Usage {
+        let mut dirs: Vec<&Path> = self.unified.iter().map(|(dir, _)| dir.as_path()).collect();
+        dirs.extend(self.split.iter().map(|(_, dir)| dir.as_path()));
+        let read = |name: &str| dirs.iter().find_map(|dir| fs::read_to_string(dir.join(name)).ok());
+        let number = |names: [&str; 2]| names.iter().find_map(|name| read(name)?.trim().parse::<u64>().ok());
+        // `oom_kill 3` among other lines.
+        let counted = |names: &[&str], key: &str| {
+            names.iter().filter_map(|name| read(name)).any(|text| {
+                let count = text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok());
+                count.is_some_and(|count| count > 0)
+            })
+        };
+        let mut limits_hit = Vec::new();
+        if counted(&["memory.events", "memory.oom_control"], "oom_kill ") {
+            limits_hit.push("memory".to_owned());
+        }
+        if counted(&["pids.events"], "max ") {
+            limits_hit.push("pids".to_owned());
+        }
+        Usage {
+            memory_peak: number(["memory.peak", "memory.max_usage_in_bytes"]),
+            processes_peak: number(["pids.peak", "pids.peak"]),
+            limits_hit,
+            ..Usage::default()
+        }
     }
 
     /// Removes the directories, once no process is left in them, and those of supervisors that are gone.

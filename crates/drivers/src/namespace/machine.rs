@@ -3,7 +3,7 @@
 use super::cgroup::Cgroup;
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
-use sandbox_core::driver::{DriverError, Machine, ProcessIdentity};
+use sandbox_core::driver::{DriverError, Machine, ProcessIdentity, Usage};
 use sandbox_sys::process;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
@@ -121,6 +121,19 @@ impl Machine for NamespaceMachine {
 
     fn take_egress(&mut self) -> Option<OwnedFd> {
         self.egress.take()
+    }
+
+    fn usage(&mut self) -> Usage {
+        let mut usage = self.cgroup.usage();
+        // Its threads may end after it; somebody who traces it may keep it for ever.
+        let _ = process::wait_gone(&self.pidfd, Some(Duration::from_millis(200)));
+        // The first process waits for all others, and the kernel for those that it leaves.
+        if let Ok(Some(used)) = process::reap(self.identity.pid) {
+            let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            usage.cpu_ms = Some((ms(used.user), ms(used.system)));
+            usage.largest_process = Some(used.largest);
+        }
+        usage
     }
 
     fn kill(&mut self) -> io::Result<()> {

@@ -141,6 +141,8 @@ fn launch(spec: &LaunchSpec) -> Result<NamespaceMachine, DriverError> {
     } else if landlock.is_none() {
         notes.push("Landlock not enforced: this kernel has none that allows renames".to_owned());
     }
+    required(spec, "landlock", landlock.is_some())?;
+    required(spec, "limits", created.enforced.len() >= wanted(&spec.limits))?;
     let (config, weak) = agent_config(spec, &created.enforced, landlock)?;
     notes.extend(weak);
     let config = sealed(&config).map_err(during("hand the agent its parameters"))?;
@@ -215,6 +217,26 @@ fn listening(egress: OwnedFd) -> io::Result<OwnedFd> {
     fds.into_iter().next().ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
+/// Refuses to go on without a layer that would only be told of, where it was required.
+fn required(spec: &LaunchSpec, layer: &'static str, stands: bool) -> Result<(), DriverError> {
+    let names = |list: &[String]| list.iter().any(|name| name == layer);
+    if stands || spec.mode == Mode::Helper || !names(&spec.require) || names(&spec.allow_weak) {
+        return Ok(());
+    }
+    let why = match layer {
+        "landlock" if spec.nested => "a nested sandbox has none",
+        "landlock" => "this kernel has none that allows renames",
+        "limits" => "no cgroup can be made here for each limit",
+        _ => "kernel.yama.ptrace_scope is 3",
+    };
+    Err(DriverError::Weak { layer, source: io::Error::new(io::ErrorKind::Unsupported, why) })
+}
+
+/// How many limits were asked for that a cgroup can have.
+fn wanted(limits: &sandbox_core::launch::Limits) -> usize {
+    [limits.memory.is_some(), limits.pids.is_some(), limits.cpu_percent.is_some()].iter().filter(|is| **is).count()
+}
+
 /// What the agent is told, and what is weak.
 fn agent_config(
     spec: &LaunchSpec,
@@ -229,6 +251,7 @@ fn agent_config(
     let writable = spec.trees.iter().any(overlay);
     // At 3 not even CAP_SYS_PTRACE may read a path out of another process.
     let yama = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").is_ok_and(|scope| scope.trim() == "3");
+    required(spec, "directory-renames", !(writable && yama))?;
     if writable && yama {
         notes.push("directories of the snapshot cannot be renamed: kernel.yama.ptrace_scope is 3".to_owned());
     }
@@ -243,7 +266,7 @@ fn agent_config(
         .chain((!spec.nested).then_some("read-only-proc-sys"))
         .map(str::to_owned)
         .collect();
-    enforced.extend(landlock.map(|abi| format!("landlock-abi-{abi}")));
+    enforced.extend(landlock.map(|abi| format!("landlock-abi-{}", landlock::effective(abi))));
     enforced.extend(limits.iter().map(|controller| format!("cgroup-{controller}")));
     let config = AgentConfig {
         id: spec.id.clone(),
@@ -266,7 +289,12 @@ fn agent_config(
         rename_notify,
         relay: true,
         enforced,
-        allow_weak: spec.allow_weak.clone(),
+        // The agent calls its part of it by what it does.
+        allow_weak: spec
+            .allow_weak
+            .iter()
+            .map(|layer| if layer == "directory-renames" { "rename-notify".to_owned() } else { layer.clone() })
+            .collect(),
     };
     Ok((config, notes))
 }

@@ -487,6 +487,7 @@ pub(crate) mod tests {
             network: Network::None,
             limits: Limits { memory: Some(1 << 30), pids: Some(1024), ..Limits::default() },
             allow_weak: vec![],
+            require: vec![],
             nested: false,
             program: "/usr/local/bin/git-sandbox".into(),
         }

@@ -102,6 +102,7 @@ impl Kit {
             network: Network::None,
             limits: Limits::default(),
             allow_weak: vec![],
+            require: vec![],
             nested: false,
             program: std::env::current_exe().unwrap(),
         };
