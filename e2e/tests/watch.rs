@@ -152,6 +152,95 @@ fn what_it_says() {
     assert_eq!(repo.git(&["config", "core.fsmonitor"]).ok(), "mine\n");
 }
 
+/// The watcher in a user namespace of its own, where limits can be set, and with mounts of its own.
+fn in_namespace(repo: &Repo, script: &str) -> Option<sandbox_testkit::Output> {
+    let env = repo.env();
+    let mut probe = env.command("unshare", repo.dir());
+    if env.run(probe.args(["-Urm", "true"])).status != 0 {
+        return None;
+    }
+    let product = env.sandbox_command(repo.dir(), &[]);
+    let head = format!("gs() {{ '{}' \"$@\"; }}\n", product.get_program().to_string_lossy());
+    let mut command = env.command("unshare", repo.dir());
+    Some(env.run(command.args(["-Urm", "sh", "-ec", &(head + script)])))
+}
+
+#[test]
+fn what_cannot_be_watched_is_named_and_spawns_go_on() {
+    let env = TestEnv::new();
+    let repo = State::Plain.build(&env, "repo");
+    let Some(out) = in_namespace(&repo, "echo 3 >/proc/sys/user/max_inotify_watches; gs watch") else {
+        skip!("no user namespaces");
+    };
+    assert_snapshot!(out, @r#"
+        ---- stderr
+        error: cannot watch '[REPO]'
+        caused by: the limit of inotify watches is reached after 3 directories and 0 files: 'user.max_inotify_watches' is 3
+        hint: `sudo sysctl user.max_inotify_watches=1024` raises the limit; without a watcher a spawn looks at every file
+        ---- status 128
+        "#);
+    let out = in_namespace(&repo, "echo 0 >/proc/sys/user/max_inotify_instances; gs watch").unwrap();
+    assert_snapshot!(out, @r#"
+        ---- stderr
+        error: cannot watch '[REPO]'
+        caused by: the limit of inotify instances is reached: 'user.max_inotify_instances' is 0
+        hint: `sudo sysctl user.max_inotify_instances=1024` raises the limit; without a watcher a spawn looks at every file
+        ---- status 128
+        "#);
+    let out = in_namespace(&repo, "mount -t tmpfs tmpfs src/deep; gs watch").unwrap();
+    assert_snapshot!(out, @r#"
+        ---- stderr
+        error: cannot watch '[REPO]'
+        caused by: another file system is mounted at 'src/deep'
+        hint: a spawn works without a watcher too: it looks at every file
+        ---- status 128
+        "#);
+    repo.git(&["config", "sandbox.watch", "always"]).ok();
+    repo.write("f", "1");
+    assert_eq!(inside(&repo, "cat f"), "1");
+    repo.sandbox(&["watch", "--stop"]);
+}
+
+#[test]
+fn the_next_one_begins_when_the_last_was_stopped() {
+    let env = TestEnv::new();
+    let repo = State::Plain.build(&env, "repo");
+    let _watching = Watching::start(&repo);
+    for _ in 0..20 {
+        assert_eq!(repo.sh("git sandbox watch --stop && git sandbox watch").status, 0);
+    }
+    // Two that begin at once are one.
+    repo.sandbox(&["watch", "--stop"]).ok();
+    let both = repo.sh("git sandbox watch & git sandbox watch; a=$?; wait $!; exit $((a + $?))");
+    assert_eq!(both.status, 0, "{both}");
+    assert_eq!(status(&repo)["running"], true);
+}
+
+#[test]
+fn doctor_tells_of_it_and_setup_takes_it_away() {
+    let env = TestEnv::new();
+    let repo = State::Plain.build(&env, "repo");
+    let line = || {
+        let said = repo.sandbox(&["doctor"]).stdout;
+        said.lines().find(|line| line.contains("watcher")).unwrap_or_default().to_owned()
+    };
+    assert!(line().contains("none runs here; "), "{}", line());
+    repo.sandbox(&["watch", "--fsmonitor"]).ok();
+    let _watching = Watching(&repo);
+    let told = line();
+    assert!(told.contains("6 directories watched here; "), "{told}");
+    let limit = fs::read_to_string("/proc/sys/fs/inotify/max_user_watches").unwrap();
+    assert!(told.contains(&format!("and {} directories in all are allowed to each user", limit.trim())), "{told}");
+    assert!(repo.git(&["config", "core.fsmonitor"]).ok().contains("__fsmonitor"));
+    let removed = repo.sandbox(&["setup", "--remove"]).expect(0);
+    assert!(removed.stderr.contains("core.fsmonitor is unset again\n"), "{removed}");
+    repo.git(&["config", "core.fsmonitor"]).expect(1);
+    // What somebody else set stays.
+    repo.git(&["config", "core.fsmonitor", "mine"]).ok();
+    assert!(!repo.sandbox(&["setup", "--remove"]).expect(0).stderr.contains("core.fsmonitor"));
+    assert_eq!(repo.git(&["config", "core.fsmonitor"]).ok(), "mine\n");
+}
+
 #[test]
 fn always_starts_one_with_the_first_spawn() {
     let env = TestEnv::new();

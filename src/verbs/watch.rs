@@ -123,7 +123,8 @@ fn begin(context: &Context, store: &Store, id: &RepoId, place: &Place, top: &Pat
                 let _ = place.stop(PATIENCE);
                 return Err(refused(top, &status.why));
             }
-            _ if ended.is_some() => {
+            // Another one that watches it begins as we do: its answer is as good.
+            _ if ended.is_some() && !FileLock::is_held(&place.lock()) => {
                 let said = std::fs::read_to_string(place.log()).unwrap_or_default();
                 let first = said.lines().next().unwrap_or("it ended at once").trim_start_matches("error: ");
                 return Err(refused(top, first));
@@ -138,15 +139,13 @@ fn begin(context: &Context, store: &Store, id: &RepoId, place: &Place, top: &Pat
 
 fn refused(top: &Path, why: &str) -> CliError {
     let error = CliError::new(format!("cannot watch '{}'", top.display())).cause(escape(why));
-    if why.contains("max_user_watches") {
-        let (_, limit, _) = limits();
+    // The names of both limits and their values are in the reason.
+    let limit = why.rsplit_once(": '").and_then(|(_, limit)| limit.split_once("' is "));
+    if let Some((name, value)) = limit.filter(|(name, _)| name.contains("inotify")) {
+        let more = value.parse::<u64>().unwrap_or(0).saturating_mul(4).max(1024);
         return error.hint(format!(
-            "`sudo sysctl fs.inotify.max_user_watches={}` raises the limit; without a watcher a spawn looks at every file",
-            limit.saturating_mul(4)
+            "`sudo sysctl {name}={more}` raises the limit; without a watcher a spawn looks at every file"
         ));
-    }
-    if why.contains("inotify instances") {
-        return error.hint("`sudo sysctl fs.inotify.max_user_instances=1024` raises the limit");
     }
     error.hint("a spawn works without a watcher too: it looks at every file")
 }

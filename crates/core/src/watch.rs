@@ -13,6 +13,7 @@
 use crate::store::{RepoDir, StoreError, make_dir, read_json, write_json};
 use sandbox_capture::{Captured, LeftOut, MANIFEST, Reason, Seen, Watch};
 use sandbox_protocol::{escape_bytes, unescape_bytes};
+use sandbox_sys::lock::FileLock;
 use sandbox_watch::{Answer, Mark, Root, Status, Token};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -22,7 +23,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a watcher may take to answer before the tree is scanned.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -74,14 +75,24 @@ impl Place {
         sandbox_watch::status(&self.dir, &self.socket(), patience).ok()
     }
 
-    /// Asks the watcher to end, and waits until it has; false when there is none.
+    /// Asks the watcher to end, and waits until it has: the next one can begin. False when there is none.
     ///
     /// # Errors
     ///
-    /// It does not answer.
+    /// It does not answer, or does not end in time.
     pub fn stop(&self, patience: Duration) -> io::Result<bool> {
         match sandbox_watch::stop(&self.dir, &self.socket(), patience) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                // Its socket goes first, and the lock with the process.
+                let until = Instant::now() + patience;
+                while FileLock::is_held(&self.lock()) {
+                    if Instant::now() > until {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Ok(true)
+            }
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
                 Ok(false)
             }

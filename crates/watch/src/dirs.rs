@@ -42,6 +42,11 @@ impl Dirs {
         self.dirs.contains_key(&watch)
     }
 
+    /// Returns all watches.
+    pub(crate) fn watches(&self) -> Vec<Watch> {
+        self.dirs.keys().copied().collect()
+    }
+
     pub(crate) fn child(&self, dir: Watch, name: &[u8]) -> Option<Watch> {
         self.dirs.get(&dir)?.children.get(name).copied()
     }

@@ -7,6 +7,10 @@
 //!                       └───────────────────────────────────┘ (another instance: old tokens are void)
 //! ```
 
+mod sweep;
+
+pub use sweep::Sweeps;
+
 use crate::dirs::{Dirs, Watch};
 use crate::log::{Kind, Log};
 use crate::mapped::{Tree, mapped};
@@ -23,6 +27,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use sweep::{Looks, Moment};
 
 /// What is said about each directory.
 const DIR: WatchFlags = WatchFlags::MODIFY
@@ -72,12 +77,14 @@ pub struct Config {
     pub most_marks: usize,
     /// Directories that are looked at before a question is answered with doubt instead of waiting.
     pub patience: usize,
+    /// How often all files are looked at.
+    pub sweeps: Sweeps,
 }
 
 impl Config {
     /// Returns the usual settings for a tree.
     pub fn new(root: PathBuf) -> Self {
-        Self { root, exclude: Vec::new(), most_marks: 100_000, patience: 20_000 }
+        Self { root, exclude: Vec::new(), most_marks: 100_000, patience: 20_000, sweeps: Sweeps::default() }
     }
 }
 
@@ -91,9 +98,11 @@ pub enum WatchError {
         root: PathBuf,
     },
     /// No more inotify instances.
-    #[error("the limit of {limit} inotify instances is reached")]
+    #[error("the limit of inotify instances is reached: '{name}' is {limit}")]
     Instances {
-        /// `fs.inotify.max_user_instances`.
+        /// The limit's name: `fs.inotify.max_user_instances`, or that of the user namespace.
+        name: &'static str,
+        /// Its value.
         limit: u64,
     },
     /// Something else.
@@ -115,6 +124,16 @@ pub fn limits() -> (u64, u64, u64) {
         text.trim().parse().unwrap_or(0)
     };
     (read("max_user_instances"), read("max_user_watches"), read("max_queued_events"))
+}
+
+/// The lower of two limits that hold at once: the system's, and the one of the user namespace that we are in.
+fn lower(names: [&'static str; 2]) -> (&'static str, u64) {
+    let read = |name: &'static str| {
+        let file = format!("/proc/sys/{}", name.replace('.', "/"));
+        Some((name, std::fs::read_to_string(file).ok()?.trim().parse().ok()?))
+    };
+    let found = names.into_iter().filter_map(read);
+    found.min_by_key(|(_, limit)| *limit).unwrap_or((names[0], 0))
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,6 +202,8 @@ pub struct Watcher {
     jobs: Vec<Job>,
     /// A directory could not be reached: what is below one that can be reached again may not be known.
     closed: bool,
+    /// When all files were looked at.
+    looks: Looks,
     state: State,
     status: Status,
     gone: bool,
@@ -225,6 +246,7 @@ impl Watcher {
             instance: random(),
             jobs: Vec::new(),
             closed: false,
+            looks: Looks::new(),
             state: State::Starting,
             status: Status { pid: std::process::id(), ..Status::default() },
             gone: false,
@@ -243,9 +265,9 @@ impl Watcher {
         self.gone
     }
 
-    /// Whether there are directories to be looked at.
+    /// Whether there are directories or files to be looked at.
     pub fn is_busy(&self) -> bool {
-        !self.jobs.is_empty() || self.state == State::Starting
+        !self.jobs.is_empty() || self.state == State::Starting || self.looks_again()
     }
 
     /// Facts.
@@ -265,6 +287,7 @@ impl Watcher {
         self.files.clear();
         self.jobs.clear();
         self.closed = false;
+        self.looks = Looks::new();
         self.state = State::Starting;
         if let Err(doubt) = self.first() {
             self.fail(doubt);
@@ -298,7 +321,7 @@ impl Watcher {
     /// Reads the events that are there, and looks at some directories.
     pub fn step(&mut self) {
         let most = self.jobs.len().min(256);
-        if let Err(doubt) = self.drain().and_then(|()| self.work(most.max(64))) {
+        if let Err(doubt) = self.drain().and_then(|()| self.work(most.max(64))).and_then(|()| self.sweep()) {
             self.fail(doubt);
         }
         if self.state == State::Starting && self.jobs.is_empty() {
@@ -309,6 +332,7 @@ impl Watcher {
     /// Answers from what had happened before the call.
     pub fn answer(&mut self, since: Option<&Token>) -> Answer {
         self.status.questions += 1;
+        self.looks.asked = Moment::now();
         match self.settle(since) {
             Ok(answer) => {
                 if let Answer::All { why, .. } = &answer {
@@ -355,6 +379,9 @@ impl Watcher {
         let Some(since) = since.filter(|since| since.instance == self.instance) else {
             return all(Some(token), "this watcher has not seen what was before");
         };
+        if let Some(why) = self.looks.doubt(&self.config.sweeps) {
+            return all(Some(token), &why);
+        }
         match self.log.since(since.number) {
             Some(mut marks) => {
                 marks.extend(mapped);
@@ -545,10 +572,11 @@ impl Watcher {
             Ok(watch) => Ok(Some(watch)),
             Err(Errno::ACCESS | Errno::PERM | Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(Errno::NOSPC) => {
-                let (dirs, files, limit) = (self.dirs.len(), self.files.len(), limits().1);
+                let (dirs, files) = (self.dirs.len(), self.files.len());
+                let (name, limit) = lower(["fs.inotify.max_user_watches", "user.max_inotify_watches"]);
                 let why = format!(
                     "the limit of inotify watches is reached after {dirs} directories and {files} files: \
-                     'fs.inotify.max_user_watches' is {limit}"
+                     '{name}' is {limit}"
                 );
                 Err(Doubt { why, again: Again::Never })
             }
@@ -608,7 +636,10 @@ fn mounted(path: &[u8]) -> String {
 
 fn instance() -> Result<OwnedFd, WatchError> {
     inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(|errno| match errno {
-        Errno::MFILE => WatchError::Instances { limit: limits().0 },
+        Errno::MFILE => {
+            let (name, limit) = lower(["fs.inotify.max_user_instances", "user.max_inotify_instances"]);
+            WatchError::Instances { name, limit }
+        }
         errno => WatchError::Io { action: "open", path: "inotify".into(), source: errno.into() },
     })
 }

@@ -3,7 +3,7 @@
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
 use rustix::process::{Uid, geteuid};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities, set_thread_res_uid};
-use sandbox_watch::{Answer, Config, Kind, Mark, Serve, Token, WatchError, Watcher, ask, serve, status, stop};
+use sandbox_watch::{Answer, Config, Kind, Mark, Serve, Sweeps, Token, WatchError, Watcher, ask, serve, status, stop};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
@@ -260,4 +260,45 @@ fn a_directory_that_went_out_and_came_back_is_looked_at_as_a_whole() {
     let before = token(&mut watcher);
     fs::write(outside.join("sub/f"), "4").unwrap();
     assert_eq!(since(&mut watcher, &before), []);
+}
+
+/// Nobody is answered from marks alone for ever: what the kernel does not tell must have been looked for.
+#[test]
+fn who_asks_after_a_long_time_without_a_look_is_told_to_look() {
+    let (_dir, root) = tree();
+    fs::write(root.join("f"), "one").unwrap();
+    let sweeps = Sweeps { trusted: Duration::ZERO, ..Sweeps::default() };
+    let mut watcher = begun(Config { sweeps, ..Config::new(root) });
+    let before = token(&mut watcher);
+    match watcher.answer(Some(&before)) {
+        Answer::All { token: Some(_), why } => assert_eq!(why, "all files were last looked at 0 s ago"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(watcher.status().doubts, 2, "and the first question of all");
+}
+
+/// A look is there for those who ask, and ends.
+#[test]
+fn all_files_are_looked_at_again_while_somebody_asks() {
+    let (dir, root) = tree();
+    for n in 0..200 {
+        fs::create_dir(root.join(format!("d{n}"))).unwrap();
+        fs::write(root.join(format!("d{n}/f")), "one").unwrap();
+    }
+    let every = Duration::from_millis(200);
+    let sweeps = Sweeps { every, trusted: PATIENCE, wanted: PATIENCE };
+    let mut watcher = begun(Config { sweeps, ..Config::new(root.clone()) });
+    let before = token(&mut watcher);
+    fs::hard_link(root.join("d7/f"), dir.path().join("outside")).unwrap();
+    fs::write(dir.path().join("outside"), "two").unwrap();
+    assert_eq!(since(&mut watcher, &before), []);
+    std::thread::sleep(every * 2);
+    assert!(watcher.is_busy(), "it is time");
+    run(&mut watcher);
+    assert!(!watcher.is_busy() && names(&since(&mut watcher, &before), "d7/f"));
+    let unasked = Sweeps { wanted: Duration::ZERO, ..sweeps };
+    let mut watcher = begun(Config { sweeps: unasked, ..Config::new(root) });
+    std::thread::sleep(every * 2);
+    assert!(!watcher.is_busy(), "nobody asked");
+    let _ = token(&mut watcher);
 }
