@@ -15,7 +15,7 @@
 //! named.
 
 use crate::estimate::estimate;
-use crate::layer::{Build, Depth, write_manifest};
+use crate::layer::{Build, Depth, top_attributes, write_manifest};
 use crate::limit;
 use crate::manifest::{MANIFEST, Manifest, ManifestError, Reason, TREE};
 use crate::paths::{self, LOOK};
@@ -29,7 +29,7 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use sandbox_sys::copy::Copier;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 /// Whole scans in one capture.
@@ -63,7 +63,7 @@ pub fn capture(request: &CaptureRequest<'_>) -> Result<Captured, CaptureError> {
             refresh(request, Some(&manifest))?;
         }
         let scans = looks.scans();
-        let mut captured = answer(looks, found.left_out, manifest, rebased);
+        let mut captured = answer(looks, found.left_out, manifest, rebased, root);
         captured.stats.scans = scans;
         return Ok(captured);
     }
@@ -139,11 +139,12 @@ pub fn capture(request: &CaptureRequest<'_>) -> Result<Captured, CaptureError> {
     found.left_out.extend(stale);
     found.left_out.extend(unreadable);
     let scans = looks.scans();
-    let mut captured = answer(looks, found.left_out, manifest, rebased);
+    let mut captured = answer(looks, found.left_out, manifest, rebased, root);
     captured.stats = crate::request::Stats {
         files: captured.stats.files,
         dirs: captured.stats.dirs,
         unchanged: captured.stats.files.saturating_sub(built.copied_files),
+        lessened: captured.stats.lessened + built.lessened,
         scans,
         ..built
     };
@@ -238,7 +239,14 @@ fn refresh(request: &CaptureRequest<'_>, manifest: Option<&Manifest>) -> Result<
     })
 }
 
-fn answer(looks: Looks<'_>, left_out: Vec<LeftOut>, manifest: Manifest, rebased: Option<Rebased>) -> Captured {
+fn answer(
+    looks: Looks<'_>,
+    left_out: Vec<LeftOut>,
+    manifest: Manifest,
+    rebased: Option<Rebased>,
+    root: BorrowedFd<'_>,
+) -> Captured {
+    let (root_attributes, root_lessened) = top_attributes(root, looks.owner());
     let seen = looks.seen(&manifest, left_out);
     let top = manifest.top();
     Captured {
@@ -248,6 +256,7 @@ fn answer(looks: Looks<'_>, left_out: Vec<LeftOut>, manifest: Manifest, rebased:
             files: manifest.files(),
             dirs: u64::from(manifest.dirs_held()).saturating_sub(1),
             unchanged: manifest.files(),
+            lessened: manifest.lessened() + u64::from(root_lessened),
             ..Default::default()
         },
         left_out: seen.left_out,
@@ -256,6 +265,7 @@ fn answer(looks: Looks<'_>, left_out: Vec<LeftOut>, manifest: Manifest, rebased:
         git_boundaries: seen.git_boundaries,
         root_mode: top.mode(),
         root_mtime: top.stat.mtime,
+        root_attributes,
         unsettled: Vec::new(),
         rebased,
         manifest,

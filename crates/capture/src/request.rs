@@ -147,6 +147,8 @@ pub struct Captured {
     pub root_mode: u32,
     /// Modification time of the top directory.
     pub root_mtime: Time,
+    /// Extended attributes of the top directory that mean something inside: name and value, sorted by name.
+    pub root_attributes: Vec<(Vec<u8>, Vec<u8>)>,
     /// Files that were still changing after the last try: each is whole as it was at some instant
     /// or torn by its writer, and the next capture looks at it again.
     pub unsettled: Vec<PathBuf>,
@@ -188,7 +190,7 @@ pub struct Stats {
     pub deleted: u64,
     /// Whole scans that were made.
     pub scans: u32,
-    /// Files and directories of the new layer without some of their rights: entries of access control
+    /// Files and directories of the snapshot without some of their rights: entries of access control
     /// lists for users and groups that do not exist inside, file capabilities, attributes that the
     /// store's file system does not take.
     pub lessened: u64,

@@ -53,6 +53,11 @@ impl<'a> Looks<'a> {
         Self { request, root, first: true, seen: Seen::default(), partly: false, scans: 0 }
     }
 
+    /// Returns who the layers belong to, where that is not who captures.
+    pub(crate) fn owner(&self) -> Option<(u32, u32)> {
+        self.request.owner
+    }
+
     /// Returns how many scans there were.
     pub(crate) fn scans(&self) -> u32 {
         self.scans

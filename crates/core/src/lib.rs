@@ -30,6 +30,7 @@ pub mod ops;
 pub mod orphan;
 pub mod prepare;
 pub mod prune;
+mod pulse;
 pub mod record;
 pub mod removal;
 pub mod repair;

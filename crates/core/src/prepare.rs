@@ -4,7 +4,7 @@
 //! lock repository ─► capture ─► git layer + views ─► snapshot ─► name, directories, record
 //!                    (nothing      (no process when
 //!                     new: no       nothing changed)
-//!                     layer)
+//!                     layer)        both again while git is at work
 //! ```
 //!
 //! Nothing is fsynced: up to the launch nothing can be lost, and a half-made sandbox is a
@@ -16,23 +16,27 @@ use crate::host_repo::{HostRepo, HostRepoError};
 use crate::id::{LayerId, Name, RepoId, SandboxId, SnapshotId};
 use crate::launch::{TreeView, User};
 use crate::names::Names;
+use crate::pulse::Pulse;
 use crate::record::{GitFacts, SandboxRecord, Snapshot};
 use crate::sandbox::Sandbox;
 use crate::store::{RepoDir, SandboxDir, Store, StoreError, make_dir, read_either, read_json, write_json};
 use crate::watch::Watched;
-use rustix::fs::{AtFlags, Timespec, Timestamps, utimensat};
+use rustix::fs::{AtFlags, Timespec, Timestamps, XattrFlags, setxattr, utimensat};
+use rustix::io::Errno;
 use sandbox_capture::Watch;
 use sandbox_capture::{CaptureError, CaptureRequest, Captured, Limit, Progress, Rebased, Secrets};
 use sandbox_capture::{Entry, Manifest, Reason};
 use sandbox_git::Git;
 use sandbox_git::index::Stat;
+use sandbox_protocol::{escape_bytes, unescape_bytes};
 use sandbox_sys::fault;
 use sandbox_sys::lock::FileLock;
 use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -258,21 +262,35 @@ fn worktree(request: &Request<'_>, repo: &RepoDir) -> Result<(Snapshot, Told)> {
     let before: Option<Snapshot> =
         latest.and_then(|latest| read_either(&repo.snapshot(&latest.snapshot)).ok().flatten());
     stop("spawn.capture", repo.path())?;
-    let captured = capture(request, repo, &top, before.as_ref())?;
-    stop("spawn.captured", repo.path())?;
-    let layers: Vec<LayerId> = captured.layers.iter().filter_map(|id| LayerId::parse(id)).collect();
-    let nested: Vec<PathBuf> =
-        captured.git_boundaries.iter().filter(|path| !path.as_os_str().is_empty()).cloned().collect();
-    let (git_layer, git) = match request.host {
-        Some(host) => git_layer(request, host, repo, &top, &captured, &nested)?,
-        None => no_git(request, repo, before.as_ref(), &captured, &nested)?,
+    let views = before.iter().flat_map(|before| before.git.views.iter().skip(1));
+    let mut pulse = Pulse::new(request.host, views.map(|view| view.host_gitdir.clone()));
+    let mut previous = before.as_ref().map(|before| before.layers.clone()).unwrap_or_default();
+    let (captured, layers, git_layer, git) = loop {
+        pulse.begin();
+        let captured = capture(request, repo, &top, &previous)?;
+        stop("spawn.captured", repo.path())?;
+        let layers: Vec<LayerId> = captured.layers.iter().filter_map(|id| LayerId::parse(id)).collect();
+        let nested: Vec<PathBuf> =
+            captured.git_boundaries.iter().filter(|path| !path.as_os_str().is_empty()).cloned().collect();
+        let (git_layer, git) = match request.host {
+            Some(host) => git_layer(request, host, repo, &top, &captured, &nested)?,
+            None => no_git(request, repo, before.as_ref(), &captured, &nested)?,
+        };
+        if !pulse.again() {
+            break (captured, layers, git_layer, git);
+        }
+        previous = layers;
     };
-    let told = told(&captured, &git);
-    let (root_mode, root_mtime) = (captured.root_mode, (captured.root_mtime.sec, captured.root_mtime.nsec));
+    let mut told = told(&captured, &git);
+    told.unsettled.extend(pulse.unsettled(&top));
+    if let Some(lock) = pulse.lock() {
+        told.notes.push(format!("another git command was at work meanwhile: '{}' exists", lock.display()));
+    }
+    let top_looks = Look::of(&captured);
     if let Some(before) = before
         && before.layers == layers
         && before.git_layer == git_layer
-        && (before.root_mode, before.root_mtime) == (root_mode, root_mtime)
+        && Look::of_snapshot(&before) == top_looks
     {
         used_now(&latest_file(repo, &top));
         return Ok((before, told));
@@ -284,9 +302,10 @@ fn worktree(request: &Request<'_>, repo: &RepoDir) -> Result<(Snapshot, Told)> {
         git_layer,
         git,
         created: now(),
-        root_mode,
-        root_mtime,
-        notes: notes(&told),
+        root_mode: top_looks.mode,
+        root_mtime: top_looks.mtime,
+        root_attributes: top_looks.attributes,
+        notes: notes(&told, &captured),
     };
     stop("spawn.snapshot", repo.path())?;
     write_json(&repo.snapshot(&snapshot.id), &snapshot, false)?;
@@ -313,11 +332,11 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0)
 }
 
-fn capture(request: &Request<'_>, repo: &RepoDir, top: &Path, before: Option<&Snapshot>) -> Result<Captured> {
-    let previous: Vec<String> = before
-        .map(|snapshot| snapshot.layers.iter().map(ToString::to_string).collect::<Vec<_>>())
-        .filter(|layers| layers.iter().all(|id| repo.layers().join(id).join("tree").is_dir()))
-        .unwrap_or_default();
+fn capture(request: &Request<'_>, repo: &RepoDir, top: &Path, previous: &[LayerId]) -> Result<Captured> {
+    let previous: Vec<String> = match previous.iter().all(|id| repo.layer_tree(id).is_dir()) {
+        true => previous.iter().map(ToString::to_string).collect(),
+        false => Vec::new(),
+    };
     let tracked = Tracked::new(request);
     let exclude = [request.store.root().to_owned()];
     let new_layer = LayerId::random();
@@ -426,8 +445,8 @@ fn no_git(
     let note =
         |path: &PathBuf| format!("'{}' is a repository: its files are carried, its '.git' is not", path.display());
     let facts = GitFacts { notes: nested.iter().map(note).collect(), ..GitFacts::default() };
-    let (mode, mtime) = (captured.root_mode, (captured.root_mtime.sec, captured.root_mtime.nsec));
-    if let Some(before) = before.filter(|before| (before.root_mode, before.root_mtime) == (mode, mtime))
+    let top_looks = Look::of(captured);
+    if let Some(before) = before.filter(|before| Look::of_snapshot(before) == top_looks)
         && repo.layer_tree(&before.git_layer).is_dir()
     {
         return Ok((before.git_layer.clone(), facts));
@@ -440,19 +459,51 @@ fn no_git(
     if let Some((uid, gid)) = owner(request.user) {
         std::os::unix::fs::lchown(&tree, Some(uid), Some(gid)).map_err(failed("change the owner of", &tree))?;
     }
-    look_like(&tree, mode, mtime)?;
+    top_looks.give(&tree)?;
     publish(repo, &temp, &id)?;
     std::mem::forget(guard);
     Ok((id, facts))
 }
 
-/// Gives a directory the mode and the time of a captured top directory.
-fn look_like(dir: &Path, mode: u32, mtime: (i64, u32)) -> Result<()> {
-    fs::set_permissions(dir, fs::Permissions::from_mode(mode & 0o777 | 0o700))
-        .map_err(failed("change the mode of", dir))?;
-    let time = Timespec { tv_sec: mtime.0, tv_nsec: i64::from(mtime.1) };
-    utimensat(rustix::fs::CWD, dir, &Timestamps { last_access: time, last_modification: time }, AtFlags::empty())
-        .map_err(|error| failed("change the time of", dir)(error.into()))
+/// What a captured top directory looks like. It is in no layer: a merged tree's top is the upper directory.
+#[derive(Debug, PartialEq, Eq)]
+struct Look {
+    mode: u32,
+    mtime: (i64, u32),
+    /// Name and value, as [`escape_bytes`] writes them.
+    attributes: Vec<(String, String)>,
+}
+
+impl Look {
+    fn of(captured: &Captured) -> Self {
+        let escaped = |(name, value): &(Vec<u8>, Vec<u8>)| (escape_bytes(name), escape_bytes(value));
+        Self {
+            mode: captured.root_mode,
+            mtime: (captured.root_mtime.sec, captured.root_mtime.nsec),
+            attributes: captured.root_attributes.iter().map(escaped).collect(),
+        }
+    }
+
+    fn of_snapshot(snapshot: &Snapshot) -> Self {
+        Self { mode: snapshot.root_mode, mtime: snapshot.root_mtime, attributes: snapshot.root_attributes.clone() }
+    }
+
+    /// Gives it to a directory.
+    fn give(&self, dir: &Path) -> Result<()> {
+        fs::set_permissions(dir, fs::Permissions::from_mode(self.mode & 0o1777 | 0o700))
+            .map_err(failed("change the mode of", dir))?;
+        for (name, value) in &self.attributes {
+            let name = OsString::from_vec(unescape_bytes(name));
+            match setxattr(dir, &*name, &unescape_bytes(value), XattrFlags::empty()) {
+                // What the file system of the store cannot hold is not carried, as in a layer.
+                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSPC | Errno::DQUOT | Errno::TOOBIG) => {}
+                Err(errno) => return Err(failed("change the attributes of", dir)(errno.into())),
+            }
+        }
+        let time = Timespec { tv_sec: self.mtime.0, tv_nsec: i64::from(self.mtime.1) };
+        utimensat(rustix::fs::CWD, dir, &Timestamps { last_access: time, last_modification: time }, AtFlags::empty())
+            .map_err(|error| failed("change the time of", dir)(error.into()))
+    }
 }
 
 fn git_layer(
@@ -574,6 +625,7 @@ fn revision(request: &Request<'_>, host: &HostRepo, repo: &RepoDir, rev: &str) -
         created: now(),
         root_mode: root.mode() & 0o777,
         root_mtime: (root.mtime(), root.mtime_nsec() as u32),
+        root_attributes: Vec::new(),
         notes: Vec::new(),
     };
     write_json(&repo.snapshot(&snapshot.id), &snapshot, false)?;
@@ -591,12 +643,7 @@ fn told(captured: &Captured, git: &GitFacts) -> Told {
         notes: git.notes.clone(),
         ..Told::default()
     };
-    match captured.stats.lessened {
-        0 => {}
-        n => told
-            .notes
-            .push(format!("{n} files or directories without rights of others, or capabilities, that they have here")),
-    }
+    told.notes.extend(lessened(captured.stats.lessened));
     for left in &captured.left_out {
         let why = match left.reason {
             Reason::Secret => {
@@ -615,9 +662,19 @@ fn told(captured: &Captured, git: &GitFacts) -> Told {
     told
 }
 
+/// That a snapshot has not all rights that there are on the host.
+fn lessened(number: u64) -> Option<String> {
+    let which = match number {
+        0 => return None,
+        1 => "1 file or directory has not the rights of others, or capabilities, that it has here".to_owned(),
+        n => format!("{n} files or directories without rights of others, or capabilities, that they have here"),
+    };
+    Some(which)
+}
+
 /// What `show` still tells later.
-fn notes(told: &Told) -> Vec<String> {
-    let mut notes = Vec::new();
+fn notes(told: &Told, captured: &Captured) -> Vec<String> {
+    let mut notes: Vec<String> = lessened(captured.stats.lessened).into_iter().collect();
     for path in told.secrets_left.iter().take(10) {
         notes.push(format!("left out: '{}' looks like a secret", path.display()));
     }
@@ -721,7 +778,7 @@ pub(crate) fn furnish(
             crate::whole::fill(&store.repo(&taken.repo), &taken.snapshot, dir, n, threads, progress)?;
         }
         // The top directory of the merged tree is the upper one: it looks like the host's.
-        look_like(&upper, taken.snapshot.root_mode, taken.snapshot.root_mtime)?;
+        Look::of_snapshot(&taken.snapshot).give(&upper)?;
     }
     Ok(())
 }

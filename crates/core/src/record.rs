@@ -55,6 +55,9 @@ pub struct Snapshot {
     pub root_mode: u32,
     /// See `root_mode`.
     pub root_mtime: (i64, u32),
+    /// Extended attributes of the top directory: name and value, as `escape_bytes` writes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub root_attributes: Vec<(String, String)>,
     /// What was left out or is special, one line each, as told to the user.
     #[serde(default)]
     pub notes: Vec<String>,

@@ -524,6 +524,7 @@ fn attributes(repo: &Repo) {
     set("src/a.c", "user.note", b"of a file");
     set("src/a.c", "user.binary", b"\0\xff");
     set("docs", "user.note", b"of a directory");
+    set("", "user.note", b"of the top directory");
     let me = if crate::is_root() { 1_879_048_192 } else { rustix::process::geteuid().as_raw() };
     let mut list = 2u32.to_le_bytes().to_vec();
     for (tag, rights, id) in
@@ -534,6 +535,8 @@ fn attributes(repo: &Repo) {
     set("src/b.c", "system.posix_acl_access", &list);
     set("docs", "system.posix_acl_access", &list);
     set("docs", "system.posix_acl_default", &list);
+    set("", "system.posix_acl_access", &list);
+    set("", "system.posix_acl_default", &list);
     repo.write("docs/heir.md", "with the rights of its directory\n");
 }
 

@@ -25,6 +25,7 @@
 //! undo     what verbs did to the host is taken back exactly, or refused
 //! supervision  who dies, hangs up, is suspended or stands still, and what goes on
 //! host_life    what happens to the host's repository, state and clock meanwhile
+//! instant  files, index and branch of one instant, while git is at work
 //! with     further repositories and directories that come along
 //! errors   one text per bad input
 //! ```
@@ -96,6 +97,7 @@ mod errors;
 mod filesystem;
 mod fork;
 mod host_life;
+mod instant;
 mod landing;
 mod leaving;
 mod life;
@@ -118,16 +120,17 @@ pub struct Subject {
     env: TestEnv,
     driver: &'static str,
     watched: bool,
+    copied: bool,
 }
 
 impl Subject {
     fn new(driver: &'static str) -> Self {
-        Self { env: TestEnv::new(), driver, watched: false }
+        Self { env: TestEnv::new(), driver, watched: false, copied: false }
     }
 
     /// As [`Subject::new`]; every sandbox has a full copy and no overlay.
     fn with_copies(driver: &'static str) -> Self {
-        let subject = Self::new(driver);
+        let subject = Self { copied: true, ..Self::new(driver) };
         subject.set("view = copy");
         subject
     }

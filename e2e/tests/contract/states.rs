@@ -43,7 +43,8 @@ do
 done
 git for-each-ref refs/bisect refs/rewritten
 echo "== history";    git log --format='%H %P %T %N' HEAD 2>/dev/null
-echo "== attributes"; getfattr -Rhd -m '^(user|system\.posix_acl)' -e hex . 2>/dev/null
+echo "== attributes"
+find . -name .git -prune -o -print0 | LC_ALL=C sort -z | xargs -0 getfattr -hd -m '^(user|system\.posix_acl)' -e hex 2>/dev/null
 echo "== links";      find . -name .git -prune -o -type f -links +1 -printf '%n %P\n' | LC_ALL=C sort
 echo "== submodules"; git submodule status --recursive
 git submodule foreach --quiet --recursive 'git status --porcelain=v2 --branch --ignored; git ls-files --stage'
@@ -199,7 +200,8 @@ macro_rules! rows {
         over_views! { $($name),*, first_status_opens_what_it_opens_on_the_host, every_state_has_a_row, from_any_directory,
             rights_of_others_are_counted,
             a_continued_operation_ends_as_in_a_copy }
-        over_watched_at_length! { $($name),*; always racy_change, submodule, linked_worktree, file_kinds }
+        over_watched_at_length! { $($name),*; always racy_change, submodule, linked_worktree, file_kinds, dirty, staged_then_changed, odd_names,
+            special_files, unreadable, attributes, nested, skipped_entries, sparse, large_ignored }
         const ROWS: &[State] = &[$(State::$state),*];
     };
 }
@@ -276,10 +278,39 @@ const CONTINUED: &[(State, &str)] = &[
     (State::Notes, "git notes append -m more HEAD && git log --notes --format=%N%T"),
 ];
 
+/// The same, of what no row of the table is: how it begins on the host, in a plain repository.
+const BEGUN: &[(&str, &str)] = &[
+    ("echo dirty >>docs/more.md; git rebase -q --autostash other", "$theirs && git rebase --continue && cat docs/more.md"),
+    ("echo dirty >>docs/more.md; git rebase -q --autostash --apply other", "$theirs && git rebase --continue"),
+    ("echo dirty >>docs/more.md; git rebase -q --autostash other", "git rebase --abort && cat docs/more.md"),
+    ("echo dirty >>docs/more.md; git merge -q --autostash other", "$theirs && git merge --continue && cat docs/more.md"),
+    ("GIT_SEQUENCE_EDITOR='sed -i 1s/pick/edit/' git rebase -q -i HEAD~2", "git commit -q --amend -m A && git rebase --continue"),
+    (
+        "git checkout -q -b topic HEAD~1 && echo t >t && git add t && git commit -q -m T && git checkout -q main &&
+         git merge -q --no-ff -m M topic && GIT_SEQUENCE_EDITOR='sed -i 0,/^pick/s//edit/' git rebase -q -i --rebase-merges HEAD~2",
+        "git commit -q --amend -m A && git rebase --continue && git log --graph --format=%s -5",
+    ),
+    ("git rebase -q --exec 'test -e stopped || { touch stopped; false; }' HEAD~2", "git rebase --continue"),
+    ("git merge -q --squash other", "$theirs && git commit -q --no-edit"),
+    ("git cherry-pick -n other", "$theirs && git commit -q -m picked"),
+    ("git cherry-pick other~1 other", "git cherry-pick --abort"),
+    ("git bisect start -q --term-old=fast --term-new=slow HEAD HEAD~3", "git bisect fast && git bisect log"),
+    (
+        "echo x >src/a.c; git stash -q; echo y >src/a.c; git commit -qam y; git stash pop",
+        "$theirs && git stash drop && git commit -q -m popped",
+    ),
+    ("git format-patch -q --stdout main..other >../m; git am -q ../m", "git am --abort"),
+
+];
+
 /// Going on inside leads to what it leads to in a plain copy of the tree.
 fn a_continued_operation_ends_as_in_a_copy(subject: &Subject) {
-    for (n, (state, goes_on)) in CONTINUED.iter().enumerate() {
+    let begun = BEGUN.iter().map(|(begin, goes_on)| (State::Plain, *begin, *goes_on));
+    let rows = CONTINUED.iter().map(|(state, goes_on)| (*state, "", *goes_on)).chain(begun);
+    for (n, (state, begin, goes_on)) in rows.enumerate() {
         let repo = state.build(&subject.env, &format!("r{n}"));
+        repo.sh(begin);
+        let goes_on = goes_on.replace("$theirs", "git checkout -q --theirs src/a.c && git add src/a.c");
         let script = format!(
             "export GIT_EDITOR=true GIT_COMMITTER_DATE='2025-05-05T05:05:05Z' GIT_AUTHOR_DATE='2025-05-05T05:05:05Z'
              git config user.name A && git config user.email a@example.com
@@ -289,9 +320,9 @@ fn a_continued_operation_ends_as_in_a_copy(subject: &Subject) {
         );
         let copy = subject.env.root().join(format!("copy-{n}"));
         let in_copy = repo.sh(&format!("cp -a . '{0}' && cd '{0}' && {{ {script}\n}}", copy.display())).stdout;
-        assert!(in_copy.contains("status 0"), "{state:?}: the control: {in_copy}");
+        assert!(in_copy.contains("status 0"), "{state:?} {begin}: the control: {in_copy}");
         let inside = subject.spawn(&repo, &[&format!("on-{n}")], &script).stdout;
-        assert_eq!(inside, in_copy, "{state:?}: {goes_on}");
+        assert_eq!(inside, in_copy, "{state:?} {begin}: {goes_on}");
     }
 }
 
@@ -324,6 +355,19 @@ fn rights_of_others_are_counted(subject: &Subject) {
     assert_eq!(inside.stdout, "664\n0\n", "{inside}");
     let told = "note: 2 files or directories without rights of others, or capabilities, that they have here\n";
     assert!(inside.stderr.contains(told), "{inside}");
+    // Whoever stands on the same snapshot has the same rights; and the top directory is in no layer.
+    let again = subject.spawn(&repo, &["again"], "true");
+    assert!(again.stderr.contains(told), "{again}");
+    repo.sh("setfacl -m u:4242:rw . src/b.c && touch src/new").ok();
+    let told = told.replace('2', "4");
+    for name in ["more", "and-again"] {
+        let more = subject.spawn(&repo, &[name], "true");
+        assert!(more.stderr.contains(&told), "{more}");
+    }
+    assert!(repo.sandbox(&["show", "more"]).ok().contains(told.trim_start_matches("note: ").trim_end()));
+    repo.sh("setfacl -b . docs src/a.c src/b.c").ok();
+    let none = subject.spawn(&repo, &["none"], "true");
+    assert!(!none.stderr.contains("rights of others"), "{none}");
 }
 
 fn every_state_has_a_row(_: &Subject) {

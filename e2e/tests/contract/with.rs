@@ -21,6 +21,7 @@ over_drivers! {
     a_merge_that_is_killed_at_any_moment_is_all_or_none,
     a_merge_that_was_cut_waits_for_what_is_in_the_way,
     edits_are_applied_to_all_or_none,
+    stash_entries_are_made_in_all_or_none,
     names_are_one_in_all,
     fork_drop_and_restore_take_all_along,
     each_vault_has_its_part_when_the_directory_is_lost,
@@ -32,6 +33,7 @@ over_drivers! {
     without_a_terminal_nobody_agrees,
     a_second_repository_tightens_too,
     secrets_of_each_stay_at_home,
+    nobody_waits_for_the_answer_about_secrets,
     at_the_end_each_is_told_of,
     a_stopped_sandbox_starts_with_all_of_it,
     a_drop_is_undone_wherever_that_is_asked_and_once,
@@ -382,6 +384,44 @@ fn edits_are_applied_to_all_or_none(subject: &Subject) {
     repo.sandbox(&["drop", "s"]).ok();
 }
 
+fn stash_entries_are_made_in_all_or_none(subject: &Subject) {
+    let (repo, lib) = two(subject, State::Plain);
+    lib.write("src/b.c", "mine\n");
+    lib.git(&["stash", "push", "-q", "-m", "mine"]).ok();
+    let script = "echo agent >>src/a.c; echo agent >>\"$LIB/src/a.c\"; echo n >\"$LIB/n\"";
+    spawn(subject, &repo, "s", &lib, script).ok();
+    let lists = || (repo.git(&["stash", "list"]).ok(), lib.git(&["stash", "list"]).ok());
+    // All but the stash itself.
+    let looks = || {
+        let rest =
+            |text: String| text.lines().filter(|line| !line.ends_with("refs/stash")).collect::<Vec<_>>().join("\n");
+        [&repo, &lib].map(|one| rest(look(one)))
+    };
+    let (before, was) = (lists(), looks());
+    for (stands, one) in [("a lock of somebody else", &lib), ("in the other", &repo)] {
+        let lock = one.dir().join(".git/refs/stash.lock");
+        fs::write(&lock, stands).unwrap();
+        let refused = repo.sandbox(&["apply", "--stash", "s"]).expect(128);
+        let place = one.dir().display();
+        assert!(refused.stderr.contains(&format!("in '{place}'; nothing was stashed in any repository")), "{refused}");
+        fs::remove_file(&lock).unwrap();
+        assert_eq!(lists(), before);
+    }
+    let done = repo.sandbox(&["apply", "--stash", "s"]).expect(0);
+    for (dir, files) in [(repo.dir(), "1 file"), (lib.dir(), "2 files")] {
+        assert!(done.stderr.contains(&format!("{}: {files} in the stash: ", dir.display())), "{done}");
+    }
+    assert_eq!(looks(), was);
+    assert!(
+        lib.git(&["stash", "list"]).ok().starts_with("stash@{0}: On main: sandbox 's': uncommitted work\nstash@{1}")
+    );
+    for one in [&repo, &lib] {
+        one.git(&["stash", "pop", "-q"]).ok();
+        assert!(one.read("src/a.c").ends_with("agent\n"));
+    }
+    assert_eq!(lists(), before);
+}
+
 fn names_are_one_in_all(subject: &Subject) {
     let (repo, lib) = two(subject, State::Plain);
     let path = lib.dir().to_str().unwrap();
@@ -611,6 +651,21 @@ fn verbs_of_one_repository_are_about_the_one_that_the_caller_is_in(subject: &Sub
     assert!(lib.has("new") && !repo.has("new"));
     lib.git(&["fetch", "-q", "sandbox::s"]).ok();
     assert_eq!(lib.id("FETCH_HEAD"), lib.id("refs/sandbox/s"));
+    // What is compared is of one repository; the others are named, each with what can be said of it there.
+    spawn(subject, &repo, "t", &lib, &COMMIT_BOTH.replace("new", "newer")).ok();
+    let hint = |name: &str, verb: &str| {
+        format!("note: '{name}' has 1 commit in '{path}' too: `git sandbox -C '{path}' {verb}`\n")
+    };
+    let between = repo.sandbox(&["diff", "s", "t"]);
+    assert!(between.stderr.contains(&(hint("s", "diff s t") + &hint("t", "diff s t"))), "{between}");
+    let table = repo.sandbox(&["conflicts", "s", "t"]);
+    assert!(table.stderr.contains(&(hint("s", "conflicts") + &hint("t", "conflicts"))), "{table}");
+    let there = lib.sandbox(&["conflicts", "s", "t"]);
+    assert_eq!(there.status, table.status, "{there}");
+    subject.spawn(&repo, &["one"], "echo x >one && git add one && git commit -qm One").ok();
+    let between = repo.sandbox(&["diff", "one", "s"]);
+    assert!(between.stderr.contains(&hint("s", "diff s")), "{between}");
+    repo.sandbox(&["drop", "--force", "t", "one"]).ok();
     // Another sandbox of the first knows nothing of the second.
     subject.spawn(&repo, &["alone"], "git commit -q --allow-empty -m Alone").ok();
     assert!(lib.sandbox(&["log", "alone"]).status != 0);
@@ -745,6 +800,33 @@ fn secrets_of_each_stay_at_home(subject: &Subject) {
     assert_eq!(spawn(subject, &repo, "t", &lib, "ls -A \"$LIB\" | grep -c pem").stdout, "0\n");
     lib.git(&["config", "sandbox.carrySecrets", "true"]).ok();
     assert_eq!(spawn(subject, &repo, "u", &lib, "ls -A \"$LIB\" | grep -c pem").stdout, "1\n");
+}
+
+fn nobody_waits_for_the_answer_about_secrets(subject: &Subject) {
+    let (repo, lib) = two(subject, State::Plain);
+    repo.write("server.pem", "-----BEGIN PRIVATE KEY-----\n");
+    lib.write("client.pem", "-----BEGIN PRIVATE KEY-----\n");
+    let path = lib.dir().to_str().unwrap();
+    let script = "test -e server.pem && test ! -e ../lib/client.pem && echo as it was said";
+    let args = ["spawn", "--driver", subject.driver, "s", "--with", path, "--", "sh", "-c", script];
+    let mut terminal = Pty::spawn(&subject.env.sandbox_command(repo.dir(), &args));
+    let mut asked = Vec::new();
+    for _ in 0..2 {
+        let said = terminal.expect("[y/N]");
+        // Both repositories are free meanwhile.
+        for one in [&repo, &lib] {
+            one.sandbox(&["spawn", "--driver", subject.driver, "--rm", "-q", "--carry-secrets", "no", "--", "true"])
+                .ok();
+        }
+        asked.push(said.contains("server.pem"));
+        terminal.send(if said.contains("server.pem") { "y\r" } else { "n\r" });
+    }
+    terminal.expect("as it was said");
+    terminal.wait();
+    asked.sort_unstable();
+    assert_eq!(asked, [false, true], "each is asked about once");
+    // Both answers are known the next time.
+    assert_eq!(subject.spawn(&repo, &["t", "--with", path], script).stdout, "as it was said\n");
 }
 
 fn at_the_end_each_is_told_of(subject: &Subject) {

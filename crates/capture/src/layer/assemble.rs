@@ -4,6 +4,7 @@ use super::Build;
 use super::entry::Outcome;
 use super::plan::{Fate, Plan, Subjects};
 use crate::manifest::{Builder, Edit, Flags, Manifest, NONE, Parts, Raw, Reason, Record};
+use crate::paths::join;
 use crate::request::CaptureError;
 use crate::scan::{Listing, Scan, What};
 use crate::stat::{Kind, Stat};
@@ -64,7 +65,7 @@ impl<'a> Assembler<'a> {
     fn run(&self) -> Option<Parts> {
         let (made, scan) = (&self.made, self.made.scan);
         let devs = self.known.map(Manifest::devs).unwrap_or_default();
-        let top = made.dir_record(&scan.top);
+        let top = made.dir_record(&scan.top, false);
         let mut builder = Builder::new(scan.start, made.build.settings, made.layers(self.known), devs, top);
         builder.git_state(made.build.request.git_state);
         if let Some(known) = self.known {
@@ -103,9 +104,10 @@ impl<'a> Assembler<'a> {
                             }
                             What::Dir(id) => {
                                 // Without a listing it vanished before it could be read.
-                                if let Some(Some(listing)) = scan.new.get(id as usize) {
-                                    let child = builder.push_dir(dir, node.name(), made.dir_record(&node.stat));
-                                    below.push((child, From::Listing(listing)));
+                                if let Some(Some(inner)) = scan.new.get(id as usize) {
+                                    let path = || join(&listing.place.path(known), node.name());
+                                    let record = made.dir_record(&node.stat, made.build.lessens(path));
+                                    below.push((builder.push_dir(dir, node.name(), record), From::Listing(inner)));
                                 }
                             }
                             What::LeaveOut(reason) => {
@@ -139,7 +141,7 @@ impl<'a> Assembler<'a> {
     ) {
         let raw = known.raw(index);
         let child = match self.update_of.get(index as usize) {
-            Some(at) if *at != NONE => self.push_updated(builder, dir, index, &raw, *at as usize),
+            Some(at) if *at != NONE => self.push_updated(builder, known, dir, index, *at as usize),
             _ => builder.take(dir, &raw),
         };
         if let (Some(child), Some(old)) = (child, raw.child()) {
@@ -148,8 +150,16 @@ impl<'a> Assembler<'a> {
     }
 
     /// Adds a known entry whose stat moved; returns the index of a directory.
-    fn push_updated(&self, builder: &mut Builder, dir: u32, index: u32, raw: &Raw<'_>, at: usize) -> Option<u32> {
-        let record = self.made.updated(index, raw, at)?;
+    fn push_updated(
+        &self,
+        builder: &mut Builder,
+        known: &'a Manifest,
+        dir: u32,
+        index: u32,
+        at: usize,
+    ) -> Option<u32> {
+        let raw = known.raw(index);
+        let record = self.made.updated(known, index, &raw, at)?;
         if raw.child().is_some() {
             return Some(builder.push_dir(dir, raw.name(), record));
         }
@@ -179,16 +189,22 @@ impl Made<'_> {
     }
 
     /// Returns the record of a known entry whose stat moved; `None` when the file is gone.
-    fn updated(&self, index: u32, raw: &Raw<'_>, at: usize) -> Option<Record> {
+    fn updated(&self, known: &Manifest, index: u32, raw: &Raw<'_>, at: usize) -> Option<Record> {
         let update = &self.scan.updates[at];
         let flags = raw.flags().with_look(update.look);
         if raw.child().is_some() {
-            return Some(self.dir_record(&update.stat));
+            let lessened = match self.fates[at] {
+                Fate::DirAttr => self.build.lessens(|| join(&known.dir_path(update.dir), raw.name())),
+                Fate::Refresh { lessened: Some(lessened), .. } => lessened,
+                _ => flags.lessened(),
+            };
+            return Some(self.dir_record(&update.stat, lessened));
         }
         match self.fates[at] {
-            Fate::Refresh { stat, racy } => {
+            Fate::Refresh { stat, racy, lessened } => {
                 let layer = Some(raw.layer_index()).filter(|_| raw.flags().reason().is_none());
-                Some(Record { stat, layer, copy: raw.copy(), flags: flags.with_racy(racy) })
+                let flags = flags.with_racy(racy).with_lessened(lessened.unwrap_or(flags.lessened()));
+                Some(Record { stat, layer, copy: raw.copy(), flags })
             }
             Fate::DirAttr | Fate::Copy => self.plan.op_of.get(&index).and_then(|op| self.copied(*op, flags)),
         }
@@ -197,21 +213,21 @@ impl Made<'_> {
     /// Returns the record of what an operation copied; `None` when the file is gone.
     fn copied(&self, op: usize, flags: Flags) -> Option<Record> {
         match self.results.get(op)? {
-            Outcome::Done { stat, copy, racy, .. } => Some(Record {
+            Outcome::Done { stat, copy, racy, lessened, .. } => Some(Record {
                 stat: *stat.as_deref().or_else(|| self.subjects.stat(self.plan.ops.get(op)?))?,
                 layer: Some(self.build.layer()),
                 copy: Some(*copy),
-                flags: flags.with_racy(*racy),
+                flags: flags.with_racy(*racy).with_lessened(*lessened),
             }),
             Outcome::Unreadable(stat) => Some(left_out(stat, Reason::Unreadable)),
             Outcome::Vanished => None,
         }
     }
 
-    fn dir_record(&self, stat: &Stat) -> Record {
+    fn dir_record(&self, stat: &Stat, lessened: bool) -> Record {
         debug_assert_eq!(stat.kind(), Kind::Dir);
         let layer = if self.build.started() { self.build.layer() } else { self.build.layer().saturating_sub(1) };
-        let flags = Flags::default().with_racy(stat.racy(self.scan.start));
+        let flags = Flags::default().with_racy(stat.racy(self.scan.start)).with_lessened(lessened);
         Record { stat: *stat, layer: Some(layer), copy: None, flags }
     }
 }
@@ -238,11 +254,11 @@ fn edited(
         return Ok(None);
     }
     edit.git_state(build.request.git_state);
-    edit.set(0, 0, made.dir_record(&scan.top));
+    edit.set(0, 0, made.dir_record(&scan.top, false));
     // Files that were gone when they were to be copied, by directory.
     let mut gone: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
     for (at, update) in scan.updates.iter().enumerate().filter(|(_, update)| update.index != 0) {
-        match made.updated(update.index, &known.raw(update.index), at) {
+        match made.updated(known, update.index, &known.raw(update.index), at) {
             Some(record) => edit.set(update.index, update.dir, record),
             None => drop(gone.entry(update.dir).or_default().insert(update.index)),
         }
@@ -262,7 +278,7 @@ fn edited(
                 _ => None,
             })
             .collect();
-        relist(&mut edit, &made, *dir, listing, |index| kept.contains(&index), &mut below);
+        relist((&mut edit, known), &made, *dir, listing, |index| kept.contains(&index), &mut below);
     }
     for (dir, gone) in gone {
         if edit.is_gone(dir) {
@@ -274,7 +290,7 @@ fn edited(
         edit.end(dir);
     }
     while let Some((dir, listing)) = below.pop() {
-        relist(&mut edit, &made, dir, listing, |_| false, &mut below);
+        relist((&mut edit, known), &made, dir, listing, |_| false, &mut below);
     }
     if edit.is_heavy(0) {
         return Ok(None);
@@ -284,7 +300,7 @@ fn edited(
 
 /// Gives a directory the entries of a listing; its new directories are still to be filled.
 fn relist<'a>(
-    edit: &mut Edit<'_>,
+    (edit, known): (&mut Edit<'_>, &Manifest),
     made: &Made<'a>,
     dir: u32,
     listing: &Listing,
@@ -303,8 +319,10 @@ fn relist<'a>(
             }
             What::Dir(id) => {
                 // Without a listing it vanished before it could be read.
-                if let Some(Some(listing)) = made.scan.new.get(id as usize) {
-                    below.push((edit.push_dir(dir, node.name(), made.dir_record(&node.stat)), listing));
+                if let Some(Some(inner)) = made.scan.new.get(id as usize) {
+                    let path = || join(&listing.place.path(Some(known)), node.name());
+                    let record = made.dir_record(&node.stat, made.build.lessens(path));
+                    below.push((edit.push_dir(dir, node.name(), record), inner));
                 }
             }
             What::LeaveOut(reason) => edit.push(node.name(), left_out(&node.stat, reason)),

@@ -18,6 +18,9 @@ use std::os::fd::BorrowedFd;
 const ACCESS: &[u8] = b"system.posix_acl_access";
 const DEFAULT: &[u8] = b"system.posix_acl_default";
 
+/// Names and values, sorted by name.
+pub(crate) type Pairs = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// What a layer holds of an entry's extended attributes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Attributes {
@@ -65,6 +68,11 @@ impl Attributes {
     /// Returns whether there is nothing to set.
     pub(super) fn is_empty(&self) -> bool {
         self.carried.is_empty()
+    }
+
+    /// Returns names and values.
+    pub(super) fn into_pairs(self) -> Pairs {
+        self.carried.into_iter().map(|(name, value)| (name.into_bytes(), value)).collect()
     }
 
     /// Sets them; false when the layer's file system has no room for one, or no such attributes.

@@ -228,11 +228,14 @@ fn create(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     }
 }
 
+/// Whether the copy has fewer rights than the host's entry; `None`: as far as was known.
+pub(crate) type Lessened = Option<bool>;
+
 /// What a comparison of a host entry with its copy says.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Compared {
     /// They are equal; the host's stat that belongs to it, and whether it is racy.
-    Same(Stat, bool),
+    Same(Stat, bool, Lessened),
     /// They differ, or one of them cannot be read.
     Differs,
 }
@@ -250,7 +253,7 @@ pub(crate) fn compare_entry(
         Kind::Symlink => {
             let read = |dir| rustix::fs::readlinkat(dir, name, Vec::new()).ok();
             match (read(host), read(layer), stat_at(host, name)) {
-                (Some(ours), Some(copy), Ok(stat)) if ours == copy => Compared::Same(stat, stat.racy(seen)),
+                (Some(ours), Some(copy), Ok(stat)) if ours == copy => Compared::Same(stat, stat.racy(seen), None),
                 _ => Compared::Differs,
             }
         }
@@ -267,8 +270,9 @@ pub(super) fn compare_directories(
     let seen = Time::now();
     let stat = fstat(host)?;
     let of = |dir| Attributes::of(dir, ids(owner));
-    let same = of(host).same(&of(layer)) && fstat(host)? == stat;
-    Ok(if same { Compared::Same(stat, stat.racy(seen)) } else { Compared::Differs })
+    let ours = of(host);
+    let same = ours.same(&of(layer)) && fstat(host)? == stat;
+    Ok(if same { Compared::Same(stat, stat.racy(seen), Some(ours.lessened)) } else { Compared::Differs })
 }
 
 /// Returns the user and the group that exist inside.
@@ -291,11 +295,12 @@ fn compare_files(
     }
     clean_pages(ours.as_fd());
     let attributes = |file: &OwnedFd| Attributes::of(file.as_fd(), ids(owner));
-    if !same_bytes(ours.as_fd(), copy.as_fd())? || !attributes(&ours).same(&attributes(&copy)) {
+    let here = attributes(&ours);
+    if !same_bytes(ours.as_fd(), copy.as_fd())? || !here.same(&attributes(&copy)) {
         return Ok(Compared::Differs);
     }
     let stat = fstat(ours.as_fd())?;
-    Ok(if stat == before { Compared::Same(stat, stat.racy(seen)) } else { Compared::Differs })
+    Ok(if stat == before { Compared::Same(stat, stat.racy(seen), Some(here.lessened)) } else { Compared::Differs })
 }
 
 /// Returns whether two files have the same content.

@@ -191,7 +191,7 @@ pub(super) fn compare_all(
                     entry::compare_directories(host.as_fd(), layer.as_fd(), owner).unwrap_or(Compared::Differs)
                 }
                 // What may not be opened has nothing that could be carried.
-                _ => Compared::Same(update.stat, false),
+                _ => Compared::Same(update.stat, false, None),
             });
         }
         let open = |tree| open_beneath(tree, &dir, LOOK).ok();

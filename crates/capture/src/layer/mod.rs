@@ -38,7 +38,7 @@ use crate::paths::{self, LOOK, name_c, open_beneath, to_path};
 use crate::remove::{remove_at, remove_tree};
 use crate::request::{CaptureError, CaptureRequest, Stats};
 use crate::stat::Kind;
-use attributes::Attributes;
+use attributes::{Attributes, Pairs};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid};
 use rustix::io::Errno;
 use sandbox_sys::copy::Copier;
@@ -202,6 +202,12 @@ impl<'a> Build<'a> {
         }
     }
 
+    /// Returns whether a directory of the new layer has fewer rights there than on the host.
+    fn lessens(&self, path: impl FnOnce() -> Vec<u8>) -> bool {
+        // Nearly no tree has any: no path is put together for nothing.
+        !self.attributes.is_empty() && self.attributes.get(&path()).is_some_and(|attributes| attributes.lessened)
+    }
+
     fn make_one(&self, path: &[u8]) -> Result<(), Errno> {
         let tree = self.tree().map_err(|_| Errno::NOENT)?;
         let parent = open_beneath(tree, paths::parent(path), LOOK)?;
@@ -292,7 +298,8 @@ impl<'a> Build<'a> {
                 self.own(&dir, c"")?;
                 rustix::fs::fchmod(&dir, Mode::from_raw_mode(entry.mode()))?;
                 let attributes = self.attributes.get(path);
-                let lessened = attributes.is_some_and(|all| !all.set(dir.as_fd()) || all.lessened);
+                // Of what was left out by choice the manifest knows.
+                let lessened = attributes.is_some_and(|all| !all.set(dir.as_fd()) && !all.lessened);
                 rustix::fs::futimens(&dir, &entry::times(entry.stat.mtime))?;
                 Ok(lessened)
             };
@@ -311,6 +318,15 @@ impl<'a> Build<'a> {
         }
         Ok(self.stats)
     }
+}
+
+/// Returns the extended attributes of the work tree's top directory that can be carried, and whether some of its
+/// rights cannot. It is in no layer: a merged tree's top is the upper directory.
+pub(crate) fn top_attributes(root: BorrowedFd<'_>, owner: Option<(u32, u32)>) -> (Pairs, bool) {
+    let Ok(top) = open_beneath(root, b"", paths::LIST) else { return (Vec::new(), false) };
+    let attributes = Attributes::of(top.as_fd(), entry::ids(owner));
+    let lessened = attributes.lessened;
+    (attributes.into_pairs(), lessened)
 }
 
 /// Writes a manifest to a new file, and puts what it stands on into the directory where it will lie.

@@ -1,6 +1,7 @@
 //! What a scan's result means for the layer, as a value.
 
 use super::Build;
+use super::entry::Lessened;
 use crate::manifest::{Manifest, Raw};
 use crate::paths::join;
 use crate::scan::{Listing, Node, Scan, What};
@@ -127,7 +128,7 @@ impl<'a> Subjects<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fate {
     /// The layers hold it as it is; only the manifest learns its stat.
-    Refresh { stat: Stat, racy: bool },
+    Refresh { stat: Stat, racy: bool, lessened: Lessened },
     /// A directory whose mode or mtime is another.
     DirAttr,
     /// It must be copied.

@@ -52,12 +52,11 @@ impl Build<'_> {
             }
         };
         for (op, outcome) in plan.ops.iter().zip(&results) {
-            if let Outcome::Done { stat, reflinked, linked, lessened, .. } = outcome {
+            if let Outcome::Done { stat, reflinked, linked, .. } = outcome {
                 let size = stat.as_deref().or(subjects.stat(op)).map_or(0, |stat| stat.size);
                 self.stats.copied_files += 1;
                 self.stats.copied_bytes += if *linked { 0 } else { size };
                 self.stats.reflinked += u64::from(*reflinked);
-                self.stats.lessened += u64::from(*lessened);
             }
         }
         // They are named when it never settles, and only then.
@@ -95,10 +94,10 @@ impl Build<'_> {
             if scan.updates[*at].stat.kind() == Kind::Dir && matches!(compared, Compared::Differs) {
                 fates[*at] = Fate::DirAttr;
             }
-            if let Compared::Same(stat, racy) = compared {
+            if let Compared::Same(stat, racy, lessened) = compared {
                 // It may have moved once more since the scan.
                 let same = by_stat(known, &Update { stat, ..scan.updates[*at] }, scan);
-                fates[*at] = if same == Some(Fate::Copy) { Fate::Copy } else { Fate::Refresh { stat, racy } };
+                fates[*at] = if same == Some(Fate::Copy) { Fate::Copy } else { Fate::Refresh { stat, racy, lessened } };
             }
         }
         // A file that got a further name: all its names are copied together, to stay one file.
@@ -167,8 +166,11 @@ impl Build<'_> {
     fn is_news(&self, known: &Manifest, update: &Update, fate: &Fate) -> bool {
         let raw = known.raw(update.index);
         match fate {
-            Fate::Refresh { stat, racy } => {
-                !raw.same(stat) || raw.flags().racy() != *racy || raw.flags().look() != update.look
+            Fate::Refresh { stat, racy, lessened } => {
+                lessened.is_some_and(|lessened| lessened != raw.flags().lessened())
+                    || !raw.same(stat)
+                    || raw.flags().racy() != *racy
+                    || raw.flags().look() != update.look
             }
             Fate::DirAttr => true,
             Fate::Copy => true,
@@ -180,9 +182,9 @@ impl Build<'_> {
 fn by_stat(known: &Manifest, update: &Update, scan: &Scan) -> Option<Fate> {
     let raw = known.raw(update.index);
     let stat = &update.stat;
-    let refresh = Fate::Refresh { stat: *stat, racy: stat.racy(scan.start) };
+    let refresh = Fate::Refresh { stat: *stat, racy: stat.racy(scan.start), lessened: None };
     if raw.flags().reason().is_some() {
-        return Some(Fate::Refresh { stat: *stat, racy: false });
+        return Some(Fate::Refresh { stat: *stat, racy: false, lessened: None });
     }
     let attributes = crate::stat::kept_mode(raw.mode()) == stat.kept_mode() && raw.mtime() == stat.mtime;
     match stat.kind() {
@@ -200,7 +202,7 @@ fn by_stat(known: &Manifest, update: &Update, scan: &Scan) -> Option<Fate> {
 }
 
 fn refresh_as_is(racy: bool, stat: &Stat) -> Fate {
-    Fate::Refresh { stat: *stat, racy }
+    Fate::Refresh { stat: *stat, racy, lessened: None }
 }
 
 /// Returns the files with several names among the new ones of a listing.

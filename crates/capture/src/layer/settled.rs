@@ -53,7 +53,7 @@ impl Build<'_> {
         };
         let updates = scan.updates.iter().zip(fates).all(|(update, fate)| match fate {
             Fate::Copy => copied(plan.op_of.get(&update.index).copied(), &update.stat),
-            Fate::Refresh { stat, racy } => !racy && old(stat),
+            Fate::Refresh { stat, racy, .. } => !racy && old(stat),
             Fate::DirAttr => old(&update.stat),
         });
         let listed = || scan.changed.iter().map(|(_, listing)| listing).chain(scan.new.iter().flatten());

@@ -50,7 +50,7 @@ pub(super) mod head {
     pub(crate) const SETTINGS: usize = 88;
     pub(crate) const FILES: usize = 96;
     pub(crate) const GIT_STATE: usize = 104;
-    /// 1: the sums of what the layers hold follow the layers' ids.
+    /// 2: the sums of what the layers hold follow the layers' ids.
     pub(crate) const HELD: usize = 112;
     /// Of a delta: the digest of the whole manifest.
     pub(crate) const BASE: usize = 120;
@@ -96,9 +96,19 @@ impl Flags {
     const RACY: u16 = 1;
     const SECRET: u16 = 2;
     const TRACKED: u16 = 4;
+    const LESSENED: u16 = 8;
 
     pub(crate) fn with_racy(self, racy: bool) -> Self {
         Self(if racy { self.0 | Self::RACY } else { self.0 & !Self::RACY })
+    }
+
+    pub(crate) fn with_lessened(self, lessened: bool) -> Self {
+        Self(if lessened { self.0 | Self::LESSENED } else { self.0 & !Self::LESSENED })
+    }
+
+    /// Some of its rights are not in the layer.
+    pub(crate) fn lessened(self) -> bool {
+        self.0 & Self::LESSENED != 0
     }
 
     pub(crate) fn with_look(self, look: Look) -> Self {
@@ -123,7 +133,7 @@ impl Flags {
 
     /// Nothing about the entry needs a second look when its stat is unchanged.
     pub(crate) fn plain(self) -> bool {
-        self.0 == 0
+        self.0 & !Self::LESSENED == 0
     }
 
     /// A change after the last look might have left no trace in the stat.

@@ -17,12 +17,14 @@ pub(crate) struct Held {
     pub(super) dirs: u32,
     /// Entries that something leads to, the top included.
     pub(super) entries: u32,
+    /// Entries that have fewer rights in the stack than on the host.
+    pub(super) lessened: u64,
 }
 
 /// Bytes of one layer's sums in the file.
 const LAYER: usize = 16;
 /// Bytes in the file beside those.
-const FIXED: usize = 8;
+const FIXED: usize = 16;
 
 impl Held {
     /// Adds an entry record.
@@ -41,6 +43,10 @@ impl Held {
     fn count(&mut self, record: &[u8], change: impl Fn(&mut u64, u64)) {
         let layer = u16_at(record, entry::LAYER);
         let kind = kind_of(u32_at(record, entry::MODE));
+        let flags = Flags(u16_at(record, entry::FLAGS));
+        if flags.lessened() {
+            change(&mut self.lessened, 1);
+        }
         if kind != Kind::Dir && layer != NO_LAYER {
             change(&mut self.files, 1);
         }
@@ -48,7 +54,7 @@ impl Held {
             let mut dirs = u64::from(self.dirs);
             change(&mut dirs, 1);
             self.dirs = u32::try_from(dirs).unwrap_or(u32::MAX);
-        } else if layer != NO_LAYER && Flags(u16_at(record, entry::FLAGS)).reason().is_none() {
+        } else if layer != NO_LAYER && flags.reason().is_none() {
             let layer = usize::from(layer);
             if self.layers.len() <= layer {
                 self.layers.resize(layer + 1, (0, 0));
@@ -62,6 +68,7 @@ impl Held {
     pub(super) fn write(&self, layers: usize, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.dirs.to_le_bytes());
         out.extend_from_slice(&self.entries.to_le_bytes());
+        out.extend_from_slice(&self.lessened.to_le_bytes());
         for at in 0..layers {
             let (files, bytes) = self.layers.get(at).copied().unwrap_or_default();
             out.extend_from_slice(&files.to_le_bytes());
@@ -73,6 +80,6 @@ impl Held {
     pub(super) fn read(bytes: &[u8], layers: usize, files: u64) -> Option<Self> {
         let table = bytes.get(FIXED..FIXED + layers * LAYER)?;
         let layers = table.chunks_exact(LAYER).map(|sums| (u64_at(sums, 0), u64_at(sums, 8))).collect();
-        Some(Self { layers, files, dirs: u32_at(bytes, 0), entries: u32_at(bytes, 4) })
+        Some(Self { layers, files, dirs: u32_at(bytes, 0), entries: u32_at(bytes, 4), lessened: u64_at(bytes, 8) })
     }
 }

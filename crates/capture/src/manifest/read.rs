@@ -281,7 +281,7 @@ impl Manifest {
             at += 2 + len;
         }
         let files = u64_at(head, head::FILES);
-        let sums = (u64_at(head, head::HELD) == 1).then(|| data.get(at..data.len() - MAGIC.len())).flatten();
+        let sums = (u64_at(head, head::HELD) == 2).then(|| data.get(at..data.len() - MAGIC.len())).flatten();
         let held = sums.and_then(|sums| Held::read(sums, layers.len(), files));
         Ok(Self {
             entries: u32_at(head, head::ENTRIES),
@@ -349,6 +349,11 @@ impl Manifest {
     /// Returns the number of regular files and symlinks that the stack holds.
     pub fn files(&self) -> u64 {
         self.files
+    }
+
+    /// Returns the number of files and directories that have fewer rights in the stack than on the host.
+    pub fn lessened(&self) -> u64 {
+        self.held.as_ref().map_or(0, |held| held.lessened)
     }
 
     /// Returns the bytes of the regular files that the stack holds, each name counted.

@@ -257,7 +257,7 @@ pub(super) fn finish(head: Head<'_>, out: &mut [u8], version: u32, at: [usize; 3
     put(head::SETTINGS, &head.settings.to_le_bytes());
     put(head::GIT_STATE, &head.git_state.to_le_bytes());
     put(head::FILES, &head.held.files.to_le_bytes());
-    put(head::HELD, &1u64.to_le_bytes());
+    put(head::HELD, &2u64.to_le_bytes());
     tables
 }
 
