@@ -12,10 +12,11 @@ use rustix::termios::isatty;
 use sandbox_capture::{Decision, Estimate, Progress, Secrets};
 use sandbox_core::gitdir::Grant;
 use sandbox_core::host_repo::HostRepo;
+use sandbox_core::id::RepoId;
 use sandbox_core::launch::User;
 use sandbox_core::prepare::{Request, Source, Taken};
 use sandbox_core::record::RepoRecord;
-use sandbox_core::store::{Store, read_json, write_twice};
+use sandbox_core::store::{RepoLocks, Store, read_json, write_twice};
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -74,7 +75,14 @@ impl Of<'_> {
     }
 }
 
-/// Captures, asking and telling what there is to ask and tell.
+/// Files look like secrets, and nobody said what is to become of such files. It is asked when what was taken is let
+/// go: whoever waits for a lock would wait for the user. Then it is captured anew.
+pub struct Question {
+    repo: RepoId,
+    left: Vec<PathBuf>,
+}
+
+/// Captures; [`tell`] tells of it. `answer` is the user's, if there was a [`Question`].
 pub fn take(
     context: &Context,
     store: &Store,
@@ -82,8 +90,13 @@ pub fn take(
     user: &User,
     args: &Asked<'_>,
     project: &Project,
-) -> Result<Taken, CliError> {
-    let secrets = if project.no_secrets { Some(false) } else { secrets(context, store, of, args)? };
+    answer: Option<bool>,
+) -> Result<(Taken, Option<Question>), CliError> {
+    let secrets = match (project.no_secrets, answer) {
+        (true, _) => Some(false),
+        (false, Some(answer)) => Some(answer),
+        (false, None) => secrets(context, store, of, args)?,
+    };
     let limit = capture_limit(context)?;
     let with: Vec<PathBuf> = context.settings("sandbox.captureWith").iter().map(PathBuf::from).collect();
     let mut grants: Vec<Grant> =
@@ -93,7 +106,7 @@ pub fn take(
         grants.clear();
     }
     grants.extend(context.settings("sandbox.grant").into_iter().map(|pattern| Grant { pattern, required: false }));
-    let all_objects = context.setting("sandbox.objects").as_deref() == Some("all");
+    let all_objects = all_objects(context);
     let bar = Bar::new(args.quiet, args.view.and_then(View::most));
     let interrupted =
         |error| if bar.asked.load(Ordering::SeqCst) { interrupted_error() } else { CliError::from(error) };
@@ -120,23 +133,18 @@ pub fn take(
     if let (Some(bytes), Some(view)) = (bar.refused(), args.view) {
         view.choose(Some(bytes))?;
     }
-    let mut taken = taken.map_err(interrupted)?;
-    if args.ask && secrets.is_none() && !taken.told.secrets_left.is_empty() && asks() && ask_secrets(store, &taken, of)?
-    {
-        // Asked once for the repository; the answer is carried out at once.
-        let request = Request { secrets: Secrets::Carry, ..request };
-        drop(taken);
-        let listening = Interrupt::listen(&bar.asked);
-        taken = sandbox_core::prepare::take(&request).map_err(interrupted)?;
-        drop(listening);
-    }
+    let taken = taken.map_err(interrupted)?;
     if bar.asked.load(Ordering::SeqCst) {
         return Err(interrupted_error());
     }
-    if !args.quiet {
-        tell(&taken, of, all_objects);
-    }
-    Ok(taken)
+    let ask = args.ask && secrets.is_none() && !taken.told.secrets_left.is_empty() && asks();
+    let question = ask.then(|| Question { repo: taken.repo.clone(), left: taken.told.secrets_left.clone() });
+    Ok((taken, question))
+}
+
+/// `sandbox.objects = all`.
+fn all_objects(context: &Context) -> bool {
+    context.setting("sandbox.objects").as_deref() == Some("all")
 }
 
 /// Threads to scan and copy with.
@@ -178,9 +186,9 @@ fn secrets(context: &Context, store: &Store, of: Of<'_>, args: &Asked<'_>) -> Re
     Ok(record.and_then(|record| record.carry_secrets))
 }
 
-/// Asks, and remembers the answer.
-fn ask_secrets(store: &Store, taken: &Taken, of: Of<'_>) -> Result<bool, CliError> {
-    let left = &taken.told.secrets_left;
+/// Asks, and remembers the answer. The caller holds no lock of a repository.
+pub fn ask_secrets(store: &Store, question: &Question, of: Of<'_>) -> Result<bool, CliError> {
+    let left = &question.left;
     match left.len() {
         1 => eprintln!("1 file looks like a secret and is not in git:"),
         n => eprintln!("{n} files look like secrets and are not in git:"),
@@ -198,7 +206,8 @@ fn ask_secrets(store: &Store, taken: &Taken, of: Of<'_>) -> Result<bool, CliErro
     }
     let _ = io::stderr().flush();
     let carry = crate::leave::yes(false);
-    let path = store.repo(&taken.repo).record();
+    let path = store.repo(&question.repo).record();
+    let _lock = RepoLocks::take(store, [&question.repo])?;
     if let Some(mut record) = read_json::<RepoRecord>(&path)? {
         record.carry_secrets = Some(carry);
         write_twice(&path, &record, true)?;
@@ -211,7 +220,7 @@ fn ask_secrets(store: &Store, taken: &Taken, of: Of<'_>) -> Result<bool, CliErro
 }
 
 /// Says what is not as the user sees it.
-fn tell(taken: &Taken, of: Of<'_>, all_objects: bool) {
+pub fn tell(context: &Context, taken: &Taken, of: Of<'_>) {
     let names = |paths: &[PathBuf]| {
         let shown: Vec<String> = paths.iter().take(NAMED).map(|path| of.shown(path)).collect();
         let more = if paths.len() > NAMED { format!(", … ({} more)", paths.len() - NAMED) } else { String::new() };
@@ -242,7 +251,7 @@ fn tell(taken: &Taken, of: Of<'_>, all_objects: bool) {
             false => eprintln!("note: {}", crate::text::escape(note)),
         }
     }
-    if all_objects && of.repo.is_some() {
+    if all_objects(context) && of.repo.is_some() {
         let which = if of.along { format!("'{}'", of.shown(Path::new(""))) } else { "this repository".into() };
         eprintln!("note: every object of {which} is visible inside (sandbox.objects = all)");
     }

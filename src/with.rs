@@ -265,7 +265,7 @@ fn agreed(
     read_only: bool,
     args: &cli::Spawn,
 ) -> Result<bool, CliError> {
-    let wide = path.to_string_lossy().into_owned();
+    let wide = sandbox_protocol::escape_bytes(path.as_os_str().as_bytes());
     let key = if read_only { format!("{wide}:ro") } else { wide.clone() };
     let file = store.repo(&main.repo_id(store)?).record();
     let record: Option<RepoRecord> = read_json(&file)?;

@@ -14,7 +14,7 @@ use sandbox_core::work::{self, Changed};
 use sandbox_git::Oid;
 use sandbox_integrate::review::review_edits;
 use sandbox_integrate::{
-    Edit, EditsPlan, EditsRequest, Kind, Layers, MergeError, Relation, Repo, RepoPath, StashRequest,
+    Edit, EditsPlan, EditsRequest, Kind, Layers, MergeError, Relation, Repo, RepoPath, Stash, StashRequest,
 };
 
 pub fn run(context: &Context, args: &cli::Apply) -> Outcome {
@@ -102,8 +102,8 @@ impl Edited {
         Ok(Self { tree, repo, edits, captured, base, tip, branch: snapshot.git.branch })
     }
 
-    /// As a stash entry.
-    fn stash(&self, context: &Context, store: &Store) -> Result<(), CliError> {
+    /// As a stash entry, which is not in the list yet.
+    fn stash(&self, context: &Context) -> Result<Stash<'_>, CliError> {
         let name = self.tree.name();
         let commit = self.tip.ok_or_else(|| {
             CliError::new("a stash needs a commit, and there is none")
@@ -113,8 +113,7 @@ impl Edited {
         let message = format!("sandbox '{name}': uncommitted work");
         let branch = self.branch.as_deref().map(|b| b.strip_prefix("refs/heads/").unwrap_or(b));
         let request = StashRequest { name, commit, branch, edits: &self.edits, message: &message, identity: &identity };
-        let _lock = crate::changing::lock(context, store, &self.tree.mount().repo)?;
-        Ok(sandbox_integrate::stash(&self.repo, &request).map(drop)?)
+        Ok(sandbox_integrate::stash(&self.repo, &request)?)
     }
 
     /// As edits of the working tree.
@@ -129,6 +128,28 @@ impl Edited {
         };
         sandbox_integrate::plan_edits(&self.repo, &request).map_err(|error| not_applied(&self.tree, error))
     }
+}
+
+/// Puts the changes of all trees into the stash lists of their repositories, or of none.
+fn into_stashes(context: &Context, store: &Store, sandbox: &Sandbox, all: &[Edited]) -> Result<(), CliError> {
+    let _locks = crate::changing::lock_all(context, store, sandbox)?;
+    let blame = |edited: &Edited, error: CliError| match sandbox.record.repos.len() {
+        1 => error,
+        _ => error
+            .cause(format!("in '{}'; nothing was stashed in any repository", escape_path(edited.repo.worktree()))),
+    };
+    // Whatever can go wrong with the files goes wrong before any list is changed.
+    let made = all.iter().map(|edited| edited.stash(context).map_err(|error| blame(edited, error)));
+    let made = made.collect::<Result<Vec<Stash<'_>>, CliError>>()?;
+    for (n, (edited, stash)) in all.iter().zip(&made).enumerate() {
+        if let Err(error) = stash.store() {
+            for done in made[..n].iter().rev() {
+                done.take_back()?;
+            }
+            return Err(blame(edited, error.into()));
+        }
+    }
+    Ok(())
 }
 
 fn bring_edits(
@@ -150,7 +171,9 @@ fn bring_edits(
         for edited in &all {
             let since = edited.tip.or(edited.base);
             review::tell(context, &mut review_edits(&edited.repo, since, &edited.edits)?)?;
-            edited.stash(context, store)?;
+        }
+        into_stashes(context, store, sandbox, &all)?;
+        for edited in &all {
             eprintln!(
                 "{}{} in the stash: `git stash pop` takes them out",
                 place(edited),

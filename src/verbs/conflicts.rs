@@ -281,6 +281,10 @@ pub fn run(context: &Context, args: &cli::Conflicts) -> Outcome {
         _ if all => eprintln!("no sandbox of this repository has commits"),
         _ => {}
     }
+    // The table is of one repository.
+    for sandbox in &sandboxes {
+        super::trees::tell_others(context, &store, sandbox, "conflicts")?;
+    }
     Ok(found.is_some_and(|table| table.collisions().next().is_some()).into())
 }
 

@@ -86,6 +86,14 @@ fn between(context: &Context, store: &Store, first: &Sandbox, second: &str, args
     };
     let (from, to) = (tip(first)?, tip(&second)?);
     let repo = open(context, store, first)?;
+    let (one, two) = (first, &second);
+    for (sandbox, partner) in [(one, two), (two, one)] {
+        super::trees::tell_others_by(context, store, sandbox, &|other| {
+            // Where only one of the two is, there is nothing to compare it with.
+            let both = partner.trees().any(|tree| tree.mount().repo == other.mount().repo);
+            if both { format!("diff {} {}", one.name(), two.name()) } else { format!("diff {}", sandbox.name()) }
+        })?;
+    }
     if from == to {
         eprintln!("nothing differs between '{}' and '{}'", first.name(), second.name());
         return Ok(0);

@@ -35,6 +35,7 @@ use sandbox_core::store::{Store, write_json};
 use sandbox_protocol::{Message, escape_bytes, unescape_bytes};
 use sandbox_sys::lock::FileLock;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -213,6 +214,9 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
         let record = SandboxRecord { name, argv, ..record };
         let sandbox = Sandbox::new(store.sandbox(&record.id), record);
         dry_run(context, store, &sandbox, &carried, policy.as_ref())?;
+        if !args.quiet {
+            carried.tell(context, args, policy.as_ref());
+        }
         return Ok(Asked::Shown);
     }
     let mut made = Vec::new();
@@ -304,23 +308,41 @@ fn take(
     (places, theirs): (&[with::Place], &Source),
 ) -> Result<Vec<Taken>, CliError> {
     let main = prepare::Of { repo: Some(repo), top: repo.top_or_gitdir(), source, along: false };
-    let along = |place: &with::Place| -> Result<Taken, CliError> {
-        let of = prepare::Of { repo: place.repo.as_ref(), top: &place.path, source: theirs, along: true };
-        prepare::take(&place.context, store, of, user, wanted, &place.project)
-            .map_err(|error| error.cause(format!("in '{}', which comes along", escape_bytes_of(&place.path))))
+    let of = |n: usize| match n.checked_sub(1) {
+        None => main,
+        Some(n) => prepare::Of { repo: places[n].repo.as_ref(), top: &places[n].path, source: theirs, along: true },
     };
     let mut order = vec![(sandbox_core::prepare::id(store, Some(repo), main.top)?, 0)];
     for (n, place) in places.iter().enumerate() {
         order.push((sandbox_core::prepare::id(store, place.repo.as_ref(), &place.path)?, n + 1));
     }
     order.sort();
-    let mut taken = Vec::new();
-    for (_, n) in order {
-        let one = match n.checked_sub(1) {
-            None => prepare::take(context, store, main, user, wanted, project)?,
-            Some(n) => along(&places[n])?,
-        };
-        taken.push((n, one));
+    let mut answers: BTreeMap<usize, bool> = BTreeMap::new();
+    // Each question lets go of all that was taken, and is asked once.
+    let mut taken = 'all: loop {
+        let mut taken = Vec::new();
+        for (_, n) in &order {
+            let answer = answers.get(n).copied();
+            let (one, question) = match n.checked_sub(1).map(|n| &places[n]) {
+                None => prepare::take(context, store, main, user, wanted, project, answer)?,
+                Some(place) => prepare::take(&place.context, store, of(*n), user, wanted, &place.project, answer)
+                    .map_err(|error| {
+                        error.cause(format!("in '{}', which comes along", escape_bytes_of(&place.path)))
+                    })?,
+            };
+            taken.push((*n, one));
+            if let Some(question) = question {
+                drop(taken);
+                answers.insert(*n, prepare::ask_secrets(store, &question, of(*n))?);
+                continue 'all;
+            }
+        }
+        break taken;
+    };
+    if !wanted.quiet {
+        for (n, one) in &taken {
+            prepare::tell(n.checked_sub(1).map_or(context, |n| &places[n].context), one, of(*n));
+        }
     }
     taken.sort_by_key(|(n, _)| *n);
     Ok(taken.into_iter().map(|(_, taken)| taken).collect())

@@ -65,13 +65,24 @@ pub fn of_which(tree: &Sandbox) -> String {
 
 /// Says which other repositories of a sandbox have commits, and what takes them: for verbs of one repository.
 pub fn tell_others(context: &Context, store: &Store, tree: &Sandbox, verb: &str) -> Result<(), CliError> {
+    tell_others_by(context, store, tree, &|_| verb.to_owned())
+}
+
+/// The same, with a verb that depends on which other repository it is.
+pub fn tell_others_by(
+    context: &Context,
+    store: &Store,
+    tree: &Sandbox,
+    verb: &dyn Fn(&Sandbox) -> String,
+) -> Result<(), CliError> {
     for other in tree.trees().filter(|other| other.tree != tree.tree) {
         let ahead = work::commits_on_host(context.git()?, store, &other)?.ahead;
         if ahead > 0 {
             let (path, name) = (place(&other), tree.name());
             eprintln!(
-                "note: '{name}' has {} in '{path}' too: `git sandbox -C '{path}' {verb}`",
-                count(ahead, "commit")
+                "note: '{name}' has {} in '{path}' too: `git sandbox -C '{path}' {}`",
+                count(ahead, "commit"),
+                verb(&other)
             );
         }
     }

@@ -58,7 +58,10 @@ fn warm(context: &Context, args: &cli::Warm) -> Outcome {
     view.iter().try_for_each(|view| view.choose(None).map(drop))?;
     let asked = Asked { grant: &[], carry_secrets: None, quiet: args.quiet, ask: false, view: view.as_ref() };
     let of = prepare::Of { repo: Some(repo), top: repo.top_or_gitdir(), source: &Source::WorkTree, along: false };
-    let taken = prepare::take(context, &store, of, &user, &asked, &project)?;
+    let (taken, _) = prepare::take(context, &store, of, &user, &asked, &project, None)?;
+    if !args.quiet {
+        prepare::tell(context, &taken, of);
+    }
     crate::plumbing::sync::start_for(&context.program, &store, &taken.repo, &taken.snapshot.id);
     if args.json {
         print_json(&Report {

@@ -177,9 +177,37 @@ pub struct StashRequest<'a> {
     pub identity: &'a Identity,
 }
 
-/// Puts a sandbox's uncommitted changes on top of the host's stash list, and returns the stash commit.
-/// The working tree is not touched. Files that the commit does not have are its untracked files.
-pub fn stash(repo: &Repo, request: &StashRequest<'_>) -> Result<Oid, MergeError> {
+/// A stash commit that is in the host's database and not in its stash list yet.
+pub struct Stash<'r> {
+    repo: &'r Repo,
+    commit: Oid,
+    message: String,
+    identity: Identity,
+    _published: crate::publish::Published,
+}
+
+impl Stash<'_> {
+    /// Puts it on top of the stash list.
+    pub fn store(&self) -> Result<(), MergeError> {
+        let git = self.repo.host().args(["stash", "store", "-m", &self.message, &self.commit.to_string()]);
+        let git = git.env("GIT_COMMITTER_NAME", &self.identity.name);
+        Ok(git.env("GIT_COMMITTER_EMAIL", &self.identity.email).run()?)
+    }
+
+    /// Takes it out of the stash list again, wherever it is there by now.
+    pub fn take_back(&self) -> Result<(), MergeError> {
+        let list = self.repo.host().args(["stash", "list", "--format=%H"]).output()?;
+        let ours = self.commit.to_string();
+        match String::from_utf8_lossy(&list.stdout).lines().position(|id| id == ours) {
+            Some(n) => Ok(self.repo.host().args(["stash", "drop", "--quiet", &format!("stash@{{{n}}}")]).run()?),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Makes a stash entry of a sandbox's uncommitted changes: [`Stash::store`] puts it into the host's list. The
+/// working tree is not touched. Files that the commit does not have are its untracked files.
+pub fn stash<'r>(repo: &'r Repo, request: &StashRequest<'_>) -> Result<Stash<'r>, MergeError> {
     let rules = Rules::read(repo)?;
     let now = attributes::read(repo, request.edits.iter().map(|edit| &edit.path))?;
     let (then, index) = (BTreeMap::new(), Index::default());
@@ -211,12 +239,9 @@ pub fn stash(repo: &Repo, request: &StashRequest<'_>) -> Result<Oid, MergeError>
     }
     let tree = write_tree(repo, Some(&base), &tracked)?;
     let message = format!("On {branch}: {}", request.message);
-    let stash = commit_tree(repo, &tree, &parents, &message, request.identity)?;
-    let _published = crate::publish::publish(repo)?;
-    let git = repo.host().args(["stash", "store", "-m", &message, &stash.to_string()]);
-    let git = git.env("GIT_COMMITTER_NAME", &request.identity.name);
-    git.env("GIT_COMMITTER_EMAIL", &request.identity.email).run()?;
-    Ok(stash)
+    let commit = commit_tree(repo, &tree, &parents, &message, request.identity)?;
+    let published = crate::publish::publish(repo)?;
+    Ok(Stash { repo, commit, message, identity: request.identity.clone(), _published: published })
 }
 
 /// Returns a commit on `commit` (`None`: on nothing) that has these edits. The working tree is not touched.

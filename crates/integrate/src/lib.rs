@@ -61,7 +61,7 @@ mod worktree;
 
 pub use apply::{Merged, apply};
 pub use captured::{Captured, CapturedFile, Kind, Layers};
-pub use edits::{Edit, EditsPlan, EditsRequest, StashRequest, apply_edits, plan_edits, stash, with_edits};
+pub use edits::{Edit, EditsPlan, EditsRequest, Stash, StashRequest, apply_edits, plan_edits, stash, with_edits};
 pub use error::{Conflict, Conflicts, MergeError, Reason};
 pub use inspect::{
     Commit, DiffStat, FileStat, Form, Relation, commits, diffstat, diffstat_between, patch, patch_between, relation,

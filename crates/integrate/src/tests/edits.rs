@@ -121,9 +121,19 @@ fn a_stash_is_popped_by_git() {
         identity: &identity(),
     };
     let before = world.status();
-    let id = stash(&world.repo(), &request).unwrap();
+    let repo = world.repo();
+    let made = stash(&repo, &request).unwrap();
+    assert_eq!(world.git(&["stash", "list"]), "");
+    made.take_back().unwrap();
+    made.store().unwrap();
+    // Wherever it is in the list by then.
+    world.write("a", "mine\n");
+    world.git(&["stash", "push", "-q", "-m", "mine"]);
+    made.take_back().unwrap();
+    assert_eq!(world.git(&["stash", "list"]), "stash@{0}: On main: mine\n");
+    world.git(&["stash", "drop", "-q"]);
+    made.store().unwrap();
     assert_eq!(world.status(), before);
-    assert_eq!(world.git(&["rev-parse", "stash@{0}"]).trim(), id.to_string());
     assert_eq!(world.git(&["stash", "list"]), "stash@{0}: On main: sandbox fix\n");
     world.merged();
     world.git(&["stash", "pop", "-q"]);
