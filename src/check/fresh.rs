@@ -56,7 +56,7 @@ impl<'a> Fresh<'a> {
         let top = self.repo.worktree()?;
         let asked = prepare::Asked { grant: &[], carry_secrets: None, quiet: true, ask: false, view: Some(&self.view) };
         let of = prepare::Of { repo: Some(self.repo), top, source: &Source::WorkTree, along: false };
-        let taken = prepare::take(context, store, of, &self.user, &asked, &self.project)?;
+        let (taken, _) = prepare::take(context, store, of, &self.user, &asked, &self.project, None)?;
         let bytes = self.view.most().map(|_| taken.bytes(store)).transpose()?;
         let network = match context.setting("sandbox.net").as_deref() {
             Some("host") if !self.project.offline => Network::Host,

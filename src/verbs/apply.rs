@@ -135,8 +135,9 @@ fn into_stashes(context: &Context, store: &Store, sandbox: &Sandbox, all: &[Edit
     let _locks = crate::changing::lock_all(context, store, sandbox)?;
     let blame = |edited: &Edited, error: CliError| match sandbox.record.repos.len() {
         1 => error,
-        _ => error
-            .cause(format!("in '{}'; nothing was stashed in any repository", escape_path(edited.repo.worktree()))),
+        _ => {
+            error.cause(format!("in '{}'; nothing was stashed in any repository", escape_path(edited.repo.worktree())))
+        }
     };
     // Whatever can go wrong with the files goes wrong before any list is changed.
     let made = all.iter().map(|edited| edited.stash(context).map_err(|error| blame(edited, error)));

@@ -305,8 +305,10 @@ const BEGUN: &[(&str, &str)] = &[
 
 /// Going on inside leads to what it leads to in a plain copy of the tree.
 fn a_continued_operation_ends_as_in_a_copy(subject: &Subject) {
-    let begun = BEGUN.iter().map(|(begin, goes_on)| (State::Plain, *begin, *goes_on));
-    let rows = CONTINUED.iter().map(|(state, goes_on)| (*state, "", *goes_on)).chain(begun);
+    // In a copy of files every entry of the index has another inode: what compares first is not what is asked here.
+    let begun =
+        BEGUN.iter().map(|(begin, goes_on)| (State::Plain, *begin, format!("git status >/dev/null; {goes_on}")));
+    let rows = CONTINUED.iter().map(|(state, goes_on)| (*state, "", (*goes_on).to_owned())).chain(begun);
     for (n, (state, begin, goes_on)) in rows.enumerate() {
         let repo = state.build(&subject.env, &format!("r{n}"));
         repo.sh(begin);

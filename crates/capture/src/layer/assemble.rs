@@ -150,14 +150,7 @@ impl<'a> Assembler<'a> {
     }
 
     /// Adds a known entry whose stat moved; returns the index of a directory.
-    fn push_updated(
-        &self,
-        builder: &mut Builder,
-        known: &'a Manifest,
-        dir: u32,
-        index: u32,
-        at: usize,
-    ) -> Option<u32> {
+    fn push_updated(&self, builder: &mut Builder, known: &'a Manifest, dir: u32, index: u32, at: usize) -> Option<u32> {
         let raw = known.raw(index);
         let record = self.made.updated(known, index, &raw, at)?;
         if raw.child().is_some() {
