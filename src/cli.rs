@@ -168,6 +168,9 @@ pub struct Spawn {
     /// Processes and threads
     #[arg(long, value_name = "N")]
     pub pids: Option<u32>,
+    /// What it may write (sandbox.disk), e.g. 20g, or none; over it everything inside is frozen
+    #[arg(long, value_name = "SIZE")]
+    pub disk: Option<String>,
     /// End the command after this time (90s, 10m, 2h)
     #[arg(long, value_name = "TIME")]
     pub timeout: Option<String>,
@@ -478,12 +481,17 @@ pub struct Stop {
     pub grace: String,
 }
 
-/// Start a stopped sandbox again.
+/// Start a stopped sandbox again, or let one go on that is frozen for want of room.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  git sandbox start fix-login\n  git sandbox start fix-login -- make test")]
+#[command(
+    after_help = "Examples:\n  git sandbox start fix-login\n  git sandbox start fix-login -- make test\n  git sandbox start --disk 20g fix-login      it may write more"
+)]
 pub struct Start {
     /// Which sandbox
     pub name: String,
+    /// What it may write from now on, e.g. 20g, or none
+    #[arg(long, value_name = "SIZE")]
+    pub disk: Option<String>,
     /// A command to run in the background; idle when left out
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<std::ffi::OsString>,

@@ -6,6 +6,7 @@ use sandbox_core::host_repo::HostRepo;
 use sandbox_core::id::RepoId;
 use sandbox_core::launch::User;
 use sandbox_core::sandbox::{Sandbox, SandboxError};
+use sandbox_core::space::Reserve;
 use sandbox_core::store::Store;
 use sandbox_core::work::{self, WorkError};
 use sandbox_git::{Git, HostEnv};
@@ -207,7 +208,21 @@ impl Context {
         let dir = self.state_dir()?;
         // Made with the caller's own group and no setgid bit: files of another group could not
         // be copied up by the overlay (EOVERFLOW).
-        Ok(Store::open(&dir)?)
+        // A wrong setting is told where it matters; it must not be in the way of making room.
+        Ok(Store::open(&dir)?.with_reserve(self.disk_reserve().unwrap_or_default()))
+    }
+
+    /// `sandbox.diskReserve`: what of its disk is kept for the host.
+    pub fn disk_reserve(&self) -> Result<Reserve, CliError> {
+        let Some(text) = self.setting("sandbox.diskReserve") else { return Ok(Reserve::Auto) };
+        match text.as_str() {
+            "auto" => Ok(Reserve::Auto),
+            "none" => Ok(Reserve::None),
+            size => crate::text::parse_size(size).map(Reserve::Bytes).ok_or_else(|| {
+                CliError::new(format!("'{}' is not a value of sandbox.diskReserve", crate::text::escape(size)))
+                    .hint("it is a size such as 2g, auto (a twentieth of the disk, at most 2 GiB), or none")
+            }),
+        }
     }
 
     /// The id of the repository that the current directory is in, if it has sandboxes.

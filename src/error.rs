@@ -15,7 +15,9 @@ use sandbox_core::landing::LandingError;
 use sandbox_core::prepare::PrepareError;
 use sandbox_core::sandbox::SandboxError;
 use sandbox_core::served::ServedError;
+use sandbox_core::space::{NoRoom, is_full};
 use sandbox_core::store::StoreError;
+use sandbox_core::view::ViewError;
 use sandbox_core::work::WorkError;
 use sandbox_protocol::FailureKind;
 use sandbox_supervisor::SuperviseError;
@@ -100,9 +102,16 @@ impl CliError {
         for cause in &self.causes {
             let _ = writeln!(err, "caused by: {cause}");
         }
-        for hint in self.hints.iter().map(String::as_str).chain(self.limit()) {
+        let fault = || self.fault().filter(|_| self.hints.is_empty());
+        for hint in self.hints.iter().map(String::as_str).chain(self.limit().or_else(fault)) {
             let _ = writeln!(err, "hint: {hint}");
         }
+    }
+
+    /// What is wrong with the disk, where nothing more particular is known. Git says the same words as the kernel.
+    fn fault(&self) -> Option<&'static str> {
+        let said = |words: &str| self.causes.iter().chain([&self.message]).any(|text| text.contains(words));
+        FAULTS.iter().find(|(words, _)| said(words)).map(|(_, hint)| *hint)
     }
 
     /// The limit of the machine that was met, by the error that the kernel has for it and for nothing else.
@@ -123,6 +132,23 @@ const LIMITS: [(&str, &str); 3] = [
         "11",
         "there may be no more processes: your limit (`ulimit -u`), that of the control group ('pids.max'), or sysctl 'kernel.threads-max'",
     ),
+];
+
+/// What the kernel says of a disk, and what to do.
+const FAULTS: [(&str, &str); 4] = [
+    (
+        "No space left on device",
+        "make room on that disk, blocks or inodes, and run the command again; nothing was lost",
+    ),
+    (
+        "Disk quota exceeded",
+        "your share of that disk is used up: make room in it, and run the command again; nothing was lost",
+    ),
+    (
+        "Read-only file system",
+        "the kernel makes a file system read-only after an error (`dmesg`): run the command again when it is writable",
+    ),
+    ("Input/output error", "the disk fails (`dmesg`): run the command again when it is well; nothing was deleted"),
 ];
 
 impl From<NameError> for CliError {
@@ -148,7 +174,7 @@ impl From<StoreError> for CliError {
                 escape(&original.to_string_lossy())
             )),
             StoreError::Io { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull => failure.hint("make room on that disk; nothing was lost"),
+                _ if is_full(source) => failure.hint("make room on that disk; nothing was lost"),
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => failure.hint(
                     "the state directory must be writable: `git config --global sandbox.stateDir DIR` names another one",
                 ),
@@ -160,6 +186,15 @@ impl From<StoreError> for CliError {
             StoreError::Damaged { .. } => failure
                 .hint("`git sandbox repair` makes it whole where it has a copy, else tells the next step; nothing else is harmed"),
         }
+    }
+}
+
+/// How room is made, and how less of the disk is kept for the host.
+pub const MAKE_ROOM: &str = "make room on that disk (`git sandbox gc`, `git sandbox trash empty`), or keep less of it for the host: `git config --global sandbox.diskReserve SIZE`";
+
+impl From<NoRoom> for CliError {
+    fn from(error: NoRoom) -> Self {
+        Self::chain(&error).hint(MAKE_ROOM)
     }
 }
 
@@ -309,7 +344,8 @@ impl From<GitDirError> for CliError {
                 failure.hint("another git command is at work: try again when it has ended")
             }
             GitDirError::Refs(_) | GitDirError::Index(_) => failure.hint("`git status` and `git fsck` tell more"),
-            GitDirError::View(_) if failure.causes.iter().any(|cause| cause.contains("No space left on device")) => {
+            GitDirError::View(ViewError::NoRoom(error)) => error.into(),
+            GitDirError::View(_) if failure.fault().is_some_and(|hint| hint == FAULTS[0].1 || hint == FAULTS[1].1) => {
                 failure.hint("make room on the disk of the state directory, or `git config --global sandbox.stateDir DIR`; nothing is left half made")
             }
             GitDirError::View(_) => failure.hint("`git fsck` tells whether the repository is damaged"),
@@ -325,6 +361,7 @@ impl From<PrepareError> for CliError {
             PrepareError::Host(error) => error.into(),
             PrepareError::GitDir(error) => error.into(),
             PrepareError::Store(error) => error.into(),
+            PrepareError::NoRoom(error) => error.into(),
             PrepareError::NameTaken { name } => {
                 failure.hint(format!("`git sandbox shell {name}` opens a shell in it; `git sandbox drop {name}` removes it"))
             }
@@ -333,7 +370,7 @@ impl From<PrepareError> for CliError {
             }
             PrepareError::NameTakenThere { .. } => failure.hint("take another name: a sandbox has the same in each of its repositories"),
             PrepareError::Capture(CaptureError::Io { ref source, .. }) | PrepareError::Io { ref source, .. }
-                if source.kind() == io::ErrorKind::StorageFull =>
+                if is_full(source) =>
             {
                 failure.hint("make room on the disk of the state directory, or `git config --global sandbox.stateDir DIR`; nothing is left half made")
             }
@@ -427,7 +464,10 @@ impl From<CommitBackError> for CliError {
                 }
                 LandingError::TooLarge(_) => failure.hint("the commits stay in the sandbox; nothing was moved"),
                 LandingError::InTheWay(_) => failure.hint("`git for-each-ref refs/sandbox` shows what is there"),
-                LandingError::Io { ref source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+                LandingError::NoRoom(_) => {
+                    failure.hint("make room on that disk and run the command again; the commits stay in the sandbox")
+                }
+                LandingError::Io { ref source, .. } if is_full(source) => {
                     failure.hint("make room on that disk and run the command again; the commits stay in the sandbox")
                 }
                 LandingError::Git(_) | LandingError::Connect(_) | LandingError::Io { .. } => failure,
@@ -465,6 +505,43 @@ impl From<ServedError> for CliError {
             ServedError::Host(error) => host_of_sandbox(error),
             ServedError::Store(error) => error.into(),
             _ => failure,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_disk_has_a_next_step_where_nothing_better_is_known() {
+        let of = |cause: &str| CliError::new("cannot write 'x'").cause(cause).fault();
+        let said = [
+            "No space left on device (os error 28)",
+            "Disk quota exceeded (os error 122)",
+            "Read-only file system (os error 30)",
+            // In the words of git.
+            "fatal: unable to write file: Input/output error",
+        ];
+        for (cause, (_, hint)) in said.iter().zip(FAULTS) {
+            assert_eq!(of(cause), Some(hint), "{cause}");
+        }
+        assert_eq!(of("Permission denied (os error 13)"), None);
+    }
+
+    #[test]
+    fn a_full_disk_is_one_by_quota_too() {
+        for number in [28, 122] {
+            let full = || io::Error::from_raw_os_error(number);
+            let path = || std::path::PathBuf::from("/s");
+            let store = StoreError::Io { action: "write", path: path(), source: full() };
+            assert_eq!(CliError::from(store).hints, ["make room on that disk; nothing was lost"]);
+            let prepare = PrepareError::Io { action: "create", path: path(), source: full() };
+            let half = "make room on the disk of the state directory, or `git config --global sandbox.stateDir DIR`; nothing is left half made";
+            assert_eq!(CliError::from(prepare).hints, [half]);
+            let landing = LandingError::Io { action: "write", path: path(), source: full() };
+            let hints = CliError::from(CommitBackError::Landing(landing)).hints;
+            assert_eq!(hints, ["make room on that disk and run the command again; the commits stay in the sandbox"]);
         }
     }
 }

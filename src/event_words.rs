@@ -1,7 +1,7 @@
 //! Events as lines for people. Everything in an event may have been chosen inside.
 
 use crate::text::{age, escape, size};
-use sandbox_protocol::event::{Event, Happened, Network, Verdict};
+use sandbox_protocol::event::{Event, Frozen, FrozenBy, Happened, Network, Verdict};
 
 /// Characters of a process's name that are shown.
 const PROCESS: usize = 32;
@@ -138,6 +138,9 @@ pub fn words(sandbox: &str, event: &Event) -> Option<String> {
         Happened::Started { argv } => format!("started: {}", escape(&argv.join(" "))),
         Happened::Exited { status } => format!("the command ended with status {status}"),
         Happened::Stopped => "stopped".to_owned(),
+        Happened::DiskLow { .. } | Happened::Frozen(_) | Happened::Thawed | Happened::MemoryKilled { .. } => {
+            limit(sandbox, &event.what)?
+        }
         Happened::Unknown => return None,
     })
 }
@@ -145,6 +148,47 @@ pub fn words(sandbox: &str, event: &Event) -> Option<String> {
 /// The proxy was gone, and is there again.
 pub fn network_restarted(sandbox: &str, reason: &str) -> String {
     format!("the network of '{sandbox}' was cut and is there again: {}", escape(reason))
+}
+
+/// What a limit did; `None` for what is no such thing.
+pub fn limit(sandbox: &str, what: &Happened) -> Option<String> {
+    Some(match what {
+        Happened::DiskLow { used, limit } => {
+            format!("'{sandbox}' has written {} of {} that it may: at that it is frozen", size(*used), size(*limit))
+        }
+        Happened::Frozen(frozen) => format!("'{sandbox}' is frozen: {}", frozen_words(sandbox, frozen)),
+        Happened::Thawed => format!("'{sandbox}' goes on"),
+        Happened::MemoryKilled { process, used, limit } => {
+            let short: String = process.chars().take(PROCESS).collect();
+            format!(
+                "'{sandbox}' took {} of memory and may take {}: '{}' was killed",
+                size(*used),
+                size(*limit),
+                escape(&short)
+            )
+        }
+        _ => return None,
+    })
+}
+
+/// Why it is frozen, and how it goes on.
+fn frozen_words(sandbox: &str, frozen: &Frozen) -> String {
+    let (have, bound) = (frozen.have, frozen.bound);
+    match frozen.why {
+        FrozenBy::DiskFull => format!(
+            "{} are free on its disk, and {} are kept for the host — make room, and it goes on by itself",
+            size(have),
+            size(bound)
+        ),
+        FrozenBy::NoInodes => format!(
+            "{have} inodes are free on its disk, and {bound} are kept for the host — make room, and it goes on by itself"
+        ),
+        FrozenBy::Limit | FrozenBy::Unknown => format!(
+            "it has written {} and may write {} — `git sandbox exec {sandbox} -- rm …` makes room, `git sandbox start --disk SIZE {sandbox}` allows more",
+            size(have),
+            size(bound)
+        ),
+    }
 }
 
 /// The proxy is gone.
@@ -236,6 +280,30 @@ mod tests {
         assert_eq!(refusal("a", &named), "blocked a.example:443 (\\u{1b}]0;x\\u{7}): that is not a host name");
         let rule = Network { rule: Some("$(id)".into()), ..refused("a.example", 443, "denied") };
         assert_eq!(refusal("a", &rule), "blocked a.example:443 (curl): it is denied");
+    }
+
+    #[test]
+    fn a_limit_says_how_it_goes_on() {
+        let says = |what: &Happened| limit("a", what).unwrap();
+        let frozen = |why, have, bound| Happened::Frozen(Frozen { why, have, bound });
+        assert_eq!(
+            says(&frozen(FrozenBy::DiskFull, 1 << 30, 2 << 30)),
+            "'a' is frozen: 1.0 GiB are free on its disk, and 2.0 GiB are kept for the host — make room, and it goes on by itself"
+        );
+        assert_eq!(
+            says(&frozen(FrozenBy::NoInodes, 9, 10)),
+            "'a' is frozen: 9 inodes are free on its disk, and 10 are kept for the host — make room, and it goes on by itself"
+        );
+        assert_eq!(
+            says(&frozen(FrozenBy::Limit, 11 << 20, 10 << 20)),
+            "'a' is frozen: it has written 11.0 MiB and may write 10.0 MiB — `git sandbox exec a -- rm …` makes room, `git sandbox start --disk SIZE a` allows more"
+        );
+        let low = Happened::DiskLow { used: 8 << 20, limit: 10 << 20 };
+        assert_eq!(says(&low), "'a' has written 8.0 MiB of 10.0 MiB that it may: at that it is frozen");
+        assert_eq!(says(&Happened::Thawed), "'a' goes on");
+        let killed = Happened::MemoryKilled { process: "x\u{1b}[2J".into(), used: 2 << 30, limit: 1 << 30 };
+        assert_eq!(says(&killed), "'a' took 2.0 GiB of memory and may take 1.0 GiB: 'x\\u{1b}[2J' was killed");
+        assert_eq!(limit("a", &Happened::Stopped), None);
     }
 
     #[test]

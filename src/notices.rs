@@ -50,6 +50,8 @@ impl Notices {
             Happened::NetworkRestarted { reason } => {
                 self.held.push(event_words::network_restarted(&self.sandbox, reason));
             }
+            // A sandbox can bring these about as often as it likes, too.
+            what if self.held.len() < HELD => self.held.extend(event_words::limit(&self.sandbox, what)),
             _ => {}
         }
     }

@@ -4,6 +4,7 @@
 //! ```toml
 //! net = "none"            # even if sandbox.net says host
 //! memory = "2g"           # at most
+//! disk = "10g"            # at most
 //! pids = 256              # at most
 //! timeout = "30m"         # at most
 //! carry-secrets = false   # never, and nobody is asked
@@ -32,7 +33,7 @@ impl Project {
         match std::fs::read_to_string(&path) {
             Ok(text) => Self::parse(&text).map_err(|why| {
                 CliError::new(format!("'{FILE}' is not valid")).cause(crate::text::escape(&why)).hint(
-                    "it may have net, memory, pids, timeout, carry-secrets, require, min-isolation and deny, each only to tighten your settings, and check and with, which you are asked about",
+                    "it may have net, memory, disk, pids, timeout, carry-secrets, require, min-isolation and deny, each only to tighten your settings, and check and with, which you are asked about",
                 )
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),

@@ -10,6 +10,7 @@ use sandbox_core::assemble::launch_spec;
 use sandbox_core::connection::{Connection, ConnectionError};
 use sandbox_core::launch::{Mode, Network};
 use sandbox_core::sandbox::{Sandbox, SandboxError, State};
+use sandbox_core::space::{Need, Reserve};
 use sandbox_core::store::{Store, make_dir, write_json};
 use sandbox_protocol::{Exec, Failure, FailureKind, Frame, FrameType, Message, escape_bytes};
 use sandbox_sys::lock::FileLock;
@@ -40,6 +41,7 @@ pub fn start(
     let min = demands.min.max(sandbox.record.min_isolation);
     Demands { min, ..Demands::default() }.refuse_weaker(crate::verbs::spawn::driver(&sandbox.record.driver)?)?;
     demands.refuse_lowering(context, &sandbox.record.allow_weak)?;
+    store.has_room(Need::default())?;
     empty_tmp(sandbox)?;
     let mut spec = launch_spec(store, sandbox, Mode::Work, &context.program)?;
     spec.require.extend(demands.require);
@@ -59,12 +61,23 @@ pub fn start(
     }
     command
         .current_dir("/")
+        .arg(reserve(context.disk_reserve()?))
         .stdin(Stdio::from(OwnedFd::from(theirs)))
         .stdout(Stdio::from(lock.into_fd()))
         .stderr(Stdio::from(errors))
         .spawn()
         .map_err(CliError::io("start the sandbox's supervisor"))?;
     Ok(Connection::with_features(ours, &features())?)
+}
+
+/// What the supervisor is told of `sandbox.diskReserve`.
+fn reserve(reserve: Reserve) -> String {
+    let text = match reserve {
+        Reserve::Auto => "auto".to_owned(),
+        Reserve::Bytes(bytes) => bytes.to_string(),
+        Reserve::None => "none".to_owned(),
+    };
+    format!("--reserve={text}")
 }
 
 /// The private `/tmp` begins empty, as after a boot. A start that was cut here may have left none, or one of
@@ -154,6 +167,9 @@ pub fn refused(failure: &Failure) -> CliError {
             .status(127)
             .hint("is it installed on the host, in a directory that is shown inside? `git sandbox doctor` lists them"),
         FailureKind::CannotExecute => error.status(126),
+        FailureKind::Frozen => {
+            error.hint("make room on that disk, and it goes on by itself; `git sandbox show` tells how much")
+        }
         FailureKind::NoDirectory => {
             error.hint("the directory is one inside the sandbox: `--workdir DIR` names another")
         }

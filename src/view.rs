@@ -141,5 +141,5 @@ pub fn is_full(error: &CopyError) -> bool {
         CopyError::Index { source, .. } => source,
         CopyError::Manifest(_) | CopyError::Store(_) => return false,
     };
-    io.kind() == io::ErrorKind::StorageFull
+    sandbox_core::space::is_full(io)
 }

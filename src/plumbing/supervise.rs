@@ -1,9 +1,10 @@
-//! `__supervise DIR [--once]`: the supervisor of one sandbox.
+//! `__supervise DIR [--once] --reserve=auto|none|BYTES`: the supervisor of one sandbox.
 
 use super::argument;
 use crate::error::CliError;
 use sandbox_core::launch::LaunchSpec;
 use sandbox_core::record::SandboxRecord;
+use sandbox_core::space::Reserve;
 use sandbox_core::store::{Store, read_json};
 use sandbox_protocol::{Failure, FailureKind, Message, encode_control, try_encode_control};
 use sandbox_supervisor::{Config, supervise};
@@ -20,6 +21,12 @@ use std::time::Duration;
 pub fn run(args: &[OsString]) -> Result<(), CliError> {
     let dir = PathBuf::from(argument(args, 0, "the sandbox's directory")?);
     let once = args.iter().any(|arg| arg == "--once");
+    let reserve = args.iter().find_map(|arg| arg.to_str()?.strip_prefix("--reserve="));
+    let reserve = match reserve {
+        Some("none") => Reserve::None,
+        Some(bytes) => bytes.parse().map_or(Reserve::Auto, Reserve::Bytes),
+        None => Reserve::Auto,
+    };
     // A session of our own: the terminal's signals and its end are not for us.
     let _ = rustix::process::setsid();
     // Whatever else the caller had open (a pipe that somebody waits for the end of, a file) is not ours.
@@ -28,10 +35,10 @@ pub fn run(args: &[OsString]) -> Result<(), CliError> {
     close_standard()?;
     let client = UnixStream::from(client);
     let report = client.try_clone().map_err(CliError::io("duplicate the connection"))?;
-    run_in(&dir, once, client, lock).inspect_err(|error| tell(&report, error))
+    run_in(&dir, once, reserve, client, lock).inspect_err(|error| tell(&report, error))
 }
 
-fn run_in(dir: &Path, once: bool, client: UnixStream, lock: FileLock) -> Result<(), CliError> {
+fn run_in(dir: &Path, once: bool, reserve: Reserve, client: UnixStream, lock: FileLock) -> Result<(), CliError> {
     let (store, dir) = open(dir)?;
     let spec: LaunchSpec = read_json(&dir.launch())?.ok_or_else(|| CliError::new("there is nothing to launch"))?;
     let record: SandboxRecord = read_json(&dir.record())?.ok_or_else(|| CliError::new("the sandbox is half-made"))?;
@@ -52,6 +59,7 @@ fn run_in(dir: &Path, once: bool, client: UnixStream, lock: FileLock) -> Result<
         rescue_every: Some(Duration::from_secs(record.rescue_every)).filter(|every| !every.is_zero()),
         serve_host: vec![program.clone(), "__serve-host".into(), own],
         proxy: vec![program, "__proxy".into(), dir.network().to_string_lossy().into_owned()],
+        reserve,
         terminate: Some(terminate()?),
         dir,
     };

@@ -34,6 +34,7 @@ pub struct Project {
 struct Text {
     net: Option<String>,
     memory: Option<String>,
+    disk: Option<String>,
     pids: Option<u32>,
     timeout: Option<String>,
     carry_secrets: Option<bool>,
@@ -63,11 +64,13 @@ impl Project {
             .memory
             .map(|size| parse_size(&size).ok_or(format!("memory = \"{size}\" is not a size")))
             .transpose()?;
+        let disk =
+            text.disk.map(|size| parse_size(&size).ok_or(format!("disk = \"{size}\" is not a size"))).transpose()?;
         let timeout = text
             .timeout
             .map(|time| parse_duration(&time).ok_or(format!("timeout = \"{time}\" is not a time")))
             .transpose()?;
-        let limits = Limits { memory, pids: text.pids, ..Limits::default() };
+        let limits = Limits { memory, pids: text.pids, disk, ..Limits::default() };
         let rule = |host: &String| host.parse::<Rule>().map_err(|error| format!("deny: '{host}': {}", error.wrong));
         let deny = text.deny.iter().map(rule).collect::<Result<_, _>>()?;
         if let Some(empty) = text.with.iter().find(|path| path.trim_end_matches(":ro").is_empty()) {
@@ -116,6 +119,7 @@ impl Project {
             }
         }
         let memory = tighter(limits.memory, self.limits.memory);
-        Limits { memory, pids: tighter(limits.pids, self.limits.pids), ..limits }
+        let disk = tighter(limits.disk, self.limits.disk);
+        Limits { memory, disk, pids: tighter(limits.pids, self.limits.pids), ..limits }
     }
 }

@@ -10,6 +10,7 @@ use crate::text::{count, escape, escape_bytes, size};
 use sandbox_core::fork::{ForkError, Hold, Made, Request, Told, fork};
 use sandbox_core::id::Name;
 use sandbox_core::sandbox::{Sandbox, SandboxError};
+use sandbox_core::space::is_full;
 use sandbox_core::store::Store;
 use sandbox_core::work;
 use sandbox_protocol::{escape_bytes as protocol_bytes, unescape_bytes};
@@ -108,7 +109,7 @@ impl From<ForkError> for CliError {
                 let failure = Self::new(format!("cannot copy the sandbox '{name}': '{path}'"))
                     .cause(escape(&source.source.to_string()));
                 match source.source.kind() {
-                    io::ErrorKind::StorageFull => failure.hint(
+                    _ if is_full(&source.source) => failure.hint(
                         "make room on the disk of the state directory, or `git config --global sandbox.stateDir DIR`; nothing is left half made",
                     ),
                     io::ErrorKind::PermissionDenied => {

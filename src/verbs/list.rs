@@ -11,6 +11,7 @@ use sandbox_core::sandbox::{Sandbox, State};
 use sandbox_core::store::Store;
 use sandbox_core::work;
 use sandbox_protocol::ExitStatus;
+use sandbox_protocol::event::{Frozen, FrozenBy};
 use serde::Serialize;
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
@@ -50,6 +51,12 @@ pub struct Row {
     pub uncommitted: usize,
     /// Bytes of its own on disk.
     pub disk_bytes: u64,
+    /// Bytes that it may write.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_limit: Option<u64>,
+    /// Everything inside stands still, for want of room.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<Frozen>,
     /// Bytes of memory of its processes.
     pub memory_bytes: u64,
     /// Seconds since the last output of the main command (or its start).
@@ -211,6 +218,15 @@ fn words_at(row: &Row, now: u64) -> String {
         ("stopped", Some(ended)) => ended,
         (state, _) => state.to_owned(),
     };
+    if let Some(frozen) = &row.frozen {
+        words.push_str(match frozen.why {
+            FrozenBy::DiskFull => ", frozen (disk full)",
+            FrozenBy::NoInodes => ", frozen (no inodes left)",
+            FrozenBy::Limit | FrozenBy::Unknown => ", frozen (disk limit)",
+        });
+    } else if row.disk_limit.is_some_and(|limit| row.disk_bytes >= limit / 5 * 4) {
+        words.push_str(", near its disk limit");
+    }
     if row.blocked > 0 {
         words.push_str(&format!(", blocked {}", row.blocked));
     }
@@ -274,6 +290,8 @@ pub fn row(context: &Context, store: &Store, sandbox: &Sandbox, memory: &HashMap
         rewritten: commits.rewritten,
         uncommitted,
         disk_bytes: work::disk(sandbox),
+        disk_limit: record.limits.disk,
+        frozen: status.frozen.filter(|_| state == State::Running),
         memory_bytes: status
             .init
             .as_ref()
@@ -358,6 +376,8 @@ mod tests {
             rewritten: false,
             uncommitted: 0,
             disk_bytes: 0,
+            disk_limit: None,
+            frozen: None,
             memory_bytes: 0,
             silent_seconds: None,
             blocked: 0,
@@ -383,6 +403,15 @@ mod tests {
         assert_eq!(says(ended("stopped (crashed)", 0, None, false)), "stopped (crashed)");
         let weak = Row { allow_weak: vec!["seccomp".into()], ..row("running") };
         assert_eq!(says(weak), "running, may lack seccomp");
+        assert_eq!(says(Row { disk_bytes: 79, disk_limit: Some(100), ..row("stopped") }), "stopped");
+        assert_eq!(
+            says(Row { disk_bytes: 80, disk_limit: Some(100), ..row("running") }),
+            "running, near its disk limit"
+        );
+        let frozen = |why| Row { frozen: Some(Frozen { why, have: 1, bound: 2 }), ..row("running") };
+        assert_eq!(says(frozen(FrozenBy::DiskFull)), "running, frozen (disk full)");
+        assert_eq!(says(frozen(FrozenBy::NoInodes)), "running, frozen (no inodes left)");
+        assert_eq!(says(frozen(FrozenBy::Limit)), "running, frozen (disk limit)");
         assert_eq!(says(Row { blocked: 3, ..row("running") }), "running, blocked 3");
         assert_eq!([signal_words(15), signal_words(9), signal_words(64)], ["TERM", "KILL", "64"]);
     }

@@ -4,6 +4,7 @@ use super::list::{Along, Row, memory_by_namespace, print_json, row, state_words}
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
+use crate::event_words::limit as limit_words;
 use crate::text::{age, count, escape, escape_bytes, size, tilde};
 use sandbox_core::kept;
 use sandbox_core::launch::{Network, TreeView};
@@ -11,6 +12,7 @@ use sandbox_core::sandbox::{Sandbox, State};
 use sandbox_core::store::Store;
 use sandbox_core::work;
 use sandbox_integrate::Finding;
+use sandbox_protocol::event::Happened;
 use sandbox_protocol::{Message, SessionStatus};
 use serde::Serialize;
 use std::ffi::OsStr;
@@ -183,14 +185,19 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
             Network::Host => "the host's".to_owned(),
         }
     );
+    let limit = row.disk_limit.map(|limit| format!(", may write {}", size(limit))).unwrap_or_default();
     match row.view {
         TreeView::Overlay => {
-            println!("disk        {} of its own, on {}", size(row.disk_bytes), count(shown.layers, "shared layer"));
+            let layers = count(shown.layers, "shared layer");
+            println!("disk        {} of its own, on {layers}{limit}", size(row.disk_bytes));
         }
         TreeView::Copy => {
             println!("view        copy: all of the tree is its own");
-            println!("disk        {}, shared blocks counted", size(row.disk_bytes));
+            println!("disk        {}, shared blocks counted{limit}", size(row.disk_bytes));
         }
+    }
+    if let Some(words) = row.frozen.and_then(|frozen| limit_words(&row.name, &Happened::Frozen(frozen))) {
+        println!("frozen      {words}");
     }
     if row.memory_bytes > 0 {
         println!("memory      {}", size(row.memory_bytes));

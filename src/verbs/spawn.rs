@@ -113,6 +113,7 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
         repo.worktree().map_err(|error| prepare::bare_hint(CliError::from(error)))?;
     }
     store.writable()?;
+    context.disk_reserve()?;
     let names = match args.count {
         Some(count) => template::names(args.name.as_deref(), count)?,
         None => vec![args.name.as_deref().map(Name::parse).transpose()?],
@@ -154,7 +155,8 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
         Network::Allow => Some(presets::network::policy(context, args, &project, preset.as_ref())?),
         Network::None | Network::Host => None,
     };
-    let asked_limits = AskedLimits { memory: args.memory.as_deref(), cpus: args.cpus, pids: args.pids };
+    let asked_limits =
+        AskedLimits { memory: args.memory.as_deref(), cpus: args.cpus, pids: args.pids, disk: args.disk.as_deref() };
     let limits = project.tighten(limits(context, &asked_limits)?);
     let timeout = args.timeout.as_deref().map(time).transpose()?.into_iter().chain(project.timeout).min();
     let asked = variables(context, &args.env)?;
@@ -767,6 +769,8 @@ pub struct AskedLimits<'a> {
     pub cpus: Option<f64>,
     /// `--pids N`.
     pub pids: Option<u32>,
+    /// `--disk SIZE`.
+    pub disk: Option<&'a str>,
 }
 
 /// The limits of a sandbox: what is asked for, what is set, else what everybody gets.
@@ -803,7 +807,27 @@ pub fn limits(context: &Context, args: &AskedLimits<'_>) -> Result<Limits, CliEr
         })?,
         (None, None) => DEFAULT_PIDS,
     };
-    Ok(Limits { memory, pids: Some(pids), cpu_percent, disk: None })
+    let disk = match (args.disk, context.setting("sandbox.disk")) {
+        (Some(text), _) => disk_limit(text)?,
+        (None, Some(text)) if text == "none" => None,
+        (None, Some(text)) => Some(bytes(&text).ok_or_else(|| {
+            CliError::new(format!("'{}' is not a value of sandbox.disk", escape(&text)))
+                .hint("it is a size such as 20g, or none")
+        })?),
+        (None, None) => None,
+    };
+    Ok(Limits { memory, pids: Some(pids), cpu_percent, disk })
+}
+
+/// The value of `--disk`.
+pub fn disk_limit(text: &str) -> Result<Option<u64>, CliError> {
+    match parse_size(text).filter(|size| *size > 0) {
+        None if text == "none" => Ok(None),
+        None => {
+            Err(CliError::usage(format!("'{}' is not a size", escape(text))).hint("for example 512m, 20g, or none"))
+        }
+        size => Ok(size),
+    }
 }
 
 fn machine_memory() -> u64 {

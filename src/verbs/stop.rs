@@ -3,12 +3,14 @@
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
+use crate::event_words::limit as limit_words;
 use crate::start::{exec_request, refused, start as start_supervisor, wait_started};
-use crate::text::parse_duration;
+use crate::text::{parse_duration, size};
 use sandbox_core::connection::{Connection, ConnectionError};
 use sandbox_core::sandbox::{Sandbox, SandboxError, State};
-use sandbox_core::store::Store;
+use sandbox_core::store::{Store, write_json};
 use sandbox_protocol::Message;
+use sandbox_protocol::event::Happened;
 use std::time::Duration;
 
 /// The longest that the end of a sandbox takes: what it committed is brought home first.
@@ -98,8 +100,16 @@ pub fn bring_rest(context: &Context, store: &Store, sandbox: &Sandbox) {
 pub fn start(context: &Context, args: &cli::Start) -> Outcome {
     let store = context.store()?;
     store.writable()?;
-    let sandbox = context.sandbox(&store, &args.name)?;
+    let mut sandbox = context.sandbox(&store, &args.name)?;
+    let disk = args.disk.as_deref().map(super::spawn::disk_limit).transpose()?;
+    if let Some(disk) = disk {
+        sandbox.record.limits.disk = disk;
+        write_json(&sandbox.dir.record(), &sandbox.record, true)?;
+    }
     if sandbox.state()? == State::Running {
+        if args.command.is_empty() && (disk.is_some() || sandbox.status()?.frozen.is_some()) {
+            return go_on(&sandbox, disk);
+        }
         return Err(SandboxError::Running { name: sandbox.name().to_owned() }.into());
     }
     let lock = sandbox.take(Duration::from_secs(10))?;
@@ -124,5 +134,31 @@ pub fn start(context: &Context, args: &cli::Start) -> Outcome {
         debug_assert!(matches!(answer, Message::Status(_)));
     }
     eprintln!("started '{}'", sandbox.name());
+    Ok(0)
+}
+
+/// Lets one go on that is frozen for want of room; with `disk` it may write so much from now on.
+fn go_on(sandbox: &Sandbox, disk: Option<Option<u64>>) -> Outcome {
+    let frozen = sandbox.status()?.frozen;
+    let answer = sandbox.connect()?.ask(&Message::GoOn { disk: disk.map(|disk| disk.unwrap_or(0)) }, 1 << 20);
+    let name = sandbox.name();
+    match disk {
+        Some(Some(bytes)) => eprintln!("'{name}' may write {}", size(bytes)),
+        Some(None) => eprintln!("'{name}' may write as much as there is room for"),
+        None => {}
+    }
+    match answer {
+        Ok(_) if frozen.is_some() => eprintln!("'{name}' goes on"),
+        Ok(_) => {}
+        Err(ConnectionError::Refused(failure)) => {
+            // The supervisor says that it is; its status says why, with the numbers.
+            let why = sandbox.status()?.frozen.and_then(|frozen| limit_words(name, &Happened::Frozen(frozen)));
+            return Err(match why.as_deref().and_then(|words| words.split_once(" — ")) {
+                Some((message, hint)) => CliError::new(message).hint(hint),
+                None => refused(&failure),
+            });
+        }
+        Err(error) => return Err(error.into()),
+    }
     Ok(0)
 }

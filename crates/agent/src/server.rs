@@ -8,6 +8,7 @@
 //!    └──control channel closed──► exit 0 at once       └──nobody left──────────────────►
 //! ```
 
+mod hold;
 mod peer;
 mod sessions;
 
@@ -20,7 +21,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal};
 use sandbox_protocol::{AgentConfig, ExitStatus, Failure, FailureKind, MAX_PAYLOAD, Message, escape_bytes};
 use sandbox_sys::signals::{self, SignalFd};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
@@ -72,6 +73,8 @@ pub struct Server {
     nursery: Option<Nursery>,
     signals: SignalFd,
     sessions: BTreeMap<u32, Session>,
+    /// Those that were started for the supervisor, not for a user.
+    internal: HashSet<u32>,
     /// Session leaders that run.
     leaders: HashMap<Pid, u32>,
     /// Requests that the nursery has not answered, by their id (the stream).
@@ -105,6 +108,7 @@ impl Server {
             nursery: Some(nursery),
             signals,
             sessions: BTreeMap::new(),
+            internal: HashSet::new(),
             leaders: HashMap::new(),
             unborn: Vec::new(),
             early: HashMap::new(),

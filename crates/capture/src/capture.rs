@@ -196,7 +196,7 @@ pub(crate) fn settings(request: &CaptureRequest<'_>) -> u64 {
     hasher.finish()
 }
 
-/// Tells what is about to be copied, if it is much and is copied for real.
+/// Asks whether there is room for what is about to be copied, and tells it if it is much and is copied for real.
 fn announce(
     request: &CaptureRequest<'_>,
     before: Option<&Manifest>,
@@ -205,6 +205,10 @@ fn announce(
 ) -> Result<(), CaptureError> {
     let weights = limit::weights(before, found);
     let bytes: u64 = weights.values().map(|(_, bytes)| bytes).sum();
+    let files: u64 = weights.values().map(|(files, _)| files).sum();
+    if request.progress.has_room(files, bytes, reflinks) == Decision::Abort {
+        return Err(CaptureError::Aborted);
+    }
     if bytes <= ANNOUNCED || reflinks() {
         return Ok(());
     }

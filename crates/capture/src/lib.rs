@@ -54,6 +54,7 @@ pub use changes::{Change, ChangeKind, ChangesError, changes, repositories, whole
 pub use describe::describe;
 pub use fold::{FOLD_AT, FoldPlan, FoldRequest, StackWeight, fold, plan as plan_fold, weigh};
 pub use manifest::{CopyStat, Entry, MANIFEST, Manifest, ManifestError, Reason, TREE, Walk};
+pub use reflink::shares_blocks;
 pub use remove::remove_tree;
 pub use request::{
     ANNOUNCED, CaptureError, CaptureRequest, Captured, Decision, Estimate, LeftOut, Limit, MAX_STACK, Progress,

@@ -19,6 +19,11 @@ impl Reflinks {
     }
 }
 
+/// Returns whether files of this directory can share blocks with one another.
+pub fn shares_blocks(dir: &Path) -> bool {
+    paths::open_root(dir).is_ok_and(|root| Reflinks::default().work(root.as_fd(), dir))
+}
+
 fn probe(root: BorrowedFd<'_>, tmp_dir: &Path) -> Result<bool, Errno> {
     let target = scratch(tmp_dir)?;
     let source = match some_file(root)? {

@@ -87,6 +87,13 @@ pub trait Progress: Sync {
         Decision::Continue
     }
 
+    /// Asked before each copy: whether there is room for this many files of this many bytes on disk. `shared` tries
+    /// whether they will share their blocks with what they are copied from: then they take no bytes.
+    fn has_room(&self, files: u64, bytes: u64, shared: &dyn Fn() -> bool) -> Decision {
+        let _ = (files, bytes, shared);
+        Decision::Continue
+    }
+
     /// Called once before a whole tree is copied: this many files and bytes.
     fn whole(&self, files: u64, bytes: u64) {
         let _ = (files, bytes);
@@ -227,7 +234,7 @@ pub enum CaptureError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// [`Progress::estimate`] or [`Progress::goes_on`] said no.
+    /// [`Progress::has_room`], [`Progress::estimate`] or [`Progress::goes_on`] said no.
     #[error("capture was aborted")]
     Aborted,
     /// A manifest that was just written cannot be read, or one that is needed is gone.

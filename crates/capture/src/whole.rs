@@ -12,7 +12,8 @@
 
 use crate::manifest::{Builder, CopyStat, Manifest, Record};
 use crate::paths::{self, LIST, LOOK, READ, base, join, name_c, open_beneath, parent, to_path};
-use crate::request::Progress;
+use crate::reflink::Reflinks;
+use crate::request::{Decision, Progress};
 use crate::stat::{Kind, Time, kind_of};
 use crate::twin::{own, owner_of, same_xattrs, times};
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -106,6 +107,11 @@ pub fn whole(request: &WholeRequest<'_>) -> Result<Whole, WholeError> {
         request,
     };
     let mut plan = stack.walk()?;
+    let reflinks = || Reflinks::default().work(stack.target.as_fd(), request.target);
+    let files = plan.done.files + plan.dirs.len() as u64;
+    if request.progress.has_room(files, plan.done.bytes, &reflinks) == Decision::Abort {
+        return Err(WholeError { path: request.target.to_owned(), source: io::ErrorKind::StorageFull.into() });
+    }
     request.progress.whole(plan.done.files, plan.done.bytes);
     plan.done.reflinked = stack.copy_all(&plan.jobs)?;
     for (first, path, layer, stat) in &plan.links {

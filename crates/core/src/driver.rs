@@ -73,6 +73,11 @@ pub trait Machine {
     /// What is enforced and what is missing, for the first line and for `show`.
     fn notes(&self) -> &[String];
 
+    /// The limit of memory holds without anybody's looking. Where it does not, its owner looks.
+    fn limits_memory(&self) -> bool {
+        true
+    }
+
     /// With [`crate::launch::Network::Allow`], once: a listening stream socket at which connections of
     /// the sandbox's processes, and of nobody else, arrive for the proxy.
     fn take_egress(&mut self) -> Option<OwnedFd> {

@@ -23,6 +23,7 @@ use crate::names::Names;
 use crate::prepare::{PrepareError, taken_by};
 use crate::record::{Forked, SandboxRecord};
 use crate::sandbox::{Sandbox, SandboxError};
+use crate::space::{Need, NoRoom, Room};
 use crate::store::{RepoLocks, SandboxDir, Store, StoreError, make_dir, write_json, write_whole};
 use sandbox_capture::{Twin, TwinError, Twinned};
 use sandbox_protocol::{Message, escape_bytes, unescape_bytes};
@@ -157,6 +158,7 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ForkError 
 
 /// Makes the child and returns it with its lock held.
 pub fn fork(store: &Store, parent: &Sandbox, hold: Hold<'_>, request: Request) -> Result<Made> {
+    has_room(store, parent).map_err(PrepareError::from)?;
     let repo_lock = || RepoLocks::take(store, parent.record.repos.iter().map(|mount| &mount.repo));
     let names: Vec<Names> = parent.record.repos.iter().map(|mount| Names::of(&store.repo(&mount.repo))).collect();
     let id = SandboxId::random();
@@ -201,6 +203,24 @@ pub fn fork(store: &Store, parent: &Sandbox, hold: Hold<'_>, request: Request) -
     drop(locked);
     std::mem::forget(half);
     Ok(Made { sandbox: Sandbox::new(dir, record), lock, told })
+}
+
+/// Refuses a copy that does not fit. How large it is matters only where there may be too little room.
+fn has_room(store: &Store, parent: &Sandbox) -> std::result::Result<(), NoRoom> {
+    store.has_room(Need::default())?;
+    if Room::of(store.root()).is_ok_and(|room| room.fits_anything(store.reserve())) {
+        return Ok(());
+    }
+    let own = (0..parent.record.repos.len()).filter(|n| parent.record.has_upper(*n)).map(|n| parent.dir.upper(n));
+    let mut need = Need::default();
+    for path in own.chain([parent.dir.home()]) {
+        let extent = crate::work::extent_of(&path);
+        need = Need { bytes: need.bytes + extent.bytes, inodes: need.inodes + extent.inodes };
+    }
+    store.has_room(need).or_else(|short| match sandbox_capture::shares_blocks(store.root()) {
+        true => store.has_room(Need { bytes: 0, ..need }),
+        false => Err(short),
+    })
 }
 
 /// The name that was asked for, if it is free; else the parent's with the first number that is.

@@ -30,6 +30,7 @@ pub use relay::Conversation;
 pub(crate) use transfer::place;
 pub use transfer::{MoveOutcome, Update, delete_refs, stale_locks};
 
+use crate::space::NoRoom;
 use crate::store::{self, StoreError};
 use crate::view::View;
 use crate::{host_repo, view};
@@ -96,6 +97,9 @@ pub enum LandingError {
     /// The state directory.
     #[error("cannot use the state directory")]
     Store(#[from] StoreError),
+    /// The host's disk has too little room for what came.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// Git failed for a reason that no single ref is to blame for.
     #[error("cannot receive from the sandbox")]
     Git(#[from] GitError),

@@ -37,6 +37,7 @@ pub mod repair;
 pub mod rescue;
 pub mod sandbox;
 pub mod served;
+pub mod space;
 pub mod store;
 mod sum;
 pub mod trash;

@@ -19,12 +19,13 @@ use crate::names::Names;
 use crate::pulse::Pulse;
 use crate::record::{GitFacts, SandboxRecord, Snapshot};
 use crate::sandbox::Sandbox;
+use crate::space::{Need, NoRoom};
 use crate::store::{RepoDir, SandboxDir, Store, StoreError, make_dir, read_either, read_json, write_json};
 use crate::watch::Watched;
 use rustix::fs::{AtFlags, Timespec, Timestamps, XattrFlags, setxattr, utimensat};
 use rustix::io::Errno;
 use sandbox_capture::Watch;
-use sandbox_capture::{CaptureError, CaptureRequest, Captured, Limit, Progress, Rebased, Secrets};
+use sandbox_capture::{CaptureError, CaptureRequest, Captured, Decision, Estimate, Limit, Progress, Rebased, Secrets};
 use sandbox_capture::{Entry, Manifest, Reason};
 use sandbox_git::Git;
 use sandbox_git::index::Stat;
@@ -39,6 +40,7 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What a sandbox is made of.
@@ -166,6 +168,9 @@ pub enum PrepareError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The disk of the state directory has too little room.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// The name is taken.
     #[error("there is a sandbox named '{name}' already")]
     NameTaken {
@@ -227,6 +232,7 @@ pub(crate) fn latest_file(repo: &RepoDir, worktree: &Path) -> PathBuf {
 /// repository: the second one then finds nothing new to copy. Who takes several takes them in the order
 /// of their [`id`]s, and keeps each until the last is taken.
 pub fn take(request: &Request<'_>) -> Result<Taken> {
+    request.store.has_room(Need::default())?;
     let id = id(request.store, request.host, request.top)?;
     let repo = request.store.repo(&id);
     let lock_file = repo.lock_file();
@@ -342,6 +348,7 @@ fn capture(request: &Request<'_>, repo: &RepoDir, top: &Path, previous: &[LayerI
     let new_layer = LayerId::random();
     let git_state = request.host.map_or(1, |host| git_state(host, top));
     let watched = request.watch.then(|| Watched::new(repo, top, previous.first().map(String::as_str)));
+    let measured = Measured::new(request.store, request.progress);
     let asked = CaptureRequest {
         root: top,
         previous: &previous,
@@ -363,20 +370,75 @@ fn capture(request: &Request<'_>, repo: &RepoDir, top: &Path, previous: &[LayerI
             with: request.with,
         }),
         threads: request.threads,
-        progress: request.progress,
+        progress: &measured,
         watch: watched.as_ref().map(|watched| watched as &dyn Watch),
     };
     let captured = match sandbox_capture::capture(&asked) {
         // A whole new base has nothing to take away.
         Err(CaptureError::Whiteout { .. }) if !previous.is_empty() => {
-            sandbox_capture::capture(&CaptureRequest { previous: &[], ..asked })?
+            sandbox_capture::capture(&CaptureRequest { previous: &[], ..asked })
         }
-        captured => captured?,
+        captured => captured,
+    };
+    let captured = match (captured, measured.short()) {
+        (Err(CaptureError::Aborted), Some(short)) => return Err(short.into()),
+        (captured, _) => captured?,
     };
     if let Some(watched) = &watched {
         watched.remember(&captured, git_state)?;
     }
     Ok(captured)
+}
+
+/// Looks whether there is room for a copy before it begins, and hands on everything else.
+pub(crate) struct Measured<'a> {
+    store: &'a Store,
+    progress: &'a dyn Progress,
+    short: Mutex<Option<NoRoom>>,
+}
+
+impl<'a> Measured<'a> {
+    pub(crate) fn new(store: &'a Store, progress: &'a dyn Progress) -> Self {
+        Self { store, progress, short: Mutex::default() }
+    }
+
+    /// Why a copy was not begun.
+    pub(crate) fn short(self) -> Option<NoRoom> {
+        self.short.into_inner().unwrap_or_default()
+    }
+}
+
+impl Progress for Measured<'_> {
+    fn has_room(&self, files: u64, bytes: u64, shared: &dyn Fn() -> bool) -> Decision {
+        let need = Need { bytes, inodes: files };
+        let alone = || self.store.has_room(Need { bytes: 0, ..need });
+        // Whether blocks are shared is tried only where it matters.
+        match self.store.has_room(need).or_else(|short| if shared() { alone() } else { Err(short) }) {
+            Ok(()) => Decision::Continue,
+            Err(short) => {
+                if let Ok(mut said) = self.short.lock() {
+                    *said = Some(short);
+                }
+                Decision::Abort
+            }
+        }
+    }
+
+    fn estimate(&self, estimate: &Estimate) -> Decision {
+        self.progress.estimate(estimate)
+    }
+
+    fn whole(&self, files: u64, bytes: u64) {
+        self.progress.whole(files, bytes);
+    }
+
+    fn goes_on(&self) -> bool {
+        self.progress.goes_on()
+    }
+
+    fn copied(&self, files: u64, bytes: u64) {
+        self.progress.copied(files, bytes);
+    }
 }
 
 /// A digest of what git's answers depend on: the index and the ignore files that matter most. While
@@ -775,7 +837,12 @@ pub(crate) fn furnish(
         own(dir.work(n))?;
         let upper = own(dir.upper(n))?;
         if record.view == TreeView::Copy {
-            crate::whole::fill(&store.repo(&taken.repo), &taken.snapshot, dir, n, threads, progress)?;
+            let measured = Measured::new(store, progress);
+            let filled = crate::whole::fill(&store.repo(&taken.repo), &taken.snapshot, dir, n, threads, &measured);
+            match measured.short() {
+                Some(short) => return Err(short.into()),
+                None => filled?,
+            }
         }
         // The top directory of the merged tree is the upper one: it looks like the host's.
         Look::of_snapshot(&taken.snapshot).give(&upper)?;

@@ -4,6 +4,7 @@ use crate::driver::{Isolation, ProcessIdentity, Usage};
 use crate::id::{LayerId, Name, RepoId, SandboxId, SnapshotId};
 use crate::launch::{Limits, Network, TreeView, User};
 use sandbox_protocol::ExitStatus;
+use sandbox_protocol::event::Frozen;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -268,4 +269,7 @@ pub struct StatusRecord {
     /// What its last life has used, once that has ended.
     #[serde(default)]
     pub usage: Option<Usage>,
+    /// Everything inside stands still, because there is no room for what it writes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub frozen: Option<Frozen>,
 }

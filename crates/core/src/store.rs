@@ -6,6 +6,7 @@
 //! sandbox: dying releases them. A file appears whole: written beside, renamed.
 
 use crate::id::{LayerId, RepoId, SandboxId, SnapshotId, StoreId};
+use crate::space::{self, Need, NoRoom, Reserve};
 use crate::sum;
 use sandbox_protocol::{escape_bytes, unescape_bytes};
 use sandbox_sys::lock::FileLock;
@@ -30,6 +31,7 @@ const PARTS: &[&str] = &["format", "id", "lock", "repos", "sandboxes", "trash", 
 pub struct Store {
     root: PathBuf,
     newer: Option<u32>,
+    reserve: Reserve,
 }
 
 /// Why the state directory cannot be used.
@@ -160,7 +162,22 @@ impl Store {
             }
             Err(source) => return Err(StoreError::Io { action: "read", path: format, source }),
         };
-        Ok(Self { root: root.to_owned(), newer })
+        Ok(Self { root: root.to_owned(), newer, reserve: Reserve::None })
+    }
+
+    /// The same, with a part of its disk kept for the host: what would take of it is refused before it is begun.
+    pub fn with_reserve(self, reserve: Reserve) -> Self {
+        Self { reserve, ..self }
+    }
+
+    /// What is kept of its disk.
+    pub fn reserve(&self) -> Reserve {
+        self.reserve
+    }
+
+    /// Refuses what cannot fit on its disk.
+    pub fn has_room(&self, need: Need) -> std::result::Result<(), NoRoom> {
+        space::check(&self.root, self.reserve, need)
     }
 
     /// Refuses when a newer program wrote this store.
@@ -277,7 +294,7 @@ impl Store {
 
     /// `repos/<id>`.
     pub fn repo(&self, id: &RepoId) -> RepoDir {
-        RepoDir(self.root.join("repos").join(id))
+        RepoDir { path: self.root.join("repos").join(id), reserve: self.reserve }
     }
 
     /// `sandboxes/<id>`.
@@ -318,44 +335,53 @@ fn list_ids<T: Ord>(dir: &Path, parse: impl Fn(&str) -> Option<T>) -> Result<Vec
 
 /// `repos/<id>`: what the sandboxes of one host repository share.
 #[derive(Clone, Debug)]
-pub struct RepoDir(PathBuf);
+pub struct RepoDir {
+    path: PathBuf,
+    reserve: Reserve,
+}
 
 impl RepoDir {
     /// The directory.
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
+    }
+    /// Refuses what cannot fit on its disk.
+    pub fn has_room(&self, need: Need) -> std::result::Result<(), NoRoom> {
+        // `<root>/repos/<id>`: the disk is known by the state directory.
+        let root = self.path.ancestors().nth(2).unwrap_or(&self.path);
+        space::check(root, self.reserve, need)
     }
     /// `repo.json`.
     pub fn record(&self) -> PathBuf {
-        self.0.join("repo.json")
+        self.path.join("repo.json")
     }
     /// The repository's lock.
     pub fn lock_file(&self) -> PathBuf {
-        self.0.join("lock")
+        self.path.join("lock")
     }
     /// Held by who shortens a stack of layers in the background.
     pub fn fold_lock(&self) -> PathBuf {
-        self.0.join("fold.lock")
+        self.path.join("fold.lock")
     }
     /// The vault, a bare repository.
     pub fn vault(&self) -> PathBuf {
-        self.0.join("packs")
+        self.path.join("packs")
     }
     /// All views.
     pub fn views(&self) -> PathBuf {
-        self.0.join("views")
+        self.path.join("views")
     }
     /// One view.
     pub fn view(&self, key: &str) -> PathBuf {
-        self.0.join("views").join(key)
+        self.path.join("views").join(key)
     }
     /// All layers.
     pub fn layers(&self) -> PathBuf {
-        self.0.join("layers")
+        self.path.join("layers")
     }
     /// One layer (`tree/` and `manifest` are in it).
     pub fn layer(&self, id: &LayerId) -> PathBuf {
-        self.0.join("layers").join(id)
+        self.path.join("layers").join(id)
     }
     /// The tree of one layer: a lower directory.
     pub fn layer_tree(&self, id: &LayerId) -> PathBuf {
@@ -363,11 +389,11 @@ impl RepoDir {
     }
     /// All snapshots.
     pub fn snapshots(&self) -> PathBuf {
-        self.0.join("snapshots")
+        self.path.join("snapshots")
     }
     /// One snapshot.
     pub fn snapshot(&self, id: &SnapshotId) -> PathBuf {
-        self.0.join("snapshots").join(format!("{id}.json"))
+        self.path.join("snapshots").join(format!("{id}.json"))
     }
 }
 

@@ -28,6 +28,7 @@ pub use serve::{ServeError, prepare_serve, serve_command};
 pub(crate) use serve::{borrow, partial_config};
 
 use crate::host_repo::HostRepo;
+use crate::space::{Need, NoRoom, Room};
 use crate::store::{self, RepoDir, StoreError};
 use sandbox_git::{Git, GitError, ObjectFormat, Oid};
 use serde::{Deserialize, Serialize};
@@ -139,6 +140,9 @@ pub enum ViewError {
     /// The state directory.
     #[error("cannot use the state directory")]
     Store(#[from] StoreError),
+    /// There is too little room for the objects.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// A file of the view.
     #[error("cannot {action} '{path}'", path = path.display())]
     Io {
@@ -320,6 +324,7 @@ impl Views<'_> {
             if new.is_empty() {
                 continue;
             }
+            self.has_room(host, &new, &covered)?;
             let packs = draft.pack_closure(host, &new, &covered, wanted.partial)?;
             covered.extend(&new);
             steps.push(Step { roots: new.into_iter().collect(), packs });
@@ -344,6 +349,42 @@ impl Views<'_> {
             whole: false,
         };
         draft.publish(key, record)
+    }
+
+    /// Refuses a closure that does not fit. Git is asked how large it is only where it may be too large: the
+    /// objects of a repository are no larger than what is used of its disk, nor than its object files.
+    fn has_room(&self, host: &HostRepo, new: &BTreeSet<Oid>, covered: &BTreeSet<Oid>) -> Result<()> {
+        let fits = |bytes| self.repo.has_room(Need { bytes, inodes: 3 });
+        let objects = host.common_dir().join("objects");
+        let used = Room::of(&objects).map_or(u64::MAX, |room| room.of_bytes.saturating_sub(room.bytes));
+        if fits(used).is_ok() {
+            return Ok(());
+        }
+        // What it borrows is elsewhere.
+        let alone = !objects.join("info/alternates").exists();
+        if alone && fits(crate::work::disk_of(&objects)).is_ok() {
+            return Ok(());
+        }
+        let mut input: String = new
+            .iter()
+            .map(|oid| {
+                format!(
+                    "{oid}
+"
+                )
+            })
+            .collect();
+        input.extend(covered.iter().map(|oid| {
+            format!(
+                "^{oid}
+"
+            )
+        }));
+        let args = ["rev-list", "--objects", "--disk-usage", "--ignore-missing", "--stdin"];
+        // What git cannot tell is tried.
+        let said = host.read(self.git).args(args).stdin(input).output().ok();
+        let bytes = said.and_then(|said| String::from_utf8_lossy(&said.stdout).trim().parse().ok());
+        Ok(bytes.map_or(Ok(()), fits)?)
     }
 
     /// The longest run of steps of an earlier view whose roots are all reachable from the wanted

@@ -9,6 +9,7 @@ use crate::host_repo::{HostRepo, HostRepoError};
 use crate::launch::TreeView;
 use crate::record::ViewRecord;
 use crate::sandbox::{Sandbox, SandboxError};
+use crate::space::Need;
 use crate::store::Store;
 use crate::whole;
 use rustix::fs::OFlags;
@@ -733,8 +734,13 @@ pub fn disk(sandbox: &Sandbox) -> u64 {
 
 /// Bytes on disk of a tree; each file once, nothing outside its file system.
 pub fn disk_of(root: &Path) -> u64 {
-    let Ok(top) = fs::symlink_metadata(root) else { return 0 };
-    let mut sum = top.blocks() * 512;
+    extent_of(root).bytes
+}
+
+/// What a tree takes of its disk, as [`disk_of`] counts.
+pub fn extent_of(root: &Path) -> Need {
+    let Ok(top) = fs::symlink_metadata(root) else { return Need::default() };
+    let mut sum = Need { bytes: top.blocks() * 512, inodes: 1 };
     let mut seen = BTreeSet::new();
     let mut waiting = if top.is_dir() { vec![root.to_owned()] } else { Vec::new() };
     while let Some(dir) = waiting.pop() {
@@ -748,7 +754,8 @@ pub fn disk_of(root: &Path) -> u64 {
             } else if meta.nlink() > 1 && !seen.insert(meta.ino()) {
                 continue;
             }
-            sum += meta.blocks() * 512;
+            sum.bytes += meta.blocks() * 512;
+            sum.inodes += 1;
         }
     }
     sum

@@ -54,7 +54,54 @@ pub enum Happened {
     },
     /// The sandbox has ended.
     Stopped,
+    /// What it has written is nearly as much as it may be.
+    DiskLow {
+        /// Bytes that it has written.
+        used: u64,
+        /// Bytes that it may write.
+        limit: u64,
+    },
+    /// Everything inside was stopped, for want of room.
+    Frozen(Frozen),
+    /// It goes on.
+    Thawed,
+    /// A process inside was killed, because all of them together took more memory than they may: told where no
+    /// control group limits it.
+    MemoryKilled {
+        /// Its name; not to be trusted.
+        process: String,
+        /// Bytes of memory that all of them took.
+        used: u64,
+        /// Bytes that they may take.
+        limit: u64,
+    },
     /// An event of a newer version.
+    #[serde(other)]
+    Unknown,
+}
+
+/// Why everything inside was stopped, and the numbers then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frozen {
+    /// What ran out.
+    pub why: FrozenBy,
+    /// With `limit`: bytes that the sandbox has written. Else what is free on its disk, bytes or inodes.
+    pub have: u64,
+    /// With `limit`: bytes that it may write. Else what is kept for the host.
+    pub bound: u64,
+}
+
+/// What ran out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FrozenBy {
+    /// The disk of the state directory: what is kept for the host was reached.
+    DiskFull,
+    /// The same, of its inodes.
+    NoInodes,
+    /// The limit of what this sandbox may write.
+    Limit,
+    /// Something of a newer version.
     #[serde(other)]
     Unknown,
 }

@@ -74,6 +74,18 @@ pub enum Message {
         /// Milliseconds between TERM and KILL.
         grace_ms: u64,
     },
+    /// Supervisor → agent: stop (or let go on) every process inside but the agent's own and what it was asked to
+    /// run for the supervisor (`internal`); answered by `Done`. What is started later runs.
+    Hold {
+        /// To stop them.
+        on: bool,
+    },
+    /// Client → supervisor: what was frozen because of its disk may go on, if there is room by now; answered by
+    /// `Done`, or `Error` where there is none.
+    GoOn {
+        /// From now on the limit of its disk; `None` leaves it, 0 is no limit.
+        disk: Option<u64>,
+    },
     /// Client → supervisor: stop every process inside, until `Thaw` or until this client goes away;
     /// answered by `Done`, or `Error` where nothing can (then nothing was stopped).
     Freeze,
@@ -214,6 +226,8 @@ pub enum FailureKind {
     Unsupported,
     /// The sandbox is on its way to its end; once it is there, it can be started again.
     Stopping,
+    /// The sandbox is frozen until there is room on its disk.
+    Frozen,
     /// Anything else.
     Other,
     /// A kind of a newer peer.

@@ -126,7 +126,7 @@ impl Supervisor {
             Some(Route::Session(Session { owner, .. })) => owner.iter().copied().collect(),
             Some(Route::Question(owner)) => vec![*owner],
             Some(Route::Main) => self.main.as_ref().map(|main| main.attached.clone()).unwrap_or_default(),
-            None => Vec::new(),
+            Some(Route::Hold) | None => Vec::new(),
         };
         for owner in owners {
             self.answer(owner, message);
@@ -170,6 +170,7 @@ impl Supervisor {
                 self.streams.remove(&owner);
             }
             Route::Session(Session { owner: None, .. }) => {}
+            Route::Hold => self.disk_held(stream),
         }
     }
 }

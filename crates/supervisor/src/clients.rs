@@ -2,6 +2,7 @@
 
 use crate::attached::TimeLimit;
 use crate::bring::Waiter;
+use crate::disk::words;
 use crate::main_session::Main;
 use crate::peer::Peer;
 use crate::screen::Screen;
@@ -9,7 +10,7 @@ use crate::supervise::{
     ClientId, ClientStream, MAX_CLIENTS, MOST_FOR_CLIENT, Phase, Route, Session, Supervisor, failure, our_hello,
 };
 use sandbox_core::auto_commit;
-use sandbox_protocol::event::Happened;
+use sandbox_protocol::event::{FrozenBy, Happened};
 use sandbox_protocol::{Channel, Exec, FailureKind, FrameType, MAX_PAYLOAD, Message, SessionStatus, Status, WINDOW};
 use std::collections::{HashMap, VecDeque};
 use std::os::unix::net::UnixStream;
@@ -146,6 +147,7 @@ impl Supervisor {
                 self.stop_waiters.push(from);
                 self.stop(grace_ms, true);
             }
+            Message::GoOn { disk } => self.disk_go_on(from, disk),
             Message::Freeze => self.freeze(from),
             Message::Thaw => self.thaw(from),
             Message::CommitBack => self.bring_wanted(Waiter::Client(from)),
@@ -164,6 +166,10 @@ impl Supervisor {
     pub(crate) fn client_exec(&mut self, from: ClientStream, exec: Exec) {
         if self.phase != Phase::Running && !exec.internal {
             return self.answer(from, &failure(FailureKind::Stopping, "the sandbox is being stopped"));
+        }
+        // Who comes to make room is let in where only this sandbox has too much.
+        if let Some(frozen) = self.disk.frozen.filter(|frozen| frozen.why != FrozenBy::Limit && !exec.internal) {
+            return self.answer(from, &failure(FailureKind::Frozen, words(&frozen)));
         }
         if exec.main && self.main.as_ref().is_some_and(|main| main.exit.is_none()) {
             return self.answer(from, &failure(FailureKind::Other, "the sandbox already runs a command"));

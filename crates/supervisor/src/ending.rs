@@ -97,6 +97,11 @@ impl Supervisor {
         let _ = pidfd_send_signal(self.machine.pidfd(), Signal::CONT);
         // New clients find no socket and wait for the end, to start it again.
         let _ = std::fs::remove_file(self.dir.ctl());
+        // What could not go on for want of room does not get to it now; what it committed is brought home by
+        // the helper that needs nobody inside.
+        if self.disk.frozen.is_some() {
+            return self.shut_down(0);
+        }
         // One that failed before is tried once more: it is the last time.
         let home = self.bring.moved || self.bring.due.is_some() || self.bring.running.is_some();
         if self.rescue_at_the_end() || home {
@@ -231,6 +236,7 @@ impl Supervisor {
         self.status.usage = Some(self.machine.usage());
         self.status.supervisor = None;
         self.status.init = None;
+        self.status.frozen = None;
         self.status.stopped = asked;
         let watched =
             self.agent_hello.as_ref().is_some_and(|hello| hello.enforced.iter().any(|e| e == "rename-notify"));

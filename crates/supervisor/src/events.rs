@@ -177,7 +177,12 @@ impl Supervisor {
         }
         let urgent = match &event.what {
             Happened::Network(network) => network.verdict == Verdict::Refused,
-            Happened::NetworkEnded { .. } | Happened::NetworkRestarted { .. } => true,
+            Happened::NetworkEnded { .. }
+            | Happened::NetworkRestarted { .. }
+            | Happened::DiskLow { .. }
+            | Happened::Frozen(_)
+            | Happened::Thawed
+            | Happened::MemoryKilled { .. } => true,
             _ => false,
         };
         if urgent {

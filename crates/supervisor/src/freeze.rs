@@ -34,7 +34,7 @@ impl Supervisor {
     /// One client less needs it to stand still; false if this one did not.
     pub(crate) fn thaw_for(&mut self, id: ClientId) -> bool {
         let was = self.frozen_for.remove(&id);
-        if was && self.frozen_for.is_empty() {
+        if was && self.frozen_for.is_empty() && !self.disk.whole {
             // One that cannot be thawed is killed with its control group at the end.
             let _ = self.machine.thaw();
         }

@@ -102,6 +102,17 @@ fn ran(init: u32) -> Option<Ran> {
     Some(ran)
 }
 
+/// All descendants of a process, at most [`MOST`]; none where the kernel does not tell.
+pub(crate) fn descendants(init: u32) -> Vec<u32> {
+    let mut all = children(init).unwrap_or_default();
+    let mut next = 0;
+    while next < all.len() && all.len() < MOST {
+        all.extend(children(all[next]).unwrap_or_default());
+        next += 1;
+    }
+    all
+}
+
 /// The children of a process; `None` where the kernel does not tell.
 fn children(pid: u32) -> Option<Vec<u32>> {
     let mut all = Vec::new();
@@ -115,6 +126,7 @@ fn children(pid: u32) -> Option<Vec<u32>> {
 impl Supervisor {
     /// Somebody starts to work in it.
     pub(crate) fn rescue_touched(&mut self) {
+        self.memory_touched();
         self.rescue.touched = true;
         if let Some(every) = self.rescue.every {
             self.rescue.due.get_or_insert_with(|| after(every));
@@ -223,7 +235,7 @@ impl Supervisor {
         let session = |route: &Route| match route {
             Route::Main => true,
             Route::Session(session) => !session.internal,
-            Route::Question(_) => false,
+            Route::Question(_) | Route::Hold => false,
         };
         // The nursery is always there.
         let others = || ran(self.machine.process().pid).is_none_or(|ran| ran.processes > 1);

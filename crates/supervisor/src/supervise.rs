@@ -1,10 +1,12 @@
 //! The poll loop. Each pass: wait, read from who is readable, act on frames, write.
 
 use crate::bring::Bring;
+use crate::disk::Disk;
 use crate::ending::Ground;
 use crate::events::Egress;
 use crate::log::RingLog;
 use crate::main_session::Main;
+use crate::memory::Memory;
 use crate::peer::Peer;
 use crate::rescue::Rescue;
 use crate::serve::Serve;
@@ -12,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sandbox_core::driver::{Driver, DriverError, Machine, ProcessIdentity};
 use sandbox_core::launch::{LaunchSpec, Network};
 use sandbox_core::record::StatusRecord;
+use sandbox_core::space::Reserve;
 use sandbox_core::store::{SandboxDir, StoreError, read_json, write_json};
 use sandbox_protocol::{Failure, FailureKind, Hello, Message, VERSIONS};
 use sandbox_sys::lock::FileLock;
@@ -68,6 +71,8 @@ pub struct Config {
     /// sandbox's first process are appended, the listening socket is its standard input, and it writes one
     /// event a line to its standard output.
     pub proxy: Vec<String>,
+    /// What of the disk is kept for the host: before it is written by the sandbox, everything inside is frozen.
+    pub reserve: Reserve,
     /// Signals that ask for a stop, as a descriptor that becomes readable.
     pub terminate: Option<OwnedFd>,
 }
@@ -108,6 +113,8 @@ pub(crate) enum Route {
     Main,
     /// A question that a client asked.
     Question(ClientStream),
+    /// Our own wish that everything inside stands still, or goes on.
+    Hold,
 }
 
 /// A session that is not the main one.
@@ -192,6 +199,10 @@ pub(crate) struct Supervisor {
     pub(crate) heard: Instant,
     /// Whether our directory is still there.
     pub(crate) ground: Ground,
+    /// Room on its disk.
+    pub(crate) disk: Disk,
+    /// Memory of what is inside, where nothing else limits it.
+    pub(crate) memory: Memory,
 }
 
 /// Launches the sandbox and runs until it is gone. Must be called by the main thread of a
@@ -232,7 +243,13 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
     };
     write_json(&config.dir.status(), &status, false)?;
     let ground = Ground::new(&config.dir, &config.lock).map_err(step("look at the sandbox's directory"))?;
+    let uppers = || config.spec.trees.iter().map(|tree| tree.upper.clone()).collect::<Vec<_>>();
+    let disk = Disk::new(&config.dir, config.reserve, config.spec.limits.disk, uppers());
+    let memory = Memory::new(config.spec.limits.memory.filter(|_| !machine.limits_memory()));
+    let rescue = Rescue::new(config.rescue, config.rescue_every, uppers());
     let mut supervisor = Supervisor {
+        disk,
+        memory,
         dir: config.dir,
         machine,
         agent,
@@ -254,11 +271,7 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
         phase: Phase::Running,
         stop_waiters: Vec::new(),
         bring: Bring::default(),
-        rescue: Rescue::new(
-            config.rescue,
-            config.rescue_every,
-            config.spec.trees.iter().map(|tree| tree.upper.clone()).collect(),
-        ),
+        rescue,
         serves: HashMap::new(),
         frozen_for: HashSet::new(),
         commit_back: config.commit_back,
@@ -476,6 +489,8 @@ impl Supervisor {
         times.extend(self.next_of_the_end());
         times.extend(self.next_of_viewers());
         times.push(self.ground.next);
+        times.push(self.disk.next);
+        times.extend(self.memory.next());
         times.into_iter().min().map(|at| at.saturating_duration_since(Instant::now()))
     }
 
@@ -488,6 +503,8 @@ impl Supervisor {
         }
         self.rescue_timer(now);
         self.end_timers(now);
+        self.disk_timer(now);
+        self.memory_timer(now);
         if self.ground.next <= now && self.ground.is_gone(&self.dir) {
             self.lost();
         }
@@ -499,7 +516,7 @@ impl Supervisor {
         let busy = self.routes.values().any(|route| match route {
             Route::Main => true,
             Route::Session(session) => !session.internal,
-            Route::Question(_) => false,
+            Route::Question(_) | Route::Hold => false,
         });
         let over = if self.had_session { !busy } else { self.clients.is_empty() };
         if !self.once || !over || self.phase != Phase::Running {

@@ -5,8 +5,9 @@ use sandbox_core::driver::{Check, Driver, DriverError, Isolation, Machine, Proce
 use sandbox_core::id::SandboxId;
 use sandbox_core::launch::{LaunchSpec, Limits, Mode, Mount, Network, User};
 use sandbox_core::record::StatusRecord;
+use sandbox_core::space::Reserve;
 use sandbox_core::store::{SandboxDir, Store, make_dir, read_json};
-use sandbox_protocol::event::Happened;
+use sandbox_protocol::event::{FrozenBy, Happened};
 use sandbox_protocol::{
     Channel, Decoder, EVENTS, Exec, ExitStatus, Failure, FailureKind, Frame, FrameType, Hello, Message, SCREEN,
     VERSIONS, WINDOW, WindowSize, encode, encode_control,
@@ -219,6 +220,8 @@ struct Setup {
     once: bool,
     timeout: Option<Duration>,
     commit_back: &'static str,
+    reserve: Reserve,
+    disk: Option<u64>,
     auto_commit: bool,
     rescue: &'static str,
     rescue_every: Option<Duration>,
@@ -234,6 +237,8 @@ const SETUP: Setup = Setup {
     once: false,
     timeout: None,
     commit_back: "true",
+    reserve: Reserve::None,
+    disk: None,
     auto_commit: false,
     rescue: "true",
     rescue_every: None,
@@ -266,7 +271,11 @@ impl Setup {
         let shell = |script: &str| ["/bin/sh", "-c", script, "sh", &own].map(str::to_owned).to_vec();
         let config = Config {
             dir: dir.clone(),
-            spec: LaunchSpec { network: self.proxy.map_or(Network::None, |_| Network::Allow), ..spec() },
+            spec: LaunchSpec {
+                network: self.proxy.map_or(Network::None, |_| Network::Allow),
+                limits: Limits { disk: self.disk, ..Limits::default() },
+                ..spec()
+            },
             first_client: Some(theirs),
             once: self.once,
             timeout: self.timeout,
@@ -277,6 +286,7 @@ impl Setup {
             rescue_every: self.rescue_every,
             serve_host: shell(self.serve_host),
             proxy: shell(self.proxy.unwrap_or("false")),
+            reserve: self.reserve,
             terminate: Some(terminated.into()),
         };
         let frozen = Arc::new(AtomicBool::new(false));
@@ -787,6 +797,87 @@ fn it_stands_still_as_long_as_somebody_who_asked_is_there() {
         other => panic!("{other:?}"),
     }
     running.stop(&mut client);
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < until, "still not: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn held(agent: &mut Agent, wanted: bool) -> Option<u32> {
+    agent.wait(|stream, message| matches!(message, Message::Hold { on } if on == wanted).then_some(stream))
+}
+
+#[test]
+fn what_has_no_room_is_frozen_and_goes_on_with_room() {
+    let (running, mut client) = Setup { disk: Some(64 << 10), ..SETUP }.run(|agent| {
+        for on in [true, false] {
+            let Some(stream) = held(agent, on) else { return };
+            agent.say(stream, &Message::Done);
+        }
+        agent.until_shutdown();
+    });
+    let frozen = || read_json::<StatusRecord>(&running.dir.status()).unwrap().and_then(|status| status.frozen);
+    match client.ask(&Message::GoOn { disk: None }, 1 << 10) {
+        Err(ConnectionError::Refused(failure)) => assert_eq!(failure.message, "the sandbox is not frozen"),
+        other => panic!("{other:?}"),
+    }
+    let large = running.dir.home().join("large");
+    make_dir(&running.dir.home()).unwrap();
+    std::fs::write(&large, vec![1; 100 << 10]).unwrap();
+    wait_until("it is frozen", || {
+        frozen().is_some_and(|frozen| frozen.why == FrozenBy::Limit && frozen.bound == 64 << 10)
+    });
+    match client.ask(&Message::GoOn { disk: None }, 1 << 10) {
+        Err(ConnectionError::Refused(failure)) => assert_eq!(failure.kind, FailureKind::Frozen),
+        other => panic!("{other:?}"),
+    }
+    std::fs::remove_file(&large).unwrap();
+    wait_until("it goes on", || frozen().is_none());
+    running.stop(&mut client);
+}
+
+/// A reserve that no disk has: only this sandbox's own things are done.
+#[test]
+fn with_no_room_for_the_host_no_session_is_begun() {
+    let (running, mut client) = Setup { reserve: Reserve::Bytes(u64::MAX), ..SETUP }.run(|agent| {
+        let Some(stream) = held(agent, true) else { return };
+        agent.say(stream, &Message::Done);
+        let Some(stream) = agent.exec() else { return };
+        agent.exited(stream, 0);
+        agent.until_shutdown();
+    });
+    let frozen = || read_json::<StatusRecord>(&running.dir.status()).unwrap().and_then(|status| status.frozen);
+    wait_until("it is frozen", || frozen().is_some_and(|frozen| frozen.why == FrozenBy::DiskFull));
+    match client.run(command(false), b"", 1 << 10) {
+        Err(ConnectionError::Refused(failure)) => assert_eq!(failure.kind, FailureKind::Frozen),
+        other => panic!("{other:?}"),
+    }
+    let internal = Exec { internal: true, ..command(false) };
+    assert_eq!(client.run(internal, b"", 1 << 10).unwrap().0, ExitStatus::Code(0));
+    running.stop(&mut client);
+}
+
+/// Whoever does not answer is frozen with everything else, or ended.
+#[test]
+fn an_agent_that_does_not_hold_them_is_held_itself() {
+    let full = Setup { disk: Some(64 << 10), ..SETUP };
+    let fill = |dir: &SandboxDir| {
+        make_dir(&dir.home()).unwrap();
+        std::fs::write(dir.home().join("large"), vec![1; 100 << 10]).unwrap();
+    };
+    let (running, mut client) = Setup { freezer: true, ..full }.run(Agent::until_shutdown);
+    fill(&running.dir);
+    wait_until("the machine stands still", || running.frozen.load(Ordering::SeqCst));
+    assert_eq!(client.ask(&Message::GoOn { disk: Some(0) }, 1 << 10).unwrap().0, Message::Done);
+    assert!(!running.frozen.load(Ordering::SeqCst));
+    running.stop(&mut client);
+    let (running, _client) = Setup { disk: Some(64 << 10), ..SETUP }.run(Agent::until_shutdown);
+    fill(&running.dir);
+    assert!(running.ended().stopped, "it was ended and has not crashed");
 }
 
 #[test]

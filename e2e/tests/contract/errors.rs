@@ -255,10 +255,9 @@ fn a_state_directory_on_a_full_disk(subject: &Subject) {
     let seen = in_namespaces(subject, &repo, setup);
     assert_snapshot!(seen, @r#"
         ---- stderr
-        error: cannot capture the working tree
-        caused by: cannot create '[STATE]/tmp/[ID]/tree/large.bin'
-        caused by: No space left on device (os error 28)
-        hint: make room on the disk of the state directory, or `git config --global sandbox.stateDir DIR`; nothing is left half made
+        error: there is too little room on the disk of '[STATE]'
+        caused by: [SIZE] are needed, [SIZE] are free, and [SIZE] of them are kept for the host
+        hint: make room on that disk (`git sandbox gc`, `git sandbox trash empty`), or keep less of it for the host: `git config --global sandbox.diskReserve SIZE`
         ---- status 125
         "#);
     nothing_half_made(&repo);

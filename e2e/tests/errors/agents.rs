@@ -320,7 +320,7 @@ fn a_rule_that_is_none() {
         ---- stderr
         error: '.sandbox.toml' is not valid
         caused by: deny: 'a b': it has white space or a control character
-        hint: it may have net, memory, pids, timeout, carry-secrets, require, min-isolation and deny, each only to tighten your settings, and check and with, which you are asked about
+        hint: it may have net, memory, disk, pids, timeout, carry-secrets, require, min-isolation and deny, each only to tighten your settings, and check and with, which you are asked about
         ---- status 125
         "#);
     nothing_half_made(&repo);

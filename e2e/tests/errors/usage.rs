@@ -261,15 +261,15 @@ fn a_project_file_that_is_not_valid() {
         ---- stderr
         error: '.sandbox.toml' is not valid
         caused by: net = "host": only "none" tightens
-        hint: it may have net, memory, pids, timeout, carry-secrets, require, min-isolation and deny, each only to tighten your settings, and check and with, which you are asked about
+        hint: it may have net, memory, disk, pids, timeout, carry-secrets, require, min-isolation and deny, each only to tighten your settings, and check and with, which you are asked about
         ---- status 125
         "#);
     repo.write(".sandbox.toml", "hook = \"x\"\n");
     assert_snapshot!(spawn(&repo, &["x"], "true"), @r#"
         ---- stderr
         error: '.sandbox.toml' is not valid
-        caused by: unknown field `hook`, expected one of `net`, `memory`, `pids`, `timeout`, `carry-secrets`, `require`, `min-isolation`, `deny`, `with`, `check`
-        hint: it may have net, memory, pids, timeout, carry-secrets, require, min-isolation and deny, each only to tighten your settings, and check and with, which you are asked about
+        caused by: unknown field `hook`, expected one of `net`, `memory`, `disk`, `pids`, `timeout`, `carry-secrets`, `require`, `min-isolation`, `deny`, `with`, `check`
+        hint: it may have net, memory, disk, pids, timeout, carry-secrets, require, min-isolation and deny, each only to tighten your settings, and check and with, which you are asked about
         ---- status 125
         "#);
     nothing_half_made(&repo);

@@ -239,7 +239,7 @@ fn what_a_repository_asks_for_is_blamed_on_it() {
         ---- stderr
         error: '.sandbox.toml' is not valid
         caused by: with: ':ro' is not a path
-        hint: it may have net, memory, pids, timeout, carry-secrets, require, min-isolation and deny, each only to tighten your settings, and check and with, which you are asked about
+        hint: it may have net, memory, disk, pids, timeout, carry-secrets, require, min-isolation and deny, each only to tighten your settings, and check and with, which you are asked about
         ---- status 125
         "#);
     nothing_half_made(&repo);

@@ -92,6 +92,11 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// The helper that runs.
+    pub fn pid(&self) -> Option<Pid> {
+        self.running.as_ref().map(|(pid, _)| *pid)
+    }
+
     /// Starts the next helper if none runs and there is work.
     pub fn next(&mut self, notifier: &Notifier) {
         while self.running.is_none() {

@@ -52,6 +52,10 @@ impl Server {
             }
             Message::Shutdown { grace_ms } => self.shut_down(Duration::from_millis(grace_ms), Instant::now()),
             Message::Exec(exec) => self.exec(stream, exec),
+            Message::Hold { on } => {
+                self.hold(on);
+                self.control.control(stream, &Message::Done);
+            }
             Message::AskRepoState { path, granted } => self.ask_repo_state(stream, RepoQuestion { path, granted }),
             message => {
                 let Some(session) = self.sessions.get_mut(&stream) else { return Ok(()) };
@@ -81,8 +85,12 @@ impl Server {
             argv,
         };
         let size = exec.tty.map(|size| (size.rows, size.cols));
-        if let Err(failure) = self.begin(spawn, size, Sink::Peer, None) {
-            self.control.control(stream, &Message::Error(failure));
+        match self.begin(spawn, size, Sink::Peer, None) {
+            Ok(()) if exec.internal => {
+                self.internal.insert(stream);
+            }
+            Ok(()) => {}
+            Err(failure) => self.control.control(stream, &Message::Error(failure)),
         }
     }
 
@@ -96,8 +104,11 @@ impl Server {
         };
         let question = serde_json::to_vec(&question).expect("strings are JSON");
         let sink = Sink::Collect { out: Vec::new(), err: Vec::new(), limit: MAX_STATE };
-        if let Err(failure) = self.begin(spawn, None, sink, Some(question)) {
-            self.control.control(stream, &Message::Error(failure));
+        match self.begin(spawn, None, sink, Some(question)) {
+            Ok(()) => {
+                self.internal.insert(stream);
+            }
+            Err(failure) => self.control.control(stream, &Message::Error(failure)),
         }
     }
 }

@@ -129,6 +129,7 @@ impl Server {
     }
 
     pub(super) fn fail(&mut self, stream: u32, failure: Failure) {
+        self.internal.remove(&stream);
         if let Some(session) = self.sessions.remove(&stream) {
             if let Some(pid) = session.pid() {
                 self.leaders.remove(&pid);
@@ -138,6 +139,7 @@ impl Server {
     }
 
     pub(super) fn finish(&mut self, stream: u32) {
+        self.internal.remove(&stream);
         let Some(session) = self.sessions.remove(&stream) else { return };
         if let Some(pid) = session.pid() {
             self.leaders.remove(&pid);

@@ -212,12 +212,14 @@ impl<'a> Build<'a> {
         let tree = self.tree().map_err(|_| Errno::NOENT)?;
         let parent = open_beneath(tree, paths::parent(path), LOOK)?;
         let name = name_c(paths::base(path));
-        if rustix::fs::mkdirat(&parent, &name, Mode::RWXU) == Err(Errno::EXIST) {
-            // A file or a whiteout of an earlier round.
-            remove_at(parent.as_fd(), &name)?;
-            rustix::fs::mkdirat(&parent, &name, Mode::RWXU)?;
+        match rustix::fs::mkdirat(&parent, &name, Mode::RWXU) {
+            Err(Errno::EXIST) => {
+                // A file or a whiteout of an earlier round.
+                remove_at(parent.as_fd(), &name)?;
+                rustix::fs::mkdirat(&parent, &name, Mode::RWXU)
+            }
+            made => made,
         }
-        Ok(())
     }
 
     /// Takes a name out of the layer, with all below it.

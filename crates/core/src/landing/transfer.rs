@@ -13,6 +13,7 @@
 use super::{Landing, LandingError, Result, failed};
 use crate::host_repo::HostRepo;
 use crate::journal::{Ids, Op, path_id};
+use crate::space::{self, Need, NoRoom, Reserve};
 use sandbox_git::refs::RefStore;
 use sandbox_git::{Git, GitCommand, GitError, Oid, RefName, keep, printable};
 use sandbox_sys::fault;
@@ -232,6 +233,11 @@ impl Landing {
     fn place(&self, host: &Host<'_>, pack: &Path, marks: &mut Temps) -> Result<()> {
         let dir = host.common_dir().join("objects").join("pack");
         fs::create_dir_all(&dir).map_err(failed("create", &dir))?;
+        let size = |path: &Path| fs::metadata(path).map_or(0, |meta| meta.len());
+        let need = Need { bytes: size(pack) + size(&pack.with_extension("idx")), inodes: 3 };
+        // Nothing of it is kept back: what comes home is saved.
+        space::check(&dir, Reserve::None, need)
+            .map_err(|short| NoRoom { path: host.common_dir().to_owned(), ..short })?;
         marks.0.extend(host.mark(&dir, pack)?);
         let point = |placed, path: &Path| stop(if placed { "import.placed" } else { "import.pack" }, path);
         place_in(&dir, host.foreign_owner(), pack, &|name| host.temp(name), &point)

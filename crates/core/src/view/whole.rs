@@ -5,6 +5,7 @@
 
 use super::{Draft, Record, Result, Step, View, ViewError, Views, Wanted, digest, failed};
 use crate::host_repo::HostRepo;
+use crate::space::Need;
 use sandbox_git::Oid;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -32,6 +33,11 @@ pub(super) fn make(views: &Views<'_>, host: &HostRepo, wanted: &Wanted) -> Resul
     let key = digest(text.as_bytes());
     if let Some(view) = View::open(views.repo, &key)? {
         return Ok(view);
+    }
+    // Without a copy it takes nothing.
+    if views.owner.is_some() {
+        let bytes = packs.values().filter_map(|pack| fs::metadata(pack).ok()).map(|meta| meta.len()).sum();
+        views.repo.has_room(Need { bytes, inodes: packs.len() as u64 })?;
     }
     let draft = Draft::new(views)?;
     for (name, source) in &packs {

@@ -113,7 +113,12 @@ impl Cgroup {
         {
             cgroup.split.push(("freezer", dir));
         }
-        let notes = wants.iter().map(|want| format!("{} limit not enforced: no delegated cgroup", want.what)).collect();
+        let note = |want: &Want| match want.controller {
+            // The supervisor does.
+            "memory" => "memory limit watched, not enforced: no delegated cgroup".to_owned(),
+            _ => format!("{} limit not enforced: no delegated cgroup", want.what),
+        };
+        let notes = wants.iter().map(note).collect();
         Created { cgroup, enforced, notes }
     }
 
@@ -315,7 +320,7 @@ mod tests {
         assert_eq!(
             created.notes,
             [
-                "memory limit not enforced: no delegated cgroup",
+                "memory limit watched, not enforced: no delegated cgroup",
                 "process limit not enforced: no delegated cgroup",
                 "cpu limit not enforced: no delegated cgroup"
             ]

@@ -230,7 +230,7 @@ fn cgroups() -> Check {
         None => check(
             "limits",
             Verdict::Weak,
-            "no cgroup of this user's: processes are limited, memory and cpu are not",
+            "no cgroup of this user's: processes are limited, memory is watched, cpu is not",
             Some("`systemd-run --user --scope -p Delegate=yes git sandbox spawn …`"),
         ),
     }

@@ -44,12 +44,13 @@ impl Starting {
         notes: Vec<String>,
         egress: Option<OwnedFd>,
         mounts: Option<OwnedFd>,
+        limits_memory: bool,
     ) -> Result<NamespaceMachine, DriverError> {
         let Some(pidfd) = self.child.take() else {
             return Err(DriverError::NotReady { source: io::ErrorKind::NotFound.into() });
         };
         let cgroup = std::mem::take(&mut self.cgroup);
-        Ok(NamespaceMachine { control, identity, pidfd, notes, cgroup, egress, mounts })
+        Ok(NamespaceMachine { control, identity, pidfd, notes, cgroup, egress, mounts, limits_memory })
     }
 }
 
@@ -99,6 +100,7 @@ pub struct NamespaceMachine {
     /// Its mount namespace, so that it does not go with the first process: unmounting an overlay writes back
     /// the whole file system below it, of all who write there, and the first process would only then be gone.
     mounts: Option<OwnedFd>,
+    limits_memory: bool,
 }
 
 impl Machine for NamespaceMachine {
@@ -117,6 +119,10 @@ impl Machine for NamespaceMachine {
 
     fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    fn limits_memory(&self) -> bool {
+        self.limits_memory
     }
 
     fn take_egress(&mut self) -> Option<OwnedFd> {

@@ -208,7 +208,8 @@ fn launch(spec: &LaunchSpec) -> Result<NamespaceMachine, DriverError> {
     let mounts = fs::File::open(format!("/proc/{pid}/ns/mnt")).ok().map(OwnedFd::from);
     wait_until_ready(&ours, &mut machine)?;
     let egress = egress_ours.map(listening).transpose().map_err(during("take over the socket of the proxy"))?;
-    machine.finish(UnixStream::from(ours), identity, notes, egress, mounts)
+    let limits_memory = created.enforced.contains(&"memory");
+    machine.finish(UnixStream::from(ours), identity, notes, egress, mounts, limits_memory)
 }
 
 /// The listening socket that the child has made inside its network namespace.
