@@ -682,6 +682,9 @@ pub struct Merge {
     /// So many checks at once; half of the processors when left out
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub jobs: Option<u32>,
+    /// Run your own hooks, as they were before, where `git merge` would
+    #[arg(long, conflicts_with_all = ["rebase", "dry_run"])]
+    pub with_hooks: bool,
     /// Show the plan and change nothing
     #[arg(long)]
     pub dry_run: bool,

@@ -16,6 +16,7 @@ use sandbox_integrate::review::review_edits;
 use sandbox_integrate::{
     Edit, EditsPlan, EditsRequest, Kind, Layers, MergeError, Relation, Repo, RepoPath, Stash, StashRequest,
 };
+use std::io::ErrorKind;
 
 pub fn run(context: &Context, args: &cli::Apply) -> Outcome {
     let store = context.store()?;
@@ -95,7 +96,7 @@ impl Edited {
         let mut left_out = Vec::new();
         let edits = read_edits(&tree, changed.iter(), &mut left_out)?;
         if !left_out.is_empty() {
-            eprintln!("left out (a socket, a FIFO or a device): {}", left_out.join(", "));
+            eprintln!("left out (a socket, a FIFO, a device or over 256 MiB): {}", left_out.join(", "));
         }
         let base = snapshot.git.base.as_deref().and_then(Oid::parse);
         let tip = work::tip(context.git()?, store, &tree)?.or(base);
@@ -246,7 +247,7 @@ pub fn read_edits<'a>(
     Ok(edits)
 }
 
-/// Reads a changed file of the upper directory, beneath its root and without following links; `None`: it is no file.
+/// Reads a changed file of the upper directory, beneath its root and without following links; `None`: it is no file, or too large.
 pub fn read_edit(sandbox: &Sandbox, change: &work::ChangedFile) -> Result<Option<Edit>, CliError> {
     let name = crate::text::escape_bytes(&change.path);
     let path = RepoPath::parse(&change.path)
@@ -256,7 +257,7 @@ pub fn read_edit(sandbox: &Sandbox, change: &work::ChangedFile) -> Result<Option
         _ => Some(match work::read_changed(sandbox, change) {
             Ok(work::Content::File { executable, bytes }) => (Kind::File { executable }, bytes),
             Ok(work::Content::Symlink(target)) => (Kind::Symlink, target),
-            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => return Ok(None),
+            Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::FileTooLarge) => return Ok(None),
             Err(error) => return Err(CliError::io(format!("read '{name}' of the sandbox"))(error)),
         }),
     };

@@ -185,15 +185,18 @@ fn uncommitted(context: &Context, store: &Store, sandbox: &Sandbox, stat: bool) 
     let captured = Layers::new(snapshot.layers.iter().map(|id| repo.layer_tree(id)));
     for change in &left.files {
         let path = change.as_path();
-        for side in [&before, &after] {
+        // Only where there is a file: what was a directory before may be a file afterwards.
+        let room = |side: &Path| {
             let parent = side.join(path).parent().map(Path::to_owned).unwrap_or_default();
-            fs::create_dir_all(&parent).map_err(CliError::io("fill the scratch directory"))?;
-        }
+            fs::create_dir_all(&parent).map_err(CliError::io("fill the scratch directory"))
+        };
         let name = RepoPath::parse(&change.path).ok_or_else(|| CliError::new("a changed path cannot be shown"))?;
         if let Some(file) = captured.get(&name).map_err(CliError::io(format!("read the captured '{name}'")))? {
+            room(&before)?;
             put(&before.join(path), file).map_err(CliError::io("fill the scratch directory"))?;
         }
         if change.what != work::Changed::Deleted {
+            room(&after)?;
             let target = after.join(path);
             let large = || format!("it is larger than {}", crate::text::size(SHOWN));
             let shown = match work::read_changed(sandbox, change) {

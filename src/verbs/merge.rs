@@ -4,6 +4,7 @@
 //! this file   one sandbox, into each of its repositories, and the fast-forward at a command's end
 //! several     several sandboxes of one repository: the order, what is left out
 //! checked     what would land has to pass a command first; queue: which of several do
+//! hooks       the user's own hooks, with `--with-hooks`
 //! known       what a sandbox knew of uncommitted work when it was spawned, and what it has left now
 //! place       the repository and working tree that a merge goes into
 //! carry       carrying plans out, and telling it
@@ -12,6 +13,7 @@
 
 mod carry;
 mod checked;
+mod hooks;
 mod known;
 mod place;
 mod queue;
@@ -26,6 +28,7 @@ use crate::error::{CliError, Outcome};
 use crate::text::{count, escape_lines};
 use carry::do_all;
 pub use carry::do_it;
+use hooks::Hooks;
 use known::Known;
 pub use place::{checked_out, escape_path, identity, open, relation};
 use sandbox_core::sandbox::Sandbox;
@@ -68,6 +71,22 @@ pub fn run(context: &Context, args: &cli::Merge) -> Outcome {
         }
         review::tell(context, &mut plan.warnings)?;
     }
+    let mut kept = Vec::new();
+    if !args.dry_run {
+        let warnings = found.iter().flat_map(|(_, _, plan)| &plan.warnings);
+        if !review::agreed(context, warnings, ("merge", sandbox.name()), args.yes)? {
+            return Err(review::declined());
+        }
+        for (tree, repo, planned) in found.iter_mut().filter(|_| args.with_hooks) {
+            let hooks = Hooks::keep(context, &store, repo)?;
+            if let Some(message) = hooks.before(repo, planned)?
+                && let Some((again, with_message)) = plan(context, &store, tree, how, Some(&message))?
+            {
+                (*repo, *planned) = (again, with_message);
+            }
+            kept.push(hooks);
+        }
+    }
     if args.json {
         match found.as_slice() {
             [(_, _, plan)] if !several => print_json(plan)?,
@@ -92,13 +111,12 @@ pub fn run(context: &Context, args: &cli::Merge) -> Outcome {
     if args.dry_run {
         return Ok(0);
     }
-    let warnings = found.iter().flat_map(|(_, _, plan)| &plan.warnings);
-    if !review::agreed(context, warnings, ("merge", sandbox.name()), args.yes)? {
-        return Err(review::declined());
-    }
     let plans: Vec<(Sandbox, &Repo, &MergePlan)> =
         found.iter().map(|(tree, repo, plan)| ((*tree).clone(), repo, plan)).collect();
     do_all(context, &store, &plans)?;
+    for (hooks, (_, _, plan)) in kept.iter().zip(&plans) {
+        hooks.after(plan);
+    }
     Ok(0)
 }
 

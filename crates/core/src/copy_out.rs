@@ -66,7 +66,7 @@ pub enum CopyOutError {
         path: PathBuf,
     },
     /// More bytes than allowed.
-    #[error("'{path}' is more than {limit} bytes", path = path.display())]
+    #[error("'{path}' is more than {limit} bytes", path = shown(path))]
     TooLarge {
         /// The path asked for.
         path: PathBuf,
@@ -84,6 +84,11 @@ pub enum CopyOutError {
         /// What the kernel said.
         source: io::Error,
     },
+}
+
+/// The top has no name of its own.
+fn shown(path: &Path) -> std::borrow::Cow<'_, str> {
+    if path.as_os_str().is_empty() { ".".into() } else { path.to_string_lossy() }
 }
 
 /// One directory of the view: the directories of the layers that it is made of, uppermost first.

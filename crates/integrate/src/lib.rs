@@ -35,6 +35,7 @@ mod describe;
 mod edits;
 pub mod eol;
 mod error;
+mod hooked;
 mod index;
 mod inspect;
 mod local;
@@ -63,6 +64,7 @@ pub use apply::{Merged, apply};
 pub use captured::{Captured, CapturedFile, Kind, Layers};
 pub use edits::{Edit, EditsPlan, EditsRequest, Stash, StashRequest, apply_edits, plan_edits, stash, with_edits};
 pub use error::{Conflict, Conflicts, MergeError, Reason};
+pub use hooked::{landing_index, message_of};
 pub use inspect::{
     Commit, DiffStat, FileStat, Form, Relation, commits, diffstat, diffstat_between, patch, patch_between, relation,
     status_paths,

@@ -24,6 +24,7 @@
 //! review   what deserves a look is told before it is landed, and nothing of it runs
 //! undo     what verbs did to the host is taken back exactly, or refused
 //! supervision  who dies, hangs up, is suspended or stands still, and what goes on
+//! hostile  random repositories that mean harm change nothing of the host
 //! host_life    what happens to the host's repository, state and clock meanwhile
 //! instant  files, index and branch of one instant, while git is at work
 //! with     further repositories and directories that come along
@@ -97,6 +98,7 @@ mod errors;
 mod filesystem;
 mod fork;
 mod host_life;
+mod hostile;
 mod instant;
 mod landing;
 mod leaving;

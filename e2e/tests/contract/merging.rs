@@ -20,6 +20,7 @@ over_views! {
     the_host_has_commits_of_its_own,
     nothing_to_merge,
     uncommitted_work_is_applied,
+    a_fifo_that_git_reads_inside_holds_no_merge_up,
 }
 
 /// A plain repository in which the user has changed the last line of `src/b.c`.
@@ -202,4 +203,14 @@ fn uncommitted_work_is_applied(subject: &Subject) {
     let text = repo.read("src/b.c");
     assert!(text.starts_with("AGENT\n") && text.ends_with("USER EDIT\n"), "{text}");
     assert_eq!(look(&repo), " D docs/guide.md\n M src/b.c\n?? new.txt\nChange docs/more.md\n");
+}
+
+/// Git inside is asked what is not committed; it may never answer.
+fn a_fifo_that_git_reads_inside_holds_no_merge_up(subject: &Subject) {
+    let repo = with_edit(subject);
+    subject.idle(&repo, "s");
+    subject.exec(&repo, "s", "echo x >x; git add x; git commit -qm x; git push -q host HEAD").ok();
+    subject.exec(&repo, "s", "rm -f .gitattributes; mkfifo .gitattributes").ok();
+    repo.sandbox(&["merge", "s"]).ok();
+    assert_eq!(look(&repo), " M src/b.c\nx\n");
 }

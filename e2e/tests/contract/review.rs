@@ -13,6 +13,7 @@ over_drivers! {
     uncommitted_files_are_looked_at_too,
     a_change_in_the_settings_of_a_submodule_fetches_nothing,
     names_of_any_bytes_are_valid_json,
+    the_users_hooks_run_as_they_were_before,
 }
 
 /// One change for each kind of the threat model, with its grade. (Names of git's own cannot be committed.)
@@ -278,7 +279,8 @@ fn settings_of_the_user_silence_and_do_not_ask(subject: &Subject) {
 
 fn uncommitted_files_are_looked_at_too(subject: &Subject) {
     let repo = subject.repo(State::Plain);
-    subject.spawn(&repo, &["s"], "echo x >.envrc; ln -s /etc/passwd l; echo '* filter=x' >.gitattributes").ok();
+    subject.spawn(&repo, &["s"], "echo x >.envrc; ln -s /etc/passwd l; echo '* filter=x' >.gitattributes; \
+        rm -rf docs; echo f >docs; rm README.md; mkdir README.md; echo d >README.md/d; truncate -s 1T huge; mkfifo pipe").ok();
     let wanted = [
         "red   .envrc:",
         "red   .gitattributes: selects a filter 'x', which you",
@@ -296,8 +298,12 @@ fn uncommitted_files_are_looked_at_too(subject: &Subject) {
     {
         let seen = repo.sandbox(verb).expect(0);
         all(&seen, &seen.stderr);
+        if verb[0] == "apply" && verb[1] != "--dry-run" {
+            let left_out = "left out (a socket, a FIFO, a device or over 256 MiB): huge, pipe\n";
+            assert!(seen.stderr.contains(left_out), "{seen}");
+        }
     }
-    assert!(repo.has(".envrc"));
+    assert!(repo.has(".envrc") && repo.has("README.md/d") && repo.read("docs") == "f\n");
 }
 
 fn a_change_in_the_settings_of_a_submodule_fetches_nothing(subject: &Subject) {
@@ -365,4 +371,74 @@ fn names_of_any_bytes_are_valid_json(subject: &Subject) {
         }
     }
     assert_eq!(repo.sh("ls | LC_ALL=C grep -ac '^n.*\\.sh$'").ok().trim(), "252", "a line's end is two lines of `ls`");
+}
+
+/// Hooks in the tree, one a link to a script beside them; each writes what it got.
+fn the_users_hooks_run_as_they_were_before(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    let (canary, log) = (subject.env.root().join("canary"), subject.env.root().join("log"));
+    let hooks = [
+        "pre-merge-commit",
+        "prepare-commit-msg",
+        "commit-msg",
+        "post-merge",
+        "pre-commit",
+        "post-commit",
+        "reference-transaction",
+    ];
+    for hook in hooks {
+        let more = match hook {
+            "pre-merge-commit" | "pre-commit" => "git diff --cached --name-only HEAD",
+            "commit-msg" => "grep -q refuse-me \"$1\" && exit 3; printf '\\nSigned: hook\\n' >>\"$1\"",
+            _ => ":",
+        };
+        let text = format!(
+            "#!/bin/sh\necho \"{hook} $(echo \"$2$1\" | grep -v message)\" >>'{0}'\n{{ {more}; }} >>'{0}'\n",
+            log.display()
+        );
+        repo.write(&format!("hooks/{hook}"), text);
+        repo.chmod(&format!("hooks/{hook}"), 0o755);
+    }
+    repo.sh("mv hooks/post-merge tools-post-merge && ln -s ../tools-post-merge hooks/post-merge && git add -A && git commit -qm hooks").ok();
+    repo.git(&["config", "core.hooksPath", "hooks"]).ok();
+    let script = format!(
+        "for h in hooks/* tools-post-merge; do rm $h; printf '#!/bin/sh\\ntouch {0}\\n' >$h; chmod +x $h; done; \
+         git add -A; git -c core.hooksPath=/dev/null commit -qm evil",
+        canary.display()
+    );
+    subject.spawn(&repo, &["s"], &script).ok();
+    let logged = || std::fs::read_to_string(&log).map(|text| text.replace(".git/", "")).unwrap_or_default();
+    let head = repo.id("HEAD");
+    // None runs unasked.
+    repo.sandbox(&["merge", "--yes", "--no-ff", "s"]).expect(0);
+    assert_eq!(logged(), "");
+    repo.sandbox(&["undo"]).expect(0);
+    // The list first: nobody runs anything before it was seen.
+    repo.sandbox(&["merge", "--with-hooks", "--no-ff", "s"]).expect(1);
+    assert_eq!(logged(), "");
+    let refused = repo.sandbox(&["merge", "--with-hooks", "--yes", "--no-ff", "-m", "refuse-me", "s"]).expect(1);
+    assert!(refused.stderr.ends_with("error: your hook 'commit-msg' refused: exit status: 3\nhint: nothing was written; without `--with-hooks` no hook runs\n"), "{refused}");
+    assert_eq!(repo.id("HEAD"), head);
+    std::fs::remove_file(&log).expect("the hooks wrote it");
+    repo.sandbox(&["merge", "--with-hooks", "--yes", "--no-ff", "-m", "Take it", "s"]).expect(0);
+    let text = logged();
+    let order: Vec<&str> = text.lines().filter(|line| line.starts_with("p") || line.starts_with("c")).collect();
+    assert_eq!(order, ["pre-merge-commit ", "prepare-commit-msg ", "commit-msg ", "post-merge 0"], "{text}");
+    assert!(text.contains("\nhooks/commit-msg\n"), "the merged index is seen: {text}");
+    assert_eq!(repo.git(&["log", "-1", "--format=%B"]).ok().trim(), "Take it\n\nSigned: hook");
+    assert!(!canary.exists());
+    repo.sandbox(&["undo"]).expect(0);
+    std::fs::remove_file(&log).expect("the hooks wrote it");
+    repo.sandbox(&["merge", "--with-hooks", "--yes", "--squash", "s"]).expect(0);
+    let text = logged();
+    let order: Vec<&str> = text.lines().filter(|line| line.starts_with("p") || line.starts_with("c")).collect();
+    assert_eq!(order, ["pre-commit ", "prepare-commit-msg ", "commit-msg ", "post-commit ", "post-merge 1"], "{text}");
+    repo.sandbox(&["undo"]).expect(0);
+    std::fs::remove_file(&log).expect("the hooks wrote it");
+    repo.sandbox(&["merge", "--with-hooks", "--yes", "s"]).expect(0);
+    assert_eq!(logged(), "post-merge 0\n");
+    assert!(!canary.exists());
+    // The control: they are what came in now.
+    repo.git(&["commit", "-q", "--allow-empty", "-m", "x"]).ok();
+    assert!(canary.exists());
 }

@@ -10,6 +10,7 @@
 //! What counts is the tree: a result that was tested is tested, whichever commit it gets.
 
 use super::carry::do_it;
+use super::hooks::Hooks;
 use super::place::open;
 use super::queue::{Broken, Queue, Told, Trees, say};
 use super::several::{Gathered, gather, tell_left_out};
@@ -270,8 +271,9 @@ impl Merging<'_> {
         }
         let lands = |sandbox: &&Sandbox| lands.iter().any(|request| request.name == sandbox.name());
         let sandboxes: Vec<&Sandbox> = gathered.sandboxes.iter().filter(lands).collect();
+        let hooks = if self.args.with_hooks { Some(Hooks::keep(self.context, self.store, &repo)?) } else { None };
         match do_it(self.context, self.store, &sandboxes, &repo, &now) {
-            Ok(()) => {}
+            Ok(()) => hooks.iter().for_each(|hooks| hooks.after(&now)),
             Err(_) if repo.head()?.commit != now.head.old => return Ok(Round::Moved),
             Err(error) => return Err(error),
         }

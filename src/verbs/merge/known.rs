@@ -13,6 +13,7 @@ use sandbox_protocol::{Exec, escape_bytes};
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// What is known of a sandbox when it is merged.
 pub struct Known {
@@ -64,6 +65,9 @@ pub fn is_clean(context: &Context, repo: &Repo) -> Result<bool, CliError> {
     Ok(git.args(args).output()?.stdout.is_empty())
 }
 
+/// How long git inside may take to say what is not committed: a FIFO in its way makes it wait for ever.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// The paths that are not committed inside, told by git inside. What it says only chooses which
 /// of two safe merge bases a path gets; when it cannot be asked, the careful one is taken.
 fn left_inside(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Option<BTreeSet<RepoPath>>, CliError> {
@@ -75,8 +79,9 @@ fn left_inside(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Op
         internal: true,
         ..Exec::default()
     };
-    let ask =
-        |connection: &mut sandbox_core::connection::Connection| Ok(connection.run(exec.clone(), b"", 64 << 20)?);
+    let ask = |connection: &mut sandbox_core::connection::Connection| {
+        Ok(connection.run_within(exec.clone(), b"", 64 << 20, PATIENCE)?)
+    };
     let answer = match stop::live(sandbox)? {
         Some(mut connection) => ask(&mut connection),
         None => fetch::with_helper(context, store, sandbox, ask),

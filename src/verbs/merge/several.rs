@@ -1,6 +1,7 @@
 //! Several sandboxes at once: each onto the result of those before, and this working tree changes once.
 
 use super::carry::do_it;
+use super::hooks::Hooks;
 use super::known::{Known, is_clean};
 use super::place::{identity, open};
 use crate::cli;
@@ -173,7 +174,9 @@ pub fn run(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Out
         if !review::agreed(context, &plan.warnings, ("merge", &plan.name), args.yes)? {
             return Err(review::declined());
         }
+        let hooks = if args.with_hooks { Some(Hooks::keep(context, store, repo)?) } else { None };
         do_it(context, store, &sandboxes.iter().collect::<Vec<_>>(), repo, &plan)?;
+        hooks.iter().for_each(|hooks| hooks.after(&plan));
     }
     Ok((!found.left_out.is_empty()).into())
 }
