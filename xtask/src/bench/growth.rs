@@ -39,7 +39,10 @@ pub fn million(bench: &Bench) -> Rows {
     if !bench.asked_for("growth-million") {
         return Err("takes long: `--rows growth-million` measures it".to_owned());
     }
-    let mut rows = of_size(bench, 1_000_000)?;
+    // What the memory of a large one is compared with.
+    let least = tree(bench, SIZES[0])?;
+    let mut rows = memory(bench, &least, SIZES[0])?;
+    rows.extend(of_size(bench, 1_000_000)?);
     rows.extend(super::watched::of_sizes(bench, &[SIZES[0], 1_000_000])?);
     Ok(rows)
 }
@@ -99,12 +102,13 @@ fn of_size(bench: &Bench, files: usize) -> Rows {
     if let Ok(cold) = next() {
         rows.push(row(format!("the same, {files} files, with a cold cache"), cold, unchanged, same));
     }
-    rows.push(at_once(bench, &repo, files)?);
+    rows.push(at_once(bench, &repo, &format!("{files} files"))?);
     bench.run(&repo, &["gc"])?;
     Ok(rows)
 }
 
-/// Peak memory of the first capture, and of one that finds one changed file, less that of the program.
+/// Peak memory of the first capture, and of one that finds one changed file, less that of the program; of larger
+/// trees also less that of the least one: what is left grows with the tree.
 fn memory(bench: &Bench, repo: &Repo, files: usize) -> Rows {
     let program = peak(&mut bench.env().sandbox_command(repo.dir(), &["list"]))?;
     let warm = || peak(&mut bench.env().sandbox_command(repo.dir(), &["warm", "--quiet"])).map(|peak| peak - program);
@@ -112,19 +116,32 @@ fn memory(bench: &Bench, repo: &Repo, files: usize) -> Rows {
     let same = warm()?;
     repo.write("node_modules/d0/e0/f0/file0.txt", "changed before it was measured\n");
     let changed = warm()?;
-    let row = |what: &str, bytes: f64| {
-        let what = format!("memory of {what}, {files} files");
-        Row::alone(what, Sample::new(vec![bytes]), Goal::Absolute(MEMORY * files as f64), Unit::Size)
+    let taken = [first, same, changed];
+    let least = SIZES[0];
+    if files <= least {
+        bench.least_memory(taken);
+    }
+    let before = bench.memory_of_least().filter(|_| files > least);
+    let names = ["the first capture", "a capture, unchanged", "a capture after 1 changed file"];
+    let row = |n: usize| {
+        let sample = |bytes: f64| Sample::new(vec![bytes]);
+        match before {
+            Some(before) => {
+                let what = format!("memory of {}, {files} files, beyond that of {least}", names[n]);
+                let goal = Goal::Absolute(MEMORY * (files - least) as f64);
+                Row::alone(what, sample(taken[n] - before[n]), goal, Unit::Size)
+            }
+            None => {
+                let what = format!("memory of {}, {files} files", names[n]);
+                Row::alone(what, sample(taken[n]), Goal::None, Unit::Size)
+            }
+        }
     };
-    Ok(vec![
-        row("the first capture", first),
-        row("a capture, unchanged", same),
-        row("a capture after 1 changed file", changed),
-    ])
+    Ok((0..names.len()).map(row).collect())
 }
 
 /// A hundred spawns at once; the sandboxes go afterwards.
-fn at_once(bench: &Bench, repo: &Repo, files: usize) -> Result<Row, String> {
+pub fn at_once(bench: &Bench, repo: &Repo, what: &str) -> Result<Row, String> {
     let start = Instant::now();
     let outcomes: Vec<Result<Duration, String>> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..100)
@@ -139,7 +156,7 @@ fn at_once(bench: &Bench, repo: &Repo, files: usize) -> Result<Row, String> {
     let whole = start.elapsed();
     outcomes.into_iter().collect::<Result<Vec<_>, _>>()?;
     let sample = Sample::new(vec![whole.as_secs_f64()]);
-    Ok(Row::alone(format!("100 × `spawn -- true` at once, {files} files"), sample, Goal::None, Unit::Time))
+    Ok(Row::alone(format!("100 × `spawn -- true` at once, {what}"), sample, Goal::None, Unit::Time))
 }
 
 /// The C program that does what is least: namespaces, an overlay, a pivot, an exec.

@@ -49,11 +49,16 @@ pub type Contender<'a> = Box<dyn FnMut() -> Result<Duration, String> + 'a>;
 
 /// Lets the contenders take turns: one round is not counted, `runs` are.
 pub fn interleave(runs: usize, contenders: &mut [Contender]) -> Result<Vec<Sample>, String> {
+    rounds(runs, 1, contenders)
+}
+
+/// The same with so many rounds that are not counted.
+pub fn rounds(runs: usize, not_counted: usize, contenders: &mut [Contender]) -> Result<Vec<Sample>, String> {
     let mut values = vec![Vec::new(); contenders.len()];
-    for round in 0..=runs {
+    for round in 0..not_counted + runs {
         for (contender, values) in contenders.iter_mut().zip(&mut values) {
             let time = contender()?;
-            if round > 0 {
+            if round >= not_counted {
                 values.push(time.as_secs_f64());
             }
         }
@@ -100,6 +105,9 @@ mod tests {
         let samples = interleave(2, &mut [entry('a'), entry('b')]).unwrap();
         assert_eq!(samples, [Sample::new(vec![1.0, 1.0]), Sample::new(vec![1.0, 1.0])]);
         assert_eq!(*order.borrow(), "ababab");
+        order.borrow_mut().clear();
+        rounds(2, 0, &mut [entry('a'), entry('b')]).unwrap();
+        assert_eq!(*order.borrow(), "abab");
     }
 
     #[test]

@@ -3,9 +3,10 @@
 use super::Options;
 use super::growth::Floor;
 use super::machine::{LoopMount, available, cold, disk_usage, pss};
-use super::measure::{Contender, Sample, interleave, time};
+use super::measure::{Contender, Sample, interleave, rounds, time};
 use super::table::{Goal, Row, Unit};
 use super::trees;
+use super::watched::Watching;
 use crate::test::disk;
 use sandbox_testkit::{Repo, TestEnv, gits, is_root, which};
 use std::cell::OnceCell;
@@ -30,6 +31,8 @@ pub const ROWS: &[(&str, Measure)] = &[
     ("status", first_status),
     ("exec", exec),
     ("commit-back", commit_back),
+    ("commits", commits),
+    ("copy", copy),
     ("fork", fork),
     ("compile", compile),
     ("egress", super::egress::egress),
@@ -54,6 +57,8 @@ pub struct Bench {
     asked: String,
     small: OnceCell<()>,
     large: OnceCell<()>,
+    /// Peaks of the captures of the least tree: first, unchanged, after one change.
+    least: OnceCell<[f64; 3]>,
 }
 
 impl Bench {
@@ -63,7 +68,7 @@ impl Bench {
         let env = TestEnv::below(&disk()?, git, product.clone());
         let (small, large) = (OnceCell::new(), OnceCell::new());
         let (files, runs, asked) = (options.files, options.runs.max(1), options.rows.clone());
-        Ok(Self { env, product, files, runs, most: options.most, asked, small, large })
+        Ok(Self { env, product, files, runs, most: options.most, asked, small, large, least: OnceCell::new() })
     }
 
     /// Where everything is.
@@ -85,6 +90,16 @@ impl Bench {
     /// Whether a row was named, and not only matched or taken with all others.
     pub fn asked_for(&self, row: &str) -> bool {
         self.asked == row
+    }
+
+    /// Notes what the captures of the least tree took.
+    pub fn least_memory(&self, taken: [f64; 3]) {
+        let _ = self.least.set(taken);
+    }
+
+    /// What was noted.
+    pub fn memory_of_least(&self) -> Option<[f64; 3]> {
+        self.least.get().copied()
     }
 
     /// The sizes that are not above what was asked for; the least in any case.
@@ -198,21 +213,42 @@ fn spawn_large(bench: &Bench) -> Rows {
         let _ = fs::remove_dir_all(&tree);
         time
     };
-    let [ours, small, stat, status, worktree, clone] = take(bench.rounds(&mut [
-        Box::new(|| bench.spawn(&large, &["--", "true"])),
+    let ours = || bench.spawn(&large, &["--", "true"]);
+    let status = || time(bench.env.command("git", large.dir()).arg("status"));
+    let [unwatched, least, stat, on_host] = take(bench.rounds(&mut [
+        Box::new(ours),
         Box::new(|| bench.spawn(&small, &["--", "true"])),
         Box::new(|| time(Command::new(&stat).arg(large.dir()).arg(&threads))),
-        Box::new(|| time(bench.env.command("git", large.dir()).arg("status"))),
-        Box::new(worktree),
-        Box::new(clone),
+        Box::new(status),
     ])?)?;
+    // Seconds each, and they spread little.
+    let few = bench.runs.min(4);
+    let [beside, worktree, clone] = take(interleave(few, &mut [Box::new(ours), Box::new(worktree), Box::new(clone)])?)?;
+    let [watched, watched_least, watched_status, watched_worktree] = {
+        let _watching = [Watching::start(bench, bench.large()?)?, Watching::start(bench, bench.small()?)?];
+        let [ours, least, status] = take(bench.rounds(&mut [
+            Box::new(ours),
+            Box::new(|| bench.spawn(&small, &["--", "true"])),
+            Box::new(status),
+        ])?)?;
+        [ours, least, status, worktree.clone()]
+    };
+    let (ours, status) = (unwatched, on_host);
     let files = bench.files;
     let what = format!("`spawn -- true`, {files} tracked + {} ignored files, warm, unchanged", files * 4);
     Ok(vec![
-        Row::against(what, ours.clone(), "`git worktree add`", worktree.clone(), 0.4),
+        Row::against(what.clone(), beside, "`git worktree add`", worktree.clone(), 0.4),
+        Row::against(format!("{what}, with the watcher"), watched.clone(), "`git worktree add`", watched_worktree, 0.1),
+        Row::against(
+            "the capture in it with the watcher (less the spawn of 500 files)",
+            watched.less(watched_least.median()),
+            "`git status` on the host",
+            watched_status,
+            1.5,
+        ),
         Row::against(
             "the capture in it (less the spawn of 500 files)",
-            ours.less(small.median()),
+            ours.less(least.median()),
             "stat of every entry in C, same threads",
             stat,
             1.3,
@@ -317,6 +353,64 @@ fn commit_back(bench: &Bench) -> Rows {
         fetch,
         3.0,
     )])
+}
+
+/// A hundred commits, each synced inside, so that a power cut takes none of them.
+fn commits(bench: &Bench) -> Rows {
+    let repo = bench.small()?;
+    let name = "bench-commits";
+    bench.spawn(&repo, &["-d", name])?;
+    let script = "for n in $(seq 100); do git commit -q --allow-empty -m $n; done";
+    let host = bench.root().join("commits");
+    repo.git(&["clone", "-q", ".", &host.to_string_lossy()]).expect(0);
+    let outside = |script: &str| {
+        let script = format!("cd {} && {}", host.display(), timed(script));
+        printed(&mut repo.sh_command(&script))
+    };
+    let synced = script.replace("git commit", "git -c core.fsync=committed,pack-metadata,reference commit");
+    let [ours, plain, synced] = take(interleave(
+        bench.runs.min(5),
+        &mut [
+            Box::new(|| {
+                let script = timed(script);
+                printed(&mut bench.env.sandbox_command(repo.dir(), &["exec", name, "--", "sh", "-c", &script]))
+            }),
+            Box::new(|| outside(script)),
+            Box::new(|| outside(&synced)),
+        ],
+    )?)?;
+    bench.run(&repo, &["drop", "--force", name])?;
+    let row = |ours, peer: &str, other| Row {
+        goal: Goal::None,
+        ..Row::against("100 commits inside, each on the disk", ours, peer, other, 0.0)
+    };
+    Ok(vec![
+        row(ours.clone(), "on the host, synced in the same way", synced),
+        row(ours, "on the host, as git does it by itself", plain),
+    ])
+}
+
+/// A full copy instead of an overlay.
+fn copy(bench: &Bench) -> Rows {
+    const FILES: usize = 5_000;
+    let repo = trees::make(&bench.env, "copied", FILES, 0)?;
+    let target = bench.root().join("copied-by-cp");
+    let spawn = |view: &str| bench.spawn(&repo, &["--view", view, "--rm", "--", "true"]);
+    let [copy, overlay, cp] = take(interleave(
+        bench.runs.min(7),
+        &mut [
+            Box::new(|| spawn("copy")),
+            Box::new(|| spawn("overlay")),
+            Box::new(|| {
+                let took = time(Command::new("cp").args(["-a", "--reflink=auto"]).arg(repo.dir()).arg(&target));
+                let _ = fs::remove_dir_all(&target);
+                took
+            }),
+        ],
+    )?)?;
+    let what = format!("`spawn --view copy -- true`, {FILES} files");
+    let row = |peer: &str, other| Row { goal: Goal::None, ..Row::against(&what, copy.clone(), peer, other, 0.0) };
+    Ok(vec![row("`cp -a`, not synced", cp), row("the same with an overlay", overlay)])
 }
 
 /// Forks of 10 MB of changes in 500 files, until an idle one runs.
@@ -489,7 +583,8 @@ fn captures(bench: &Bench, env: &TestEnv, repo: &Repo, ways: &[&str]) -> Result<
             Ok(time)
         }));
     }
-    interleave(bench.runs.min(3), &mut contenders)
+    // Each is as cold as the first: none is run only to warm up.
+    rounds(bench.runs.min(3), 0, &mut contenders)
 }
 
 fn first_capture(bench: &Bench) -> Rows {

@@ -1,6 +1,6 @@
 //! What a spawn takes with a watcher, in trees of each size: it must not grow with the tree.
 
-use super::growth::tree;
+use super::growth::{at_once, tree};
 use super::measure::Contender;
 use super::rows::{Bench, Rows};
 use super::table::{Goal, Row, Unit};
@@ -11,10 +11,11 @@ use std::time::Duration;
 const GROWTH: f64 = 1.3;
 
 /// Ends the watcher of a tree, whatever happens.
-struct Watching<'e>(Repo<'e>);
+pub struct Watching<'e>(Repo<'e>);
 
 impl<'e> Watching<'e> {
-    fn start(bench: &Bench, repo: Repo<'e>) -> Result<Self, String> {
+    /// Starts one and waits until it is of use.
+    pub fn start(bench: &Bench, repo: Repo<'e>) -> Result<Self, String> {
         bench.run(&repo, &["watch"])?;
         let watching = Self(repo);
         // The first has nothing to ask with; the second may still find what was written just before.
@@ -67,6 +68,9 @@ pub fn of_sizes(bench: &Bench, sizes: &[usize]) -> Rows {
         return Err("a watcher could not answer: whole trees were looked at".to_owned());
     }
     let mut rows = Vec::new();
+    if let (Some(watching), Some(files)) = (trees.last(), sizes.last()) {
+        rows.push(at_once(bench, &watching.0, &format!("with the watcher, {files} files"))?);
+    }
     for (n, files) in sizes.iter().enumerate() {
         for (at, what) in ["unchanged", "after 1 changed file"].into_iter().enumerate() {
             let what = format!("`spawn -- true` with the watcher, {files} files, {what}");
