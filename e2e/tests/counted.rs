@@ -154,6 +154,25 @@ fn what_leaves_nothing_waits_for_no_disk() {
     assert!(waits(&env, &repo, &["-q", "stays", "--", "true"]) >= most);
 }
 
+/// The upper directory of a full copy is the whole tree: whether anything was done in it is told by times.
+#[test]
+fn a_copy_in_which_nothing_was_done_is_not_rescued() {
+    if which("strace").is_none() {
+        skip!("no strace");
+    }
+    let env = TestEnv::new();
+    let repo = State::Plain.build(&env, "repo");
+    let rescues = |script: &str| {
+        let traces = tempfile::tempdir_in(env.root()).unwrap();
+        let args = ["--view", "copy", "-q", "--", "sh", "-c", script];
+        traced_as(&env, &repo, &traces.path().join("t"), "execve", &args);
+        let files = std::fs::read_dir(traces.path()).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|file| std::fs::read_to_string(file).unwrap().contains("\"__rescue\"")).count()
+    };
+    assert_eq!(rescues("true"), 0);
+    assert!(rescues("echo new >new") > 0);
+}
+
 /// Ends the watcher of a repository.
 struct Watching<'r, 'e>(&'r Repo<'e>);
 

@@ -13,7 +13,7 @@ use crate::launch::TreeView;
 use crate::record::{Snapshot, ViewRecord};
 use crate::sandbox::Sandbox;
 use crate::store::{RepoDir, SandboxDir, StoreError, write_whole};
-use rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags, openat2, statat};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags, Timespec, Timestamps, openat2, statat, utimensat};
 use sandbox_capture::{CopyStat, MANIFEST, Manifest, ManifestError, Progress, WholeError, WholeRequest};
 use sandbox_git::index::{Index, Stat};
 use sandbox_sys::beneath::open_beneath;
@@ -96,6 +96,12 @@ fn settle(old: &Manifest, before: Option<&Path>, snapshot: &Snapshot, dir: &Sand
         restat_index(&target, &path, view, old, &new)
             .map_err(|source| CopyError::Index { path: target.join(path), source })?;
     }
+    // What was done later is newer than this file: so the supervisor knows whether anything was. What a child took
+    // over from its parent counts as its own.
+    let now = Timespec { tv_sec: 0, tv_nsec: if before.is_some() { 0 } else { rustix::fs::UTIME_NOW } };
+    let times = Timestamps { last_access: now, last_modification: now };
+    // A copy that has no such time is looked at more often.
+    let _ = utimensat(rustix::fs::CWD, dir.manifest(n), &times, AtFlags::empty());
     Ok(())
 }
 

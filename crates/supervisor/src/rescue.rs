@@ -10,7 +10,7 @@
 
 use crate::children::{Helper, pair};
 use crate::supervise::{Phase, Route, Supervisor, after};
-use rustix::fs::{Dir, DirEntry, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, DirEntry, FileType, Mode, OFlags};
 use sandbox_sys::beneath::open_beneath;
 use std::fs;
 use std::io;
@@ -37,6 +37,8 @@ pub(crate) struct Rescue {
     every: Option<Duration>,
     /// Where changes are, on the host.
     uppers: Vec<PathBuf>,
+    /// They hold the whole tree; the file beside each is as old as the copy.
+    whole: bool,
     pub(crate) running: Option<Run>,
     pub(crate) due: Option<Instant>,
     /// A session was started since.
@@ -60,12 +62,15 @@ struct Ran {
 }
 
 impl Rescue {
-    pub(crate) fn new(command: Vec<String>, every: Option<Duration>, uppers: Vec<PathBuf>) -> Self {
-        Self { command, every, uppers, running: None, due: None, touched: false, seen: None }
+    pub(crate) fn new(command: Vec<String>, every: Option<Duration>, uppers: Vec<PathBuf>, whole: bool) -> Self {
+        Self { command, every, uppers, whole, running: None, due: None, touched: false, seen: None }
     }
 
     /// Anything was written at all. Whoever is inside decides what is there: nothing is followed.
     fn anything(&self) -> bool {
+        if self.whole {
+            return self.uppers.iter().any(|upper| changed_since(upper, &upper.with_file_name(MANIFEST)));
+        }
         let any = |upper: &Path, below: &[u8], but: &[u8]| {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let list = || -> rustix::io::Result<bool> {
@@ -81,6 +86,51 @@ impl Rescue {
         };
         self.uppers.iter().any(|upper| any(upper, b"", b".git") || any(upper, b".git", b""))
     }
+}
+
+/// The file beside a whole copy.
+const MANIFEST: &str = "manifest";
+
+/// Entries of a copy that are looked at; in a larger one something has changed, as far as is known here.
+const MOST_ENTRIES: usize = 100_000;
+
+/// Anything in a copy of a tree was changed, made, moved or taken away after the file `made` was last written. The
+/// kernel stamps what was done to a file or a directory itself, so nobody inside makes it older; a clock that was
+/// set back meanwhile tells nothing.
+fn changed_since(upper: &Path, made: &Path) -> bool {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let look = || -> rustix::io::Result<bool> {
+        let made = rustix::fs::lstat(made)?;
+        let made = (made.st_mtime, made.st_mtime_nsec as i64);
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+        if (now.tv_sec, now.tv_nsec) < made {
+            return Ok(true);
+        }
+        let root = rustix::fs::open(upper, flags, Mode::empty())?;
+        let (mut waiting, mut seen) = (vec![Vec::new()], 0);
+        while let Some(path) = waiting.pop() {
+            let dir = open_beneath(root.as_fd(), &path, flags)?;
+            for entry in Dir::read_from(&dir)? {
+                let entry = entry?;
+                let name = entry.file_name().to_bytes();
+                if matches!(name, b"." | b"..") {
+                    continue;
+                }
+                seen += 1;
+                let stat = rustix::fs::statat(&dir, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW)?;
+                if seen > MOST_ENTRIES || (stat.st_ctime, stat.st_ctime_nsec as i64) > made {
+                    return Ok(true);
+                }
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                    let above = if path.is_empty() { Vec::new() } else { [&path[..], b"/"].concat() };
+                    waiting.push([&above[..], name].concat());
+                }
+            }
+        }
+        Ok(false)
+    };
+    // What cannot be looked at is looked at more closely.
+    look().unwrap_or(true)
 }
 
 /// What all descendants of a process have run. Descendants, because the first process itself runs when we ask it
@@ -282,7 +332,7 @@ mod tests {
     fn an_upper_directory_with_nothing_in_it_is_none() {
         let dir = tempfile::tempdir().unwrap();
         let upper = dir.path().join("upper");
-        let rescue = Rescue::new(Vec::new(), None, vec![upper.clone()]);
+        let rescue = Rescue::new(Vec::new(), None, vec![upper.clone()], false);
         assert!(!rescue.anything());
         fs::create_dir_all(upper.join(".git")).unwrap();
         assert!(!rescue.anything());
@@ -291,5 +341,40 @@ mod tests {
         fs::remove_dir_all(upper.join(".git")).unwrap();
         fs::write(upper.join("f"), "x").unwrap();
         assert!(rescue.anything());
+    }
+
+    #[test]
+    fn of_a_copy_what_is_newer_than_it_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let (upper, made) = (dir.path().join("upper"), dir.path().join(MANIFEST));
+        fs::create_dir_all(upper.join("a/b")).unwrap();
+        fs::write(upper.join("a/b/f"), "x").unwrap();
+        fs::write(&made, "").unwrap();
+        let changed = || Rescue::new(Vec::new(), None, vec![upper.clone()], true).anything();
+        let settle = || {
+            std::thread::sleep(Duration::from_millis(20));
+            rustix::fs::utimensat(rustix::fs::CWD, &made, &this_moment(), AtFlags::empty()).unwrap();
+            assert!(!changed());
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        settle();
+        fs::write(upper.join("a/b/f"), "y").unwrap();
+        // Whatever its owner says about it.
+        let old = fs::File::options().write(true).open(upper.join("a/b/f")).unwrap();
+        old.set_modified(std::time::UNIX_EPOCH).unwrap();
+        assert!(changed());
+        settle();
+        fs::remove_file(upper.join("a/b/f")).unwrap();
+        assert!(changed());
+        settle();
+        std::os::unix::fs::symlink("/", upper.join("a/l")).unwrap();
+        assert!(changed());
+        fs::remove_file(&made).unwrap();
+        assert!(changed(), "nobody knows since when");
+    }
+
+    fn this_moment() -> rustix::fs::Timestamps {
+        let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+        rustix::fs::Timestamps { last_access: now, last_modification: now }
     }
 }

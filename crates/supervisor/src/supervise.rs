@@ -12,7 +12,7 @@ use crate::rescue::Rescue;
 use crate::serve::Serve;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sandbox_core::driver::{Driver, DriverError, Machine, ProcessIdentity};
-use sandbox_core::launch::{LaunchSpec, Network};
+use sandbox_core::launch::{LaunchSpec, Network, TreeView};
 use sandbox_core::record::StatusRecord;
 use sandbox_core::space::Reserve;
 use sandbox_core::store::{SandboxDir, StoreError, read_json, write_json};
@@ -246,7 +246,8 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
     let uppers = || config.spec.trees.iter().map(|tree| tree.upper.clone()).collect::<Vec<_>>();
     let disk = Disk::new(&config.dir, config.reserve, config.spec.limits.disk, uppers());
     let memory = Memory::new(config.spec.limits.memory.filter(|_| !machine.limits_memory()));
-    let rescue = Rescue::new(config.rescue, config.rescue_every, uppers());
+    let whole = config.spec.trees.iter().any(|tree| tree.view == TreeView::Copy);
+    let rescue = Rescue::new(config.rescue, config.rescue_every, uppers(), whole);
     let mut supervisor = Supervisor {
         disk,
         memory,
