@@ -367,7 +367,7 @@ fn commits(bench: &Bench) -> Rows {
         let script = format!("cd {} && {}", host.display(), timed(script));
         printed(&mut repo.sh_command(&script))
     };
-    let synced = script.replace("git commit", "git -c core.fsync=committed,pack-metadata,reference commit");
+    let synced = script.replace("git commit", "git -c core.fsync=committed,pack-metadata,reference,index commit");
     let [ours, plain, synced] = take(interleave(
         bench.runs.min(5),
         &mut [
