@@ -62,8 +62,10 @@ pub enum Verb {
     List(List),
     /// Tell everything about one sandbox
     Show(OneJson),
-    /// List the commits that a sandbox made
+    /// List the commits that sandboxes made
     Log(Log),
+    /// Compare what a sandbox rewrote (amend, rebase) with what it was
+    RangeDiff(RangeDiff),
     /// Show what a sandbox changed
     Diff(Diff),
     /// Bring the commits of sandboxes into this repository now
@@ -118,7 +120,7 @@ pub enum Verb {
 }
 
 /// Make a sandbox and run a command (or a shell) in it.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 #[command(
     after_help = "Examples:\n  git sandbox spawn                        a shell, in a sandbox with a made-up name\n  \
 git sandbox spawn fix-login -- claude    a command in the sandbox 'fix-login'\n  \
@@ -232,6 +234,9 @@ pub struct Spawn {
     /// The command; a shell when left out
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<std::ffi::OsString>,
+    /// What runs inside before the command.
+    #[arg(skip)]
+    pub first: Option<crate::verbs::spawn::First>,
 }
 
 /// Try a task several times at once.
@@ -545,15 +550,39 @@ pub struct List {
     pub json: bool,
 }
 
-/// List the commits that a sandbox made.
+/// List the commits that sandboxes made.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  git sandbox log fix-login")]
+#[command(
+    after_help = "Examples:\n  git sandbox log fix-login\n  git sandbox log --graph a b c   how they stand to each other and to HEAD"
+)]
 pub struct Log {
-    /// Which sandbox
-    pub name: String,
+    /// Which sandboxes
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Draw their histories and that of HEAD in one picture, from where they part
+    #[arg(long, conflicts_with = "json")]
+    pub graph: bool,
     /// At most N
     #[arg(short = 'n', long, value_name = "N")]
     pub max_count: Option<usize>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Compare a rewritten branch with what it was.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Each commit of the version before is put beside the one that it became: `=` is unchanged, `!` is \
+changed, `<` is gone, `>` is new.\n\nExamples:\n  git sandbox range-diff fix-login\n  \
+git sandbox range-diff fix-login 1a2b3c4      with that version\n\nStatus: 0, or 1 if it was never rewritten."
+)]
+pub struct RangeDiff {
+    /// Which sandbox
+    pub name: String,
+    /// A former tip of it; the last one that was rewritten when left out
+    #[arg(value_name = "OLD")]
+    pub old: Option<String>,
     /// As JSON
     #[arg(long)]
     pub json: bool,
@@ -630,7 +659,9 @@ pub struct Conflicts {
 #[command(
     after_help = "Examples:\n  git sandbox merge fix-login\n  git sandbox merge --squash -m 'Fix login' fix-login\n  \
 git sandbox merge --all                  status 1 if one is left out\n  git sandbox merge --atomic --dry-run a b c\n  \
-git sandbox merge --check 'cargo test' --all   those that pass together land\n\n\
+git sandbox merge --check 'cargo test' --all   those that pass together land\n  \
+git sandbox merge --resolve theirs:src fix-login     where both changed the same below src, take the sandbox's\n  \
+git sandbox merge --into-sandbox fix-login -- claude 'Resolve the conflicts and commit'\n\n\
 A sandbox with several repositories (`spawn --with`) is merged into all of them, or into none."
 )]
 pub struct Merge {
@@ -685,12 +716,39 @@ pub struct Merge {
     /// Run your own hooks, as they were before, where `git merge` would
     #[arg(long, conflicts_with_all = ["rebase", "dry_run"])]
     pub with_hooks: bool,
+    /// Edit the message first
+    #[arg(short, long, conflicts_with_all = ["ff_only", "rebase", "dry_run"])]
+    pub edit: bool,
+    /// Sign the commits that are made, with the key of user.signingKey or this one (commit.gpgSign)
+    #[arg(short = 'S', long, alias = "gpg-sign", value_name = "KEY", num_args = 0..=1, require_equals = true,
+        default_missing_value = "", conflicts_with_all = ["ff_only", "no_sign"])]
+    pub sign: Option<String>,
+    /// Sign nothing, whatever commit.gpgSign says
+    #[arg(long, alias = "no-gpg-sign")]
+    pub no_sign: bool,
+    /// Where both changed the same, take `ours` (what is here) or `theirs`; with :PATH only there; several times
+    #[arg(long, value_name = "SIDE[:PATH]", conflicts_with = "ff_only")]
+    pub resolve: Vec<String>,
+    /// Do not resolve conflicts as git recorded that they were resolved before (git rerere)
+    #[arg(long)]
+    pub no_rerere: bool,
+    /// Let a conflict be resolved in a fresh sandbox (NAME-merge) that has the merge in progress
+    #[arg(long, value_name = "NEW", num_args = 0..=1, require_equals = true, default_missing_value = "",
+        conflicts_with_all = ["all", "ff_only", "no_ff", "squash", "rebase", "octopus", "atomic", "in_order", "edit",
+            "sign", "no_sign", "resolve", "no_rerere", "check", "dry_run"])]
+    pub into_sandbox: Option<String>,
+    /// With --into-sandbox: in the background
+    #[arg(short, long, requires = "into_sandbox")]
+    pub detach: bool,
     /// Show the plan and change nothing
     #[arg(long)]
     pub dry_run: bool,
     /// As JSON
     #[arg(long)]
     pub json: bool,
+    /// With --into-sandbox: the command there; a shell when left out
+    #[arg(last = true, value_name = "CMD", requires = "into_sandbox")]
+    pub command: Vec<std::ffi::OsString>,
 }
 
 /// Put chosen commits on top.
@@ -711,6 +769,19 @@ pub struct Pick {
     /// Even if what comes in would run by itself: it was looked at
     #[arg(short, long)]
     pub yes: bool,
+    /// Sign the commits, with the key of user.signingKey or this one (commit.gpgSign)
+    #[arg(short = 'S', long, alias = "gpg-sign", value_name = "KEY", num_args = 0..=1, require_equals = true,
+        default_missing_value = "", conflicts_with = "no_sign")]
+    pub sign: Option<String>,
+    /// Sign nothing, whatever commit.gpgSign says
+    #[arg(long, alias = "no-gpg-sign")]
+    pub no_sign: bool,
+    /// Where both changed the same, take `ours` (what is here) or `theirs`; with :PATH only there; several times
+    #[arg(long, value_name = "SIDE[:PATH]")]
+    pub resolve: Vec<String>,
+    /// Do not resolve conflicts as git recorded that they were resolved before (git rerere)
+    #[arg(long)]
+    pub no_rerere: bool,
     /// Show the plan and change nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -735,10 +806,14 @@ pub struct Bundle {
 
 /// Put uncommitted changes here.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  git sandbox apply fix-login\n  git sandbox apply --stash fix-login")]
+#[command(after_help = "Examples:\n  git sandbox apply fix-login\n  git sandbox apply fix-login src/login.rs docs\n  \
+git sandbox apply --stash fix-login")]
 pub struct Apply {
     /// Which sandbox
     pub name: String,
+    /// Only these files, and those below these directories
+    #[arg(value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
     /// Into the stash list instead of the working tree
     #[arg(long)]
     pub stash: bool,
@@ -751,6 +826,9 @@ pub struct Apply {
     /// Show the plan and change nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Commit inside.

@@ -7,6 +7,7 @@ use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::text::count;
+use crate::verbs::list::print_json;
 use sandbox_core::journal::Verb;
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
@@ -16,7 +17,9 @@ use sandbox_integrate::review::review_edits;
 use sandbox_integrate::{
     Edit, EditsPlan, EditsRequest, Kind, Layers, MergeError, Relation, Repo, RepoPath, Stash, StashRequest,
 };
+use serde::Serialize;
 use std::io::ErrorKind;
+use std::path::{Component, Path, PathBuf};
 
 pub fn run(context: &Context, args: &cli::Apply) -> Outcome {
     let store = context.store()?;
@@ -44,9 +47,22 @@ pub fn run(context: &Context, args: &cli::Apply) -> Outcome {
             found.push((tree, changed));
         }
     }
+    if !args.paths.is_empty() {
+        found = chosen(context, &sandbox, found, &args.paths)?;
+    }
+    if args.json {
+        let trees = found.iter().map(|(tree, changed)| TreeOf {
+            repository: &tree.mount().worktree,
+            files: changed.iter().map(FileOf::of).collect(),
+        });
+        print_json(&Listing { version: 1, name: sandbox.name(), repositories: trees.collect() })?;
+    }
     if found.is_empty() {
         eprintln!("nothing changed in '{}'", sandbox.name());
         return Ok(1);
+    }
+    if args.dry_run && args.json {
+        return Ok(0);
     }
     if args.dry_run {
         for (tree, changed) in &found {
@@ -62,6 +78,88 @@ pub fn run(context: &Context, args: &cli::Apply) -> Outcome {
     }
     bring_edits(context, &store, &sandbox, found, args.stash, args.yes)?;
     Ok(0)
+}
+
+/// Schema version 1.
+#[derive(Serialize)]
+struct Listing<'a> {
+    version: u32,
+    name: &'a str,
+    repositories: Vec<TreeOf<'a>>,
+}
+
+#[derive(Serialize)]
+struct TreeOf<'a> {
+    repository: &'a Path,
+    files: Vec<FileOf>,
+}
+
+#[derive(Serialize)]
+struct FileOf {
+    /// Bytes that are not UTF-8 are replaced. Not safe for a terminal.
+    path: String,
+    /// `A`, `M` or `D`
+    change: char,
+}
+
+impl FileOf {
+    fn of(change: &work::ChangedFile) -> Self {
+        Self { path: String::from_utf8_lossy(&change.path).into_owned(), change: change.letter() }
+    }
+}
+
+/// What changed in the trees, of the paths that are meant: a file, or all below a directory. Each must be something.
+fn chosen(
+    context: &Context,
+    sandbox: &Sandbox,
+    found: Vec<(Sandbox, Vec<work::ChangedFile>)>,
+    paths: &[PathBuf],
+) -> Result<Vec<(Sandbox, Vec<work::ChangedFile>)>, CliError> {
+    let wanted: Vec<PathBuf> = paths.iter().map(|path| plain(&context.cwd.join(path))).collect();
+    let here = context.maybe_repo().and_then(|repo| repo.worktree().ok());
+    let mut used = vec![false; paths.len()];
+    let mut chosen = Vec::new();
+    for (tree, mut changed) in found {
+        // The caller may be in another work tree of the same repository.
+        let tops: Vec<&Path> = here.into_iter().chain([tree.mount().worktree.as_path()]).collect();
+        changed.retain(|change| {
+            let mut kept = false;
+            for (wanted, used) in wanted.iter().zip(&mut used) {
+                let mut below = tops.iter().filter_map(|top| wanted.strip_prefix(top).ok());
+                if below.any(|path| change.as_path().starts_with(path)) {
+                    (kept, *used) = (true, true);
+                }
+            }
+            kept
+        });
+        if !changed.is_empty() {
+            chosen.push((tree, changed));
+        }
+    }
+    match paths.iter().zip(used).find(|(_, used)| !used) {
+        Some((path, _)) => {
+            Err(CliError::new(format!("nothing changed at '{}' in '{}'", escape_path(path), sandbox.name()))
+                .hint(format!(
+                    "`git sandbox apply --dry-run {}` lists what changed; nothing was written",
+                    sandbox.name()
+                ))
+                .status(1))
+        }
+        None => Ok(chosen),
+    }
+}
+
+/// A path without `.` and `..`, by its names alone: what it names need not exist here.
+fn plain(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => drop(out.pop()),
+            part => out.push(part),
+        }
+    }
+    out
 }
 
 /// Brings uncommitted changes over, as edits of the working tree or as a stash entry.

@@ -13,7 +13,7 @@ use sandbox_core::work;
 use sandbox_git::Oid;
 use sandbox_integrate::{Cache, Identity, Matrix, Pair, Repo, matrix, with_edits};
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -205,6 +205,75 @@ fn open_aside(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Rep
     Ok(Repo::open(context.git()?, here.top_or_gitdir(), here.git_dir(), &store.tmp())?)
 }
 
+/// More sandboxes than this are not compared for a mark in a list: it would take longer than the list.
+const MARKED: usize = 50;
+
+/// Whom each of these sandboxes of one repository collides with, by name: `HEAD` and others. From the cache without
+/// any process, as long as no commit is new.
+pub fn marks(
+    context: &Context,
+    store: &Store,
+    sandboxes: &[Sandbox],
+) -> Result<BTreeMap<String, Vec<String>>, CliError> {
+    let mut marks: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let Some(first) = sandboxes.first() else { return Ok(marks) };
+    let mut with_tips = Vec::new();
+    let Glance { head, tips } = Glance::take(context, store, sandboxes)?;
+    for (sandbox, tip) in sandboxes.iter().zip(&tips) {
+        let base = sandbox.snapshot(store)?.git.base.as_deref().and_then(Oid::parse);
+        if let Some(tip) = tip.filter(|tip| Some(*tip) != base) {
+            with_tips.push((sandbox, tip));
+        }
+    }
+    if with_tips.is_empty() || with_tips.len() > MARKED {
+        return Ok(marks);
+    }
+    let mut add = |a: &str, b: &str| {
+        for (one, other) in [(a, b), (b, a)] {
+            marks.entry(one.to_owned()).or_default().push(other.to_owned());
+        }
+    };
+    let cache = cached(&store.repo(&first.mount().repo).path().join("conflicts.json"));
+    let here = head.map(|head| (HERE, head));
+    let all: Vec<(&str, Oid)> =
+        here.into_iter().chain(with_tips.iter().map(|(sandbox, tip)| (sandbox.name(), *tip))).collect();
+    let pairs = || all.iter().enumerate().flat_map(|(n, a)| all[n + 1..].iter().map(move |b| (a, b)));
+    if pairs().all(|(a, b)| cache.known(a.1, b.1).is_some()) {
+        for (a, b) in pairs().filter(|(a, b)| matches!(cache.known(a.1, b.1), Some(Pair::Conflict { .. }))) {
+            add(a.0, b.0);
+        }
+    } else {
+        let compared: Vec<Sandbox> = with_tips.into_iter().map(|(sandbox, _)| sandbox.clone()).collect();
+        if let Some(table) = Table::read(context, store, &compared, false)? {
+            table.collisions().for_each(|(a, b, _)| add(&a.name, &b.name));
+        }
+    }
+    Ok(marks)
+}
+
+/// Where HEAD and the sandboxes of a repository are: read from files, where refs are files.
+#[derive(Debug, PartialEq, Eq)]
+struct Glance {
+    head: Option<Oid>,
+    tips: Vec<Option<Oid>>,
+}
+
+impl Glance {
+    fn take(context: &Context, store: &Store, sandboxes: &[Sandbox]) -> Result<Self, CliError> {
+        let git = context.git()?;
+        let head = match sandboxes.first() {
+            Some(first) => {
+                let host = work::host(store, first)?;
+                let here = context.maybe_repo().filter(|repo| repo.common_dir() == host.common_dir());
+                work::head(git, &host, here.unwrap_or(&host).git_dir())?
+            }
+            None => None,
+        };
+        let tips = sandboxes.iter().map(|sandbox| work::tip(git, store, sandbox));
+        Ok(Self { head, tips: tips.collect::<Result<_, _>>()? })
+    }
+}
+
 /// The tip of a sandbox; `None` if it made nothing. `uncommitted`: with what is not committed, as if it were.
 pub fn commit_of(
     context: &Context,
@@ -302,9 +371,18 @@ fn rows(table: &Table) -> Vec<Row<'_>> {
 fn watch(context: &Context, store: &Store, args: &cli::Conflicts) -> Outcome {
     let mut known: BTreeSet<(String, String)> = BTreeSet::new();
     let mut tips: Option<Vec<Tip>> = None;
+    let mut seen = None;
     eprintln!("watching; Ctrl-C ends it");
     loop {
         let sandboxes = in_order(context, store, &args.names, args.names.is_empty())?;
+        // A look at a few files: git is only asked when one of them has changed.
+        let names: Vec<String> = sandboxes.iter().map(|sandbox| sandbox.name().to_owned()).collect();
+        let glance = Some((names, Glance::take(context, store, &sandboxes)?));
+        if glance == seen && !args.uncommitted {
+            std::thread::sleep(POLL);
+            continue;
+        }
+        seen = glance;
         if let Some(table) = Table::read(context, store, &sandboxes, args.uncommitted)?
             && tips.as_ref() != Some(&table.tips)
         {

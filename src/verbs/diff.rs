@@ -1,5 +1,5 @@
-//! `diff` and `log`: what a sandbox changed and committed, computed by the host without any
-//! attribute, filter or driver having a say, and escaped before it is printed.
+//! `diff`: what a sandbox changed, computed by the host without any attribute, filter or driver having a say,
+//! and escaped before it is printed.
 
 use super::list::print_json;
 use super::merge::open;
@@ -8,22 +8,20 @@ use super::trees::{of_which, several, tell_others, title};
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
-use crate::text::{age, count, escape, escape_lines};
+use crate::text::{escape, escape_lines};
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_core::work;
 use sandbox_git::Oid;
 use sandbox_integrate::review::{review_between, review_commits};
 use sandbox_integrate::{
-    Captured, Commit, FileStat, Finding, Form, Kind, Layers, RepoPath, commits, diffstat, diffstat_between, patch,
-    patch_between,
+    Captured, FileStat, Finding, Form, Kind, Layers, RepoPath, diffstat, diffstat_between, patch, patch_between,
 };
 use serde::Serialize;
 use std::fs;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Larger files are only named in `diff --uncommitted`.
 const SHOWN: u64 = 4 << 20;
@@ -154,7 +152,8 @@ pub fn range(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Opti
     Ok(tip.filter(|tip| Some(*tip) != base).map(|tip| (base, tip)))
 }
 
-fn print(bytes: &[u8]) -> Outcome {
+/// Prints bytes that are safe for a terminal.
+pub fn print(bytes: &[u8]) -> Outcome {
     match io::stdout().lock().write_all(bytes) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CliError::io("write to standard output")(error)),
         _ => Ok(0),
@@ -280,77 +279,6 @@ fn put(target: &Path, mut file: sandbox_integrate::CapturedFile) -> io::Result<(
             fs::set_permissions(target, std::os::unix::fs::PermissionsExt::from_mode(mode))
         }
     }
-}
-
-/// Schema version 1.
-#[derive(Serialize)]
-struct Listing {
-    version: u32,
-    name: String,
-    #[serde(flatten)]
-    main: Made,
-    /// Of its further repositories, where they are.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    with: Vec<MadeThere>,
-}
-
-#[derive(Serialize)]
-struct Made {
-    base: Option<Oid>,
-    commits: Vec<Commit>,
-}
-
-#[derive(Serialize)]
-struct MadeThere {
-    repository: PathBuf,
-    #[serde(flatten)]
-    made: Made,
-}
-
-pub fn log(context: &Context, args: &cli::Log) -> Outcome {
-    let store = context.store()?;
-    let sandbox = context.sandbox(&store, &args.name)?;
-    super::fetch::bring_to_read(context, &store, &sandbox)?;
-    let limit = args.max_count.and_then(|n| u32::try_from(n).ok());
-    let made = |tree: &Sandbox| -> Result<Made, CliError> {
-        let range = range(context, &store, tree)?;
-        let commits = match range {
-            Some((base, tip)) => commits(&open(context, &store, tree)?, base, tip, limit)?,
-            None => Vec::new(),
-        };
-        Ok(Made { base: range.and_then(|(base, _)| base), commits })
-    };
-    let main = made(&sandbox.at(0))?;
-    let others = sandbox.trees().skip(1).filter(|tree| tree.mount().has_commits());
-    let with = others.map(|tree| Ok((made(&tree)?, tree))).collect::<Result<Vec<(Made, Sandbox)>, CliError>>()?;
-    if args.json {
-        let there = |(made, tree): (Made, Sandbox)| MadeThere { repository: tree.mount().worktree.clone(), made };
-        let with = with.into_iter().map(there).collect();
-        print_json(&Listing { version: 1, name: sandbox.name().to_owned(), main, with })?;
-        return Ok(0);
-    }
-    let all: Vec<(Made, Sandbox)> = std::iter::once((main, sandbox.at(0))).chain(with).collect();
-    if all.iter().all(|(made, _)| made.commits.is_empty()) {
-        eprintln!("no commits in '{}'", sandbox.name());
-        return Ok(0);
-    }
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0);
-    for (made, tree) in all.iter().filter(|(made, _)| !made.commits.is_empty()) {
-        let mut text = if several(tree) { format!("{}\n", title(tree)) } else { String::new() };
-        for commit in &made.commits {
-            let ago = now.saturating_sub(u64::try_from(commit.committed).unwrap_or(0));
-            text.push_str(&format!(
-                "{} {} ({}, {} ago)\n",
-                commit.id.short(),
-                escape(&commit.subject),
-                escape(&commit.author),
-                age(ago)
-            ));
-        }
-        print(text.as_bytes())?;
-        eprintln!("{} on sandbox/{}{}", count(made.commits.len(), "commit"), sandbox.name(), of_which(tree));
-    }
-    Ok(0)
 }
 
 #[cfg(test)]

@@ -44,6 +44,7 @@ pub fn run(context: &Context, args: &cli::Fork) -> Outcome {
         quiet: args.quiet,
         tty: args.tty,
         branch: args.branch.as_deref(),
+        first: None,
         command: &args.command,
         cwd: &sandbox.record.cwd,
         wish,

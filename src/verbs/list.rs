@@ -5,6 +5,7 @@ use crate::context::Context;
 use crate::damaged::{self, Damaged};
 use crate::error::{CliError, Outcome};
 use crate::text::{age, escape, size, table, tilde};
+use sandbox_core::id::RepoId;
 use sandbox_core::launch::{Network, TreeView};
 use sandbox_core::record::Snapshot;
 use sandbox_core::sandbox::{Sandbox, State};
@@ -67,6 +68,9 @@ pub struct Row {
     pub allow_weak: Vec<String>,
     /// Programs inside may make sandboxes of their own.
     pub nested: bool,
+    /// Sandboxes (or `HEAD`) that its commits do not merge with; only `list` tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub collides: Option<Vec<String>>,
     /// What came along with `--with`: `worktree`, `branch` and what follows it are of the main repository.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub with: Vec<Along>,
@@ -108,8 +112,9 @@ pub fn run(context: &Context, args: &cli::List) -> Outcome {
         (Vec::new(), Vec::new())
     };
     let memory = memory_by_namespace();
-    let rows: Vec<Row> =
+    let mut rows: Vec<Row> =
         sandboxes.iter().map(|sandbox| row(context, &store, sandbox, &memory)).collect::<Result<_, _>>()?;
+    mark(context, &store, &sandboxes, &mut rows);
     if args.json {
         print_json(&Listing { version: 1, sandboxes: rows, damaged: damaged.iter().map(Damaged::from).collect() })?;
         return Ok(0);
@@ -140,6 +145,11 @@ pub fn run(context: &Context, args: &cli::List) -> Outcome {
     if along {
         lines[0].insert(1, "OF".into());
     }
+    let collides = rows.iter().any(|row| row.collides.as_ref().is_some_and(|with| !with.is_empty()));
+    if collides {
+        let at = lines[0].iter().position(|title| title == "UNCOMMITTED").unwrap_or(0);
+        lines[0].insert(at, "COLLIDES WITH".into());
+    }
     for (row, sandbox) in rows.iter().zip(&sandboxes) {
         let mut cells = vec![
             row.name.clone(),
@@ -155,6 +165,9 @@ pub fn run(context: &Context, args: &cli::List) -> Outcome {
             if row.memory_bytes == 0 { "-".into() } else { size(row.memory_bytes) },
             command_words(row),
         ];
+        if collides {
+            cells.insert(5, row.collides.as_deref().map_or("-".into(), collides_words));
+        }
         if drivers {
             cells.insert(2, escape(&row.driver));
         }
@@ -168,6 +181,30 @@ pub fn run(context: &Context, args: &cli::List) -> Outcome {
     }
     print!("{}", table(&lines));
     Ok(0)
+}
+
+/// Marks those that collide. What cannot be compared has no mark.
+fn mark(context: &Context, store: &Store, sandboxes: &[Sandbox], rows: &mut [Row]) {
+    let mut repos: Vec<&RepoId> = sandboxes.iter().map(|sandbox| &sandbox.mount().repo).collect();
+    repos.sort();
+    repos.dedup();
+    for repo in repos {
+        let of = sandboxes.iter().filter(|sandbox| sandbox.mount().repo == *repo && sandbox.mount().has_commits());
+        let of: Vec<Sandbox> = of.cloned().collect();
+        let Ok(mut marks) = super::conflicts::marks(context, store, &of) else { continue };
+        for (row, sandbox) in rows.iter_mut().zip(sandboxes).filter(|(_, sandbox)| sandbox.mount().repo == *repo) {
+            row.collides = Some(marks.remove(sandbox.name()).unwrap_or_default());
+        }
+    }
+}
+
+/// `a, HEAD`, and of many `a, b and 3 more`.
+fn collides_words(with: &[String]) -> String {
+    match with {
+        [] => "-".into(),
+        [first, second, rest @ ..] if rest.len() > 1 => format!("{first}, {second} and {} more", rest.len()),
+        all => all.join(", "),
+    }
 }
 
 fn number(n: usize) -> Option<String> {
@@ -307,6 +344,7 @@ pub fn row(context: &Context, store: &Store, sandbox: &Sandbox, memory: &HashMap
         },
         allow_weak: record.allow_weak.clone(),
         nested: record.nested,
+        collides: None,
         with,
     })
 }
@@ -383,6 +421,7 @@ mod tests {
             blocked: 0,
             allow_weak: Vec::new(),
             nested: false,
+            collides: None,
             with: Vec::new(),
         };
         let says = |row: Row| words_at(&row, 1000);
@@ -413,6 +452,9 @@ mod tests {
         assert_eq!(says(frozen(FrozenBy::NoInodes)), "running, frozen (no inodes left)");
         assert_eq!(says(frozen(FrozenBy::Limit)), "running, frozen (disk limit)");
         assert_eq!(says(Row { blocked: 3, ..row("running") }), "running, blocked 3");
+        let names = |n: usize| ["a", "b", "c", "d"][..n].iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let collides = [0, 1, 3, 4].map(|n| collides_words(&names(n)));
+        assert_eq!(collides, ["-", "a", "a, b, c", "a, b and 2 more"]);
         assert_eq!([signal_words(15), signal_words(9), signal_words(64)], ["TERM", "KILL", "64"]);
     }
 }

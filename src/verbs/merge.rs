@@ -3,6 +3,8 @@
 //! ```text
 //! this file   one sandbox, into each of its repositories, and the fast-forward at a command's end
 //! several     several sandboxes of one repository: the order, what is left out
+//! asked       sides that win, the message, the signature
+//! inside      a conflict that is resolved in a fresh sandbox
 //! checked     what would land has to pass a command first; queue: which of several do
 //! hooks       the user's own hooks, with `--with-hooks`
 //! known       what a sandbox knew of uncommitted work when it was spawned, and what it has left now
@@ -11,9 +13,11 @@
 //! refused     a refusal as the command line tells it
 //! ```
 
+mod asked;
 mod carry;
 mod checked;
 mod hooks;
+mod inside;
 mod known;
 mod place;
 mod queue;
@@ -25,16 +29,17 @@ use super::review;
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
-use crate::text::{count, escape_lines};
+use crate::text::{count, escape, escape_lines};
+pub use asked::Asked;
 use carry::do_all;
-pub use carry::do_it;
+pub use carry::{do_it, tell_resolved};
 use hooks::Hooks;
 use known::Known;
 pub use place::{checked_out, escape_path, identity, open, relation};
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_core::work;
-use sandbox_integrate::{How, MergePlan, Repo, What};
+use sandbox_integrate::{Commit, Conflicts, How, MergeError, MergePlan, Repo, What};
 use serde::Serialize;
 use std::path::Path;
 
@@ -48,16 +53,33 @@ pub fn run(context: &Context, args: &cli::Merge) -> Outcome {
         (.., true) => How::Rebase,
         _ => How::FastForward,
     };
-    if let Some(wanted) = checked::check(context, &store, args)? {
-        return checked::run(context, &store, args, how, &wanted);
+    let asked = Asked::merge(args)?;
+    if args.into_sandbox.is_none()
+        && let Some(wanted) = checked::check(context, &store, args)?
+    {
+        return checked::run(context, &store, args, how, &asked, &wanted);
     }
-    let [name] = args.names.as_slice() else { return several::run(context, &store, args, how) };
+    let [name] = args.names.as_slice() else {
+        if args.into_sandbox.is_some() {
+            return Err(CliError::usage("a conflict of one sandbox is resolved at a time")
+                .hint("`git sandbox merge --into-sandbox NAME`, once the others are merged"));
+        }
+        return several::run(context, &store, args, how, &asked);
+    };
     let sandbox = context.sandbox(&store, name)?;
+    if args.into_sandbox.is_some() {
+        return inside::run(context, &store, args, &sandbox);
+    }
     let trees = super::trees::chosen(&sandbox, args.only.as_deref())?;
     super::fetch::bring(context, &store, &sandbox)?;
     let mut found = Vec::new();
     for tree in trees.iter().filter(|tree| tree.mount().has_commits()) {
-        let planned = plan(context, &store, tree, how, args.message.as_deref());
+        let planned = match planned(context, &store, tree, how, args.message.as_deref(), &asked) {
+            Ok(Some((repo, Err(error)))) => Err(not_merged(context, &store, tree, &repo, error, args.json)?),
+            Ok(Some((repo, Ok(plan)))) => Ok(Some((repo, plan))),
+            Ok(None) => Ok(None),
+            Err(error) => Err(error),
+        };
         let planned = planned.map_err(|error| in_tree(&sandbox, tree, error))?;
         found.extend(planned.filter(|(_, plan)| plan.what != What::UpToDate).map(|(repo, plan)| (tree, repo, plan)));
     }
@@ -70,21 +92,26 @@ pub fn run(context: &Context, args: &cli::Merge) -> Outcome {
             eprintln!("{}:", escape_path(repo.worktree()));
         }
         review::tell(context, &mut plan.warnings)?;
+        tell_resolved(plan);
     }
+    let warnings = found.iter().flat_map(|(_, _, plan)| &plan.warnings);
+    let agreed = match args.dry_run {
+        true => Ok(false),
+        false => review::agreed(context, warnings, ("merge", sandbox.name()), args.yes),
+    };
     let mut kept = Vec::new();
-    if !args.dry_run {
-        let warnings = found.iter().flat_map(|(_, _, plan)| &plan.warnings);
-        if !review::agreed(context, warnings, ("merge", sandbox.name()), args.yes)? {
-            return Err(review::declined());
-        }
-        for (tree, repo, planned) in found.iter_mut().filter(|_| args.with_hooks) {
-            let hooks = Hooks::keep(context, &store, repo)?;
-            if let Some(message) = hooks.before(repo, planned)?
-                && let Some((again, with_message)) = plan(context, &store, tree, how, Some(&message))?
-            {
-                (*repo, *planned) = (again, with_message);
+    if matches!(agreed, Ok(true)) {
+        for (tree, repo, plan) in &mut found {
+            if args.with_hooks {
+                let hooks = Hooks::keep(context, &store, repo)?;
+                if let Some(message) = hooks.before(repo, plan)?
+                    && let Some((again, with_message)) = planned(context, &store, tree, how, Some(&message), &asked)?
+                {
+                    (*repo, *plan) = (again, with_message?);
+                }
+                kept.push(hooks);
             }
-            kept.push(hooks);
+            asked.finish(context, repo, plan)?;
         }
     }
     if args.json {
@@ -110,6 +137,9 @@ pub fn run(context: &Context, args: &cli::Merge) -> Outcome {
     }
     if args.dry_run {
         return Ok(0);
+    }
+    if !agreed? {
+        return Err(review::declined());
     }
     let plans: Vec<(Sandbox, &Repo, &MergePlan)> =
         found.iter().map(|(tree, repo, plan)| ((*tree).clone(), repo, plan)).collect();
@@ -234,11 +264,64 @@ fn plan(
     how: How,
     message: Option<&str>,
 ) -> Result<Option<(Repo, MergePlan)>, CliError> {
+    match planned(context, store, sandbox, how, message, &Asked::default())? {
+        Some((repo, plan)) => Ok(Some((repo, plan?))),
+        None => Ok(None),
+    }
+}
+
+/// A repository, and the plan or why there is none.
+type Planned = Option<(Repo, Result<MergePlan, MergeError>)>;
+
+fn planned(
+    context: &Context,
+    store: &Store,
+    sandbox: &Sandbox,
+    how: How,
+    message: Option<&str>,
+    asked: &Asked,
+) -> Result<Planned, CliError> {
     let Some(known) = Known::of(context, store, sandbox, true)? else { return Ok(None) };
     let repo = open(context, store, sandbox)?;
     let identity = identity(context, &repo)?;
-    match sandbox_integrate::plan(&repo, &known.request(how, message, &identity)) {
-        Ok(plan) => Ok(Some((repo, plan))),
-        Err(error) => Err(error.into()),
+    let plan = sandbox_integrate::plan(&repo, &known.request(how, message, asked, &identity));
+    Ok(Some((repo, plan)))
+}
+
+/// Schema version 1: why one sandbox is not merged.
+#[derive(Serialize)]
+struct Refusal<'a> {
+    version: u32,
+    name: &'a str,
+    conflicts: &'a Conflicts,
+    here: &'a [Commit],
+    there: &'a [Commit],
+}
+
+/// A refusal, with the commits that are against each other.
+fn not_merged(
+    context: &Context,
+    store: &Store,
+    tree: &Sandbox,
+    repo: &Repo,
+    error: MergeError,
+    json: bool,
+) -> Result<CliError, CliError> {
+    let MergeError::Conflicts { name, conflicts } = &error else { return Ok(error.into()) };
+    let (here, there) = match (repo.head()?.commit, work::tip(context.git()?, store, tree)?) {
+        (Some(onto), Some(tip)) if inside::of_commits(conflicts) => {
+            sandbox_integrate::sides(repo, onto, tip, conflicts)?
+        }
+        _ => Default::default(),
+    };
+    if json {
+        print_json(&Refusal { version: 1, name, conflicts, here: &here, there: &there })?;
     }
+    let mut failure = CliError::from(error);
+    for (side, commits) in [("here", here), ("there", there)] {
+        for commit in commits {
+            failure = failure.cause(format!("{side}: {} {}", commit.id.short(), escape(&commit.subject)));
+        }
+    }
+    Ok(failure)
 }

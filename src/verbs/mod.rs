@@ -18,10 +18,12 @@ mod fork;
 pub mod gc;
 mod help;
 pub mod list;
+mod log;
 mod logs;
 pub mod merge;
 mod pick;
 mod presets;
+mod range_diff;
 mod repair;
 pub mod rescue;
 pub mod review;
@@ -71,7 +73,8 @@ pub fn run(context: &Context, verb: Verb) -> Outcome {
         Verb::Fork(args) => fork::run(context, &args),
         Verb::List(args) => list::run(context, &args),
         Verb::Show(args) => show::run(context, &args),
-        Verb::Log(args) => diff::log(context, &args),
+        Verb::Log(args) => log::run(context, &args),
+        Verb::RangeDiff(args) => range_diff::run(context, &args),
         Verb::Diff(args) => diff::run(context, &args),
         Verb::Fetch(args) => fetch::run(context, &args),
         Verb::Conflicts(args) => conflicts::run(context, &args),
@@ -118,6 +121,7 @@ impl Verb {
             Verb::List(_) => "list",
             Verb::Show(_) => "show",
             Verb::Log(_) => "log",
+            Verb::RangeDiff(_) => "range-diff",
             Verb::Diff(_) => "diff",
             Verb::Fetch(_) => "fetch",
             Verb::Push(_) => "push",

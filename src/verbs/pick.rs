@@ -1,7 +1,7 @@
 //! `pick`: commits of a sandbox one by one on top of the branch here. All of them, or none.
 
 use super::list::print_json;
-use super::merge::{do_it, identity, open};
+use super::merge::{Asked, do_it, identity, open, tell_resolved};
 use super::review;
 use crate::cli;
 use crate::context::Context;
@@ -28,6 +28,7 @@ pub fn run(context: &Context, args: &cli::Pick) -> Outcome {
     let made = Made { name, base, list: commits(&repo, base, tip, None)?, tip };
     let chosen = made.chosen(&repo, &args.revs)?;
     let identity = identity(context, &repo)?;
+    let asked = Asked::pick(args)?;
     let request = MergeRequest {
         name,
         base,
@@ -36,6 +37,7 @@ pub fn run(context: &Context, args: &cli::Pick) -> Outcome {
         captured_index: None,
         left_inside: None,
         how: How::FastForward,
+        choices: &asked.choices,
         message: None,
         identity: &identity,
     };
@@ -45,13 +47,21 @@ pub fn run(context: &Context, args: &cli::Pick) -> Outcome {
         return Ok(1);
     };
     review::tell(context, &mut plan.warnings)?;
+    tell_resolved(&plan);
+    let agreed = match args.dry_run {
+        true => Ok(false),
+        false => review::agreed(context, &plan.warnings, ("pick", name), args.yes),
+    };
+    if matches!(agreed, Ok(true)) {
+        asked.finish(context, &repo, &mut plan)?;
+    }
     if args.json {
         print_json(&plan)?;
     } else if args.dry_run {
         print!("{}", escape_lines(&plan.describe()));
     }
     if !args.dry_run {
-        if !review::agreed(context, &plan.warnings, ("pick", name), args.yes)? {
+        if !agreed? {
             return Err(review::declined());
         }
         do_it(context, &store, &[&sandbox], &repo, &plan)?;

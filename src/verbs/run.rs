@@ -83,6 +83,7 @@ pub fn run(context: &Context, args: &cli::Run) -> Outcome {
         quiet: spawn.quiet,
         tty: spawn.tty,
         branch: spawn.branch.as_deref(),
+        first: None,
         command: &spawn.command,
         cwd: &cwd,
         wish: cli::OnExit::Keep,

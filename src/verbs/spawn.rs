@@ -78,6 +78,7 @@ fn spawn(context: &Context, args: cli::Spawn, report: &RefCell<Option<Report>>) 
         quiet: args.quiet,
         tty: args.tty,
         branch: args.branch.as_deref(),
+        first: args.first.as_ref(),
         command: &args.command,
         cwd: &cwd,
         wish,
@@ -365,6 +366,15 @@ fn escape_bytes_of(path: &Path) -> String {
     crate::text::escape_bytes(path.as_os_str().as_bytes())
 }
 
+/// What runs inside a sandbox that was just made, before its command: a failure takes the sandbox back.
+#[derive(Clone, Debug)]
+pub struct First {
+    /// The command.
+    pub argv: Vec<String>,
+    /// What it is for: `cannot …`.
+    pub what: String,
+}
+
 /// How a sandbox that was just made is started.
 pub struct Launch<'a> {
     /// In the background.
@@ -377,6 +387,8 @@ pub struct Launch<'a> {
     pub tty: bool,
     /// A branch to make and check out first.
     pub branch: Option<&'a str>,
+    /// What runs before the command.
+    pub first: Option<&'a First>,
     /// The command; a shell (or nothing, in the background) when empty.
     pub command: &'a [OsString],
     /// Where it starts inside.
@@ -426,9 +438,7 @@ pub fn launch(context: &Context, store: &Store, sandbox: &Sandbox, lock: FileLoc
     if args.detach {
         return detached(context, store, sandbox, &mut connection, args);
     }
-    if let Some(branch) = args.branch
-        && let Err(error) = checkout(&mut connection, sandbox, branch)
-    {
+    if let Err(error) = begin_inside(&mut connection, sandbox, args) {
         // No command has run in it: it goes as it came.
         drop(connection);
         let _ = super::stop::stop(sandbox, Duration::ZERO);
@@ -532,6 +542,26 @@ fn finish(mut connection: Connection, sandbox: &Sandbox) -> Result<(), CliError>
     Ok(())
 }
 
+/// What is done inside before the command starts.
+fn begin_inside(connection: &mut Connection, sandbox: &Sandbox, args: &Launch<'_>) -> Result<(), CliError> {
+    if let Some(branch) = args.branch {
+        checkout(connection, sandbox, branch)?;
+    }
+    let Some(first) = args.first else { return Ok(()) };
+    let argv = first.argv.iter().map(|arg| escape_bytes(arg.as_bytes())).collect();
+    let cwd = escape_bytes(sandbox.at(0).mount().worktree.as_os_str().as_bytes());
+    let exec = sandbox_protocol::Exec { argv, cwd, internal: true, ..Default::default() };
+    let (status, out, err) = connection.run(exec, b"", 1 << 16)?;
+    if status.shell() == 0 {
+        return Ok(());
+    }
+    let failure = CliError::new(format!("cannot {}", first.what)).hint("no sandbox was made");
+    let said = [out, err].concat();
+    let said = String::from_utf8_lossy(&said);
+    let lines = said.lines().filter(|line| !line.trim().is_empty()).take(5);
+    Err(lines.fold(failure, |failure, line| failure.cause(escape(line))))
+}
+
 /// Checks out a new branch inside, before the command starts.
 fn checkout(connection: &mut Connection, sandbox: &Sandbox, branch: &str) -> Result<(), CliError> {
     let argv = ["git", "checkout", "--quiet", "-b", branch].map(|arg| escape_bytes(arg.as_bytes()));
@@ -625,9 +655,7 @@ pub fn start_many(
 /// Checks out a branch if one is asked for, and asks for the command. What was never started is
 /// taken back.
 fn begin(store: &Store, sandbox: &Sandbox, connection: &mut Connection, args: &Launch<'_>) -> Result<u32, CliError> {
-    if let Some(branch) = args.branch
-        && let Err(error) = checkout(connection, sandbox, branch)
-    {
+    if let Err(error) = begin_inside(connection, sandbox, args) {
         let _ = super::stop::stop(sandbox, Duration::ZERO);
         sandbox_core::prepare::undo(store, sandbox);
         return Err(error);

@@ -194,6 +194,22 @@ pub fn tip(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Option<Oid>> {
     read_ref(git, &host, &format!("refs/sandbox/{}", sandbox.name()))
 }
 
+/// The commit that is checked out where `git_dir` is the git directory of a work tree of `host`; `None` if it is
+/// unborn. Without a process where refs are files.
+///
+/// # Errors
+///
+/// When HEAD cannot be read.
+pub fn head(git: &Git, host: &HostRepo, git_dir: &Path) -> Result<Option<Oid>> {
+    let text = fs::read(git_dir.join("HEAD")).unwrap_or_default();
+    let text = text.trim_ascii();
+    match text.strip_prefix(b"ref: ").map(std::str::from_utf8) {
+        Some(Ok(name)) if !host.common_dir().join("reftable").exists() => read_ref(git, host, name),
+        None if Oid::parse(text).is_some() => Ok(Oid::parse(text)),
+        _ => read_ref(git, host, "HEAD"),
+    }
+}
+
 /// Larger `packed-refs` are left to git.
 const SMALL: u64 = 1 << 20;
 

@@ -268,6 +268,7 @@ impl Git {
             user: None,
             cwd: None,
             inherit: Vec::new(),
+            host: Arc::clone(&self.env),
         }
     }
 }
@@ -297,6 +298,7 @@ pub struct GitCommand {
     user: Option<(u32, u32)>,
     cwd: Option<PathBuf>,
     inherit: Vec<OwnedFd>,
+    host: Arc<HostEnv>,
 }
 
 /// What a successful command printed.
@@ -341,6 +343,12 @@ impl GitCommand {
     /// Sets an environment variable.
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.env.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Lets it, and the program that it signs with, see the user's keys and agents.
+    pub fn signing(mut self) -> Self {
+        self.env.extend(self.host.signing.iter().cloned());
         self
     }
 

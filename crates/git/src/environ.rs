@@ -16,7 +16,27 @@ pub struct HostEnv {
     /// `GIT_WORK_TREE`, `GIT_CEILING_DIRECTORIES`, `GIT_DISCOVERY_ACROSS_FILESYSTEM`, `SUDO_UID`.
     /// Seen only by commands that discover a repository or read the user's configuration.
     pub discovery: Vec<(OsString, OsString)>,
+    /// What a program that signs needs to find its agent and to ask for a passphrase. Seen only by commands that
+    /// sign ([`GitCommand::signing`](crate::GitCommand::signing)).
+    pub signing: Vec<(OsString, OsString)>,
 }
+
+/// Variables of [`HostEnv::signing`]: where gpg and ssh have keys and agents, and how they ask.
+const SIGNING: &[&str] = &[
+    "DBUS_SESSION_BUS_ADDRESS",
+    "DISPLAY",
+    "GNUPGHOME",
+    "GPG_TTY",
+    "LOGNAME",
+    "PINENTRY_USER_DATA",
+    "SSH_ASKPASS",
+    "SSH_ASKPASS_REQUIRE",
+    "SSH_AUTH_SOCK",
+    "TERM",
+    "USER",
+    "WAYLAND_DISPLAY",
+    "XDG_RUNTIME_DIR",
+];
 
 /// Variables of [`HostEnv::discovery`]; a `*` at the end stands for any rest.
 const DISCOVERY: &[&str] = &[
@@ -45,11 +65,13 @@ impl HostEnv {
                 Some("PATH") => env.path = value,
                 Some("HOME") => env.home = Some(value.into()),
                 Some("XDG_CONFIG_HOME") if !value.is_empty() => env.xdg_config_home = Some(value.into()),
+                Some(name) if SIGNING.contains(&name) => env.signing.push((name.into(), value)),
                 Some(name) if is_discovery(name) => env.discovery.push((name.into(), value)),
                 _ => {}
             }
         }
         env.discovery.sort();
+        env.signing.sort();
         env
     }
 

@@ -85,6 +85,7 @@ pub(crate) struct Change<'a> {
 
 impl Change<'_> {
     pub fn apply(&self, repo: &Repo, undo: &Path) -> Result<Merged, MergeError> {
+        let _working = repo.working();
         // Nobody's former state is written over, and what is removed after a failure is ours.
         if let Some(parent) = undo.parent() {
             fs::create_dir_all(parent).map_err(MergeError::io("create", parent))?;

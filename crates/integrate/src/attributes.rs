@@ -19,6 +19,10 @@ pub(crate) struct Rules {
     pub file_mode: bool,
     /// `core.symlinks`
     pub symlinks: bool,
+    /// `commit.gpgSign`
+    pub signs: bool,
+    /// `rerere.enabled`, if it is set.
+    pub rerere: Option<bool>,
     /// Cone-mode sparse checkout is on.
     pub sparse: Option<bool>,
     /// Configured drivers, as `filter.lfs`, `merge.ours`, `diff.word`.
@@ -73,6 +77,8 @@ impl Rules {
                 }
                 "core.autocrlf" => rules.eol.autocrlf = if on { AutoCrlf::True } else { AutoCrlf::False },
                 "core.eol" => rules.eol.eol_crlf = value.is_some_and(|v| v.eq_ignore_ascii_case("crlf")),
+                "commit.gpgsign" => rules.signs = on,
+                "rerere.enabled" => rules.rerere = Some(on),
                 "core.filemode" => rules.file_mode = on,
                 "core.symlinks" => rules.symlinks = on,
                 "core.sparsecheckout" => sparse = on,

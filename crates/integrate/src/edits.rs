@@ -60,6 +60,7 @@ pub struct EditsPlan {
 /// Makes a plan for bringing uncommitted changes over: each path is merged from what the changes start
 /// from, what the sandbox has, and what the host has.
 pub fn plan_edits(repo: &Repo, request: &EditsRequest<'_>) -> Result<EditsPlan, MergeError> {
+    let _working = repo.working();
     let index = Index::read(repo)?;
     let rules = Rules::read(repo)?;
     let now = attributes::read(repo, request.edits.iter().map(|edit| &edit.path))?;
@@ -208,6 +209,7 @@ impl Stash<'_> {
 /// Makes a stash entry of a sandbox's uncommitted changes: [`Stash::store`] puts it into the host's list. The
 /// working tree is not touched. Files that the commit does not have are its untracked files.
 pub fn stash<'r>(repo: &'r Repo, request: &StashRequest<'_>) -> Result<Stash<'r>, MergeError> {
+    let _working = repo.working();
     let rules = Rules::read(repo)?;
     let now = attributes::read(repo, request.edits.iter().map(|edit| &edit.path))?;
     let (then, index) = (BTreeMap::new(), Index::default());
@@ -230,22 +232,22 @@ pub fn stash<'r>(repo: &'r Repo, request: &StashRequest<'_>) -> Result<Stash<'r>
     let base = tree_of(repo, Some(commit));
     let branch = request.branch.unwrap_or("(no branch)");
     let on = |what: &str| format!("{what} on {branch}: {} {}", commit.short(), request.message);
-    let base_tree = repo.pure().args(["rev-parse", &base]).line()?;
-    let index_commit = commit_tree(repo, &base_tree, &[commit], &on("index"), request.identity)?;
+    let index_commit = commit_tree(repo, repo.commit(commit)?.tree, &[commit], &on("index"), request.identity)?;
     let mut parents = vec![commit, index_commit];
     if !untracked.is_empty() {
         let tree = write_tree(repo, None, &untracked)?;
-        parents.push(commit_tree(repo, &tree, &[], &on("untracked files"), request.identity)?);
+        parents.push(commit_tree(repo, tree, &[], &on("untracked files"), request.identity)?);
     }
     let tree = write_tree(repo, Some(&base), &tracked)?;
     let message = format!("On {branch}: {}", request.message);
-    let commit = commit_tree(repo, &tree, &parents, &message, request.identity)?;
+    let commit = commit_tree(repo, tree, &parents, &message, request.identity)?;
     let published = crate::publish::publish(repo)?;
     Ok(Stash { repo, commit, message, identity: request.identity.clone(), _published: published })
 }
 
 /// Returns a commit on `commit` (`None`: on nothing) that has these edits. The working tree is not touched.
 pub fn with_edits(repo: &Repo, commit: Option<Oid>, edits: &[Edit], identity: &Identity) -> Result<Oid, MergeError> {
+    let _working = repo.working();
     let rules = Rules::read(repo)?;
     let now = attributes::read(repo, edits.iter().map(|edit| &edit.path))?;
     let (then, index) = (BTreeMap::new(), Index::default());
@@ -266,11 +268,15 @@ pub fn with_edits(repo: &Repo, commit: Option<Oid>, edits: &[Edit], identity: &I
     let base = commit.map(|commit| tree_of(repo, Some(commit)));
     let tree = write_tree(repo, base.as_deref(), &changes)?;
     let parents: Vec<Oid> = commit.into_iter().collect();
-    commit_tree(repo, &tree, &parents, "uncommitted work", identity)
+    commit_tree(repo, tree, &parents, "uncommitted work", identity)
 }
 
 /// Writes a tree: `base` with some paths changed.
-fn write_tree(repo: &Repo, base: Option<&str>, changes: &[(&RepoPath, Option<Entry>)]) -> Result<String, MergeError> {
+pub(crate) fn write_tree(
+    repo: &Repo,
+    base: Option<&str>,
+    changes: &[(&RepoPath, Option<Entry>)],
+) -> Result<Oid, MergeError> {
     let index = repo.temp_path("tree.index");
     let _ = std::fs::remove_file(&index);
     let git = || repo.pure().env("GIT_INDEX_FILE", &index);
@@ -292,9 +298,7 @@ fn write_tree(repo: &Repo, base: Option<&str>, changes: &[(&RepoPath, Option<Ent
     if !input.is_empty() {
         git().args(["update-index", "-z", "--index-info"]).stdin(input).run()?;
     }
-    let tree = git().args(["write-tree"]).line()?;
-    parse_oid(&tree)?;
-    Ok(tree)
+    parse_oid(&git().args(["write-tree"]).line()?)
 }
 
 impl EditsPlan {

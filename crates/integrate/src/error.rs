@@ -71,6 +71,13 @@ pub enum MergeError {
         /// The first of them.
         path: RepoPath,
     },
+    /// A commit cannot be signed.
+    #[error("cannot sign the commit")]
+    NotSigned {
+        /// What git or the program for signatures said, safe to print.
+        #[source]
+        said: Said,
+    },
     /// A lock of git is held by another process. It is never removed.
     #[error("'{path}' exists: another git process seems to be at work here", path = path.display())]
     Locked {
@@ -126,6 +133,18 @@ pub enum MergeError {
     },
 }
 
+/// A program's own words, safe to print.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said(pub String);
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Said {}
+
 impl MergeError {
     /// Wraps an I/O error with what was done to which file.
     pub fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
@@ -136,13 +155,19 @@ impl MergeError {
     /// The next step, for the line `hint:`.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::Conflicts { name, conflicts } if conflicts.are_of_commits() => Some(format!(
+                "nothing was written; `git sandbox merge --into-sandbox {name}` opens a sandbox to resolve it, \
+                 `--resolve ours` (or `theirs`, `theirs:PATH`) takes a side, `git sandbox branch {name} BRANCH` keeps \
+                 the commits on a branch of their own"
+            )),
             Self::Conflicts { name, .. } => Some(format!(
                 "nothing was written; commit or stash the files named and merge again, bring the changes as \
                  uncommitted edits with `git sandbox apply {name}`, or keep the commits on a branch of their own with \
                  `git sandbox branch {name} BRANCH`"
             )),
             Self::PickConflicts { name, .. } => Some(format!(
-                "nothing was written; `git sandbox merge {name}` takes all of its commits, `git sandbox branch {name} \
+                "nothing was written; `--resolve theirs` takes the sandbox's side where both changed the same, `git \
+                 sandbox merge {name}` takes all of its commits, `git sandbox branch {name} \
                  BRANCH` keeps them on a branch of their own"
             )),
             Self::Unborn { name, .. } => Some(format!("`git sandbox merge {name}` takes all of its commits")),
@@ -159,6 +184,10 @@ impl MergeError {
                 let command = operation.command();
                 Some(format!("finish it with `git {command} --continue`, or leave it with `git {command} --abort`"))
             }
+            Self::NotSigned { .. } => Some(
+                "nothing was written; `git config user.signingKey` names the key, `--no-sign` merges without a signature"
+                    .into(),
+            ),
             Self::Unmerged { .. } => Some("resolve it, then `git add` it".into()),
             Self::Locked { path } => {
                 Some(format!("if no git process is running here any more, remove '{}'", printable_path(path)))
@@ -260,6 +289,13 @@ impl fmt::Display for Reason {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Conflicts(pub Vec<Conflict>);
+
+impl Conflicts {
+    /// Whether the commits conflict: nothing that is uncommitted is in the way.
+    pub fn are_of_commits(&self) -> bool {
+        self.0.iter().all(|conflict| matches!(conflict.reason, Reason::Commits { .. } | Reason::Driver { .. }))
+    }
+}
 
 /// How many conflicts are printed in one message.
 const SHOWN: usize = 20;

@@ -30,16 +30,20 @@
 mod apply;
 mod attributes;
 mod captured;
+mod database;
 mod decide;
 mod describe;
 mod edits;
 pub mod eol;
 mod error;
+mod finish;
 mod hooked;
 mod index;
 mod inspect;
+mod lineage;
 mod local;
 mod matrix;
+mod merger;
 mod next;
 mod objects;
 mod path;
@@ -50,8 +54,11 @@ pub mod queue;
 mod refs;
 mod replay;
 mod repo;
+mod rerere;
+mod resolve;
 mod result;
 pub mod review;
+mod rewrite;
 mod run;
 mod several;
 mod sparse;
@@ -64,6 +71,7 @@ pub use apply::{Merged, apply};
 pub use captured::{Captured, CapturedFile, Kind, Layers};
 pub use edits::{Edit, EditsPlan, EditsRequest, Stash, StashRequest, apply_edits, plan_edits, stash, with_edits};
 pub use error::{Conflict, Conflicts, MergeError, Reason};
+pub use finish::{Draft, Editor, Signing, finish_commits};
 pub use hooked::{landing_index, message_of};
 pub use inspect::{
     Commit, DiffStat, FileStat, Form, Relation, commits, diffstat, diffstat_between, patch, patch_between, relation,
@@ -74,9 +82,12 @@ pub use path::{Entry, Mode, RepoPath};
 pub use plan::{FileAction, HeadMove, How, Identity, IndexAction, MergePlan, MergeRequest, PathPlan, What, Why, plan};
 pub use publish::sweep;
 pub use repo::{Operation, Repo};
+pub use rerere::learn;
+pub use resolve::{By, Choice, Choices, Resolved, Side, UNDECIDED};
 pub use result::{result_pack, result_tree};
 pub use review::{Finding, Grade};
-pub use several::{Landed, LeftOut, SeveralPlan, plan_pick, plan_several};
+pub use rewrite::{Became, Counterpart, GraphCommit, GraphLine, former, graph, range_diff, range_diff_text, rewritten};
+pub use several::{Landed, LeftOut, SeveralPlan, plan_pick, plan_several, sides};
 pub use undo::{Standing, can_restore, restore, settle, standing};
 
 #[cfg(test)]

@@ -2,23 +2,21 @@
 //! is chosen by.
 //!
 //! ```text
-//!   rev-list --parents   one process: which tip contains which, which have nothing in common
 //!   diff-tree --stdin    one process: paths whose merge attributes matter
+//!   rev-list --parents   one process: which tip contains which, which have nothing in common
 //!   merge-tree --stdin   one process: every pair that is left and not in the cache
 //! ```
 
 use crate::attributes::Rules;
 use crate::error::MergeError;
-use crate::inspect::tree_of;
-use crate::next::attribute_lines;
-use crate::path::RepoPath;
+use crate::lineage::Lineage;
+use crate::merger::{attribute_lines, changed};
 use crate::repo::Repo;
-use crate::run::{Answer, unexpected};
+use crate::run::unexpected;
 use sandbox_git::Oid;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::ops::ControlFlow;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How two commits stand to each other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +66,15 @@ pub struct Cache {
 }
 
 impl Cache {
+    /// How two commits stand to each other, if that is known: by the attributes of when it was found out.
+    pub fn known(&self, a: Oid, b: Oid) -> Option<Pair> {
+        if a == b {
+            return Some(Pair::Same);
+        }
+        let (key, turned) = key(a, b);
+        self.pairs.get(&key).map(|pair| if turned { pair.clone().turned() } else { pair.clone() })
+    }
+
     /// Whether it differs from what was read.
     pub fn changed(&self) -> bool {
         self.changed
@@ -102,6 +109,7 @@ impl Matrix {
 
 /// Finds out how commits stand to each other; `onto` is the commit whose attributes decide (HEAD).
 pub fn matrix(repo: &Repo, onto: Option<Oid>, tips: &[Oid], cache: &mut Cache) -> Result<Matrix, MergeError> {
+    let _working = repo.working();
     let count = tips.len();
     let lines = merge_attributes(repo, onto, tips)?;
     let mut context = Sha256::new();
@@ -128,10 +136,10 @@ pub fn matrix(repo: &Repo, onto: Option<Oid>, tips: &[Oid], cache: &mut Cache) -
     if missing.is_empty() {
         return Ok(Matrix { count, pairs });
     }
-    let graph = Graph::read(repo, tips)?;
+    let lineage = Lineage::read(repo, tips)?;
     let mut to_merge = Vec::new();
     for (a, b) in missing {
-        match graph.pair(a, b) {
+        match lineage.pair(a, b) {
             Some(pair) => pairs[a * count + b] = pair,
             None => to_merge.push((a, b)),
         }
@@ -164,10 +172,11 @@ fn remember(cache: &mut Cache, tips: &[Oid], pairs: &[Pair], used: &BTreeSet<Str
     // Which of the others are older is not known, and not worth knowing.
     let mut room = CACHED.saturating_sub(used.len());
     cache.pairs.retain(|key, _| {
-        used.contains(key) || {
+        let kept = used.contains(key) || room > 0;
+        if !used.contains(key) {
             room = room.saturating_sub(1);
-            room > 0
         }
+        kept
     });
     cache.changed = true;
 }
@@ -175,27 +184,9 @@ fn remember(cache: &mut Cache, tips: &[Oid], pairs: &[Pair], used: &BTreeSet<Str
 /// The attribute lines for all paths in which any tip differs from `onto`: what two tips changed in
 /// different ways is among them.
 fn merge_attributes(repo: &Repo, onto: Option<Oid>, tips: &[Oid]) -> Result<Vec<u8>, MergeError> {
-    if tips.is_empty() {
+    let paths = changed(repo, onto, tips)?;
+    if paths.is_empty() {
         return Ok(Vec::new());
-    }
-    let commits = std::iter::once(onto).chain(tips.iter().copied().map(Some));
-    let names: Vec<String> = commits.map(|commit| tree_of(repo, commit)).collect();
-    let trees = repo.pure().arg("rev-parse").args(&names).output()?.stdout;
-    let trees = String::from_utf8_lossy(&trees).into_owned();
-    let mut trees = trees.lines();
-    let from = trees.next().unwrap_or_default();
-    let input: String = trees.filter(|tree| *tree != from).map(|tree| format!("{from} {tree}\n")).collect();
-    if input.is_empty() {
-        return Ok(Vec::new());
-    }
-    let args = ["diff-tree", "--stdin", "-r", "-z", "--name-only", "--no-renames"];
-    let output = repo.pure().args(args).stdin(input).output()?.stdout;
-    let header = 2 * from.len() + 1;
-    let mut paths = BTreeSet::new();
-    for field in output.split(|b| *b == 0).filter(|field| !field.is_empty()) {
-        // A line with the two trees is before the first path of each.
-        let path = if field.get(header) == Some(&b'\n') { &field[header + 1..] } else { field };
-        paths.extend(RepoPath::parse(path));
     }
     let (lines, _) = attribute_lines(repo, &Rules::read(repo)?, &paths)?;
     Ok(lines)
@@ -233,90 +224,6 @@ fn parse(output: &[u8]) -> Option<Vec<Pair>> {
         }
         paths.dedup();
         all.push(if clean { Pair::Clean } else { Pair::Conflict { paths } });
-    }
-}
-
-/// The part of the history in which tips differ.
-struct Graph {
-    /// Of each tip: the tips that reach it. `None`: all do.
-    reached: Vec<Option<Bits>>,
-    /// Of each tip: the tips that it has a commit in common with. `None`: all.
-    related: Option<Vec<Bits>>,
-}
-
-type Bits = Vec<u64>;
-
-fn set(bits: &mut Bits, n: usize) {
-    bits[n / 64] |= 1 << (n % 64);
-}
-
-fn has(bits: &[u64], n: usize) -> bool {
-    bits[n / 64] & (1 << (n % 64)) != 0
-}
-
-fn add(bits: &mut Bits, more: &[u64]) {
-    bits.iter_mut().zip(more).for_each(|(bits, more)| *bits |= more);
-}
-
-impl Graph {
-    fn read(repo: &Repo, tips: &[Oid]) -> Result<Self, MergeError> {
-        let names: Vec<String> = tips.iter().map(Oid::to_string).collect();
-        let common = Answer::of(repo.pure().args(["merge-base", "--octopus"]).args(&names))?;
-        let common = match common.code() {
-            Some(0) => Some(common.line()?),
-            Some(1) => None,
-            _ => return Err(common.failed().into()),
-        };
-        let mut git = repo.pure().args(["rev-list", "--topo-order", "--parents"]).args(&names);
-        if let Some(common) = &common {
-            git = git.arg(format!("^{common}"));
-        }
-        let words = tips.len().div_ceil(64);
-        let mut marks: HashMap<Vec<u8>, Bits> = HashMap::new();
-        let mut numbers: HashMap<&[u8], Vec<usize>> = HashMap::new();
-        for (n, name) in names.iter().enumerate() {
-            set(marks.entry(name.as_bytes().to_vec()).or_insert_with(|| vec![0; words]), n);
-            numbers.entry(name.as_bytes()).or_default().push(n);
-        }
-        let mut reached = vec![None; tips.len()];
-        let mut shared: BTreeSet<Bits> = BTreeSet::new();
-        // Children come before their parents, so the marks of a commit are complete when it is met.
-        git.arg("--").lines(|line| {
-            let mut ids = line.split(|b| *b == b' ');
-            let Some((id, mark)) = ids.next().and_then(|id| marks.remove_entry(id)) else {
-                return ControlFlow::Continue(());
-            };
-            for parent in ids {
-                add(marks.entry(parent.to_vec()).or_insert_with(|| vec![0; words]), &mark);
-            }
-            for n in numbers.get(id.as_slice()).into_iter().flatten() {
-                reached[*n] = Some(mark.clone());
-            }
-            shared.insert(mark);
-            ControlFlow::Continue(())
-        })?;
-        let related = common.is_none().then(|| {
-            let mut related = vec![vec![0; words]; tips.len()];
-            for mark in &shared {
-                related.iter_mut().enumerate().filter(|(n, _)| has(mark, *n)).for_each(|(_, bits)| add(bits, mark));
-            }
-            related
-        });
-        Ok(Self { reached, related })
-    }
-
-    /// How two tips stand, as far as their history tells.
-    fn pair(&self, a: usize, b: usize) -> Option<Pair> {
-        let reaches = |from: usize, to: usize| self.reached[to].as_ref().is_none_or(|bits| has(bits, from));
-        match (reaches(a, b), reaches(b, a)) {
-            (true, true) => Some(Pair::Same),
-            (true, false) => Some(Pair::Contains),
-            (false, true) => Some(Pair::Contained),
-            _ => match &self.related {
-                Some(related) if !has(&related[a], b) => Some(Pair::Unrelated),
-                _ => None,
-            },
-        }
     }
 }
 

@@ -2,18 +2,16 @@
 
 use crate::error::MergeError;
 use crate::path::{Entry, Mode, RepoPath};
-use crate::repo::{Repo, parse_oid};
-use crate::run::{Talk, unexpected};
+use crate::repo::Repo;
+use crate::run::unexpected;
 use sandbox_git::{ObjectFormat, Oid};
 use sha1::Digest;
 use std::collections::{BTreeMap, HashMap};
-use std::io::Read;
 use std::rc::Rc;
 
 /// Reads and writes blobs; what the working tree has but no object holds yet is remembered beside.
 pub(crate) struct Objects<'r> {
     repo: &'r Repo,
-    batch: Option<Talk>,
     loose: HashMap<Oid, Rc<[u8]>>,
 }
 
@@ -31,7 +29,7 @@ pub(crate) fn blob_id(format: ObjectFormat, content: &[u8]) -> Oid {
 
 impl<'r> Objects<'r> {
     pub fn new(repo: &'r Repo) -> Self {
-        Self { repo, batch: None, loose: HashMap::new() }
+        Self { repo, loose: HashMap::new() }
     }
 
     pub fn repo(&self) -> &'r Repo {
@@ -66,31 +64,22 @@ impl<'r> Objects<'r> {
                 false => Found::Whole { kind: "blob".to_owned(), bytes: content.clone() },
             });
         }
-        if self.batch.is_none() {
-            self.batch = Some(Talk::start(self.repo.pure().args(["cat-file", "--batch-command"]))?);
-        }
-        let batch = self.batch.as_mut().expect("it was just started");
         if most < u64::MAX {
-            batch.send(format!("info {name}\n").as_bytes())?;
-            match parse_header(&batch.line()?)? {
+            match self.repo.object_size(name)? {
                 None => return Ok(Found::Missing),
-                Some((_, size)) if size > most => return Ok(Found::Large { size }),
+                Some(size) if size > most => return Ok(Found::Large { size }),
                 Some(_) => {}
             }
         }
-        batch.send(format!("contents {name}\n").as_bytes())?;
-        let Some((kind, size)) = parse_header(&batch.line()?)? else { return Ok(Found::Missing) };
-        let size = usize::try_from(size).map_err(|_| unexpected("git cat-file", b"a size"))?;
-        let mut content = vec![0; size + 1];
-        batch.stdout.read_exact(&mut content).map_err(|_| unexpected("git cat-file", b"a short object"))?;
-        content.truncate(size);
-        Ok(Found::Whole { kind, bytes: content.into() })
+        Ok(match self.repo.object(name)? {
+            Some((_, kind, bytes)) => Found::Whole { kind, bytes: bytes.into() },
+            None => Found::Missing,
+        })
     }
 
     /// Writes content as a blob.
     pub fn write(&mut self, content: &[u8]) -> Result<Oid, MergeError> {
-        let id = self.repo.pure().args(["hash-object", "-w", "--stdin", "--no-filters"]).stdin(content).line()?;
-        parse_oid(&id)
+        self.repo.write_blob(content)
     }
 
     /// Makes sure that what was remembered is an object.
@@ -110,21 +99,6 @@ pub(crate) enum Found {
     Large { size: u64 },
     /// No such object here.
     Missing,
-}
-
-/// Reads `<id> <kind> <size>`; `None` for `<name> missing`.
-fn parse_header(header: &str) -> Result<Option<(String, u64)>, MergeError> {
-    if header.ends_with(" missing") {
-        return Ok(None);
-    }
-    let words: Vec<&str> = header.split(' ').collect();
-    match words[..] {
-        [_, kind, size] => match size.parse() {
-            Ok(size) => Ok(Some((kind.to_owned(), size))),
-            Err(_) => Err(unexpected("git cat-file", header.as_bytes()).into()),
-        },
-        _ => Err(unexpected("git cat-file", header.as_bytes()).into()),
-    }
 }
 
 /// A path that differs between two trees.

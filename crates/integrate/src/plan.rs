@@ -6,12 +6,14 @@ use crate::captured::Captured;
 use crate::eol::Action;
 use crate::error::{Conflict, Conflicts, MergeError};
 use crate::index::{Index, Mark};
-use crate::inspect::tree_of;
+use crate::inspect::{relation, tree_of};
+use crate::merger::Merger;
 use crate::next::next_commit;
 use crate::objects::{Difference, Objects, differences};
 use crate::path::{Entry, RepoPath};
 use crate::paths::{Gatherer, Incoming, Settings};
 use crate::repo::{Head, Repo};
+use crate::resolve::{Choices, Resolved};
 use crate::review::{Finding, Grade, Range, attribute_commits, review};
 use crate::worktree::State;
 use sandbox_git::Oid;
@@ -63,6 +65,8 @@ pub struct MergeRequest<'a> {
     pub left_inside: Option<&'a BTreeSet<RepoPath>>,
     /// How.
     pub how: How,
+    /// What the user has decided about conflicts of commits.
+    pub choices: &'a Choices,
     /// The message of a merge or squash commit; `None`: made from names and subjects.
     pub message: Option<&'a str>,
     /// Who makes that commit.
@@ -80,6 +84,9 @@ pub struct MergePlan {
     pub head: HeadMove,
     /// The paths that are touched, in git's order.
     pub paths: Vec<PathPlan>,
+    /// Conflicts that were resolved by what the user decided, now or before.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub resolved: Vec<Resolved>,
     /// Incoming paths that deserve a look.
     pub warnings: Vec<Finding>,
     /// The index that it was made from.
@@ -87,6 +94,20 @@ pub struct MergePlan {
     pub(crate) index: Mark,
     #[serde(skip)]
     pub(crate) identity: Identity,
+    #[serde(skip)]
+    pub(crate) rules: Rules,
+}
+
+impl MergePlan {
+    /// Whether the user has all commits signed (`commit.gpgSign`).
+    pub fn signs(&self) -> bool {
+        self.rules.signs
+    }
+
+    /// Whether it has a commit that was made for it.
+    pub fn makes_commits(&self) -> bool {
+        !matches!(self.what, What::UpToDate | What::FastForward { .. })
+    }
 }
 
 /// What kind of change it is.
@@ -229,30 +250,37 @@ pub fn plan(repo: &Repo, request: &MergeRequest<'_>) -> Result<MergePlan, MergeE
     }
     let head = repo.head()?;
     let rules = Rules::read(repo)?;
-    let Some(next) = next_commit(repo, request, &head, &rules)? else {
+    let _working = repo.working();
+    let mut merger = Merger::new(repo, &rules, head.commit);
+    let relation = relation(repo, head.commit, request.tip)?;
+    let Some(next) = next_commit(&mut merger, request, &head, relation)? else {
         let new = head.commit.unwrap_or(request.tip);
         return Ok(MergePlan {
             name: request.name.to_owned(),
             what: What::UpToDate,
             head: HeadMove { reference: head.reference, old: head.commit, new },
             paths: Vec::new(),
+            resolved: Vec::new(),
             warnings: Vec::new(),
             index: index.mark(),
             identity: request.identity.clone(),
+            rules: rules.clone(),
         });
     };
 
     let Planned { paths, warnings } =
-        planned(repo, &rules, &index, &head, &next.tree, &[Group { paths: None, request }])?
+        planned(repo, &rules, &index, &head, &next.tree.to_string(), &[Group { paths: None, request }])?
             .map_err(|(_, conflicts)| refused(request, conflicts))?;
     Ok(MergePlan {
         name: request.name.to_owned(),
         what: next.what,
         head: HeadMove { reference: head.reference, old: head.commit, new: next.commit },
         paths,
+        resolved: next.resolved,
         warnings,
         index: index.mark(),
         identity: request.identity.clone(),
+        rules: rules.clone(),
     })
 }
 

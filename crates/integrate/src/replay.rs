@@ -1,10 +1,11 @@
 //! Putting commits on top of another one, one by one: rebase and cherry-pick, in the object database.
 
-use crate::attributes::Rules;
+use crate::database::Stored;
 use crate::error::{Conflict, MergeError};
-use crate::next::{commit_as, merge_commits};
-use crate::plan::Identity;
-use crate::repo::{Repo, parse_oid};
+use crate::merger::{Merger, Over};
+use crate::plan::MergeRequest;
+use crate::repo::Repo;
+use crate::resolve::{Resolved, resolve};
 use crate::run::unexpected;
 use sandbox_git::Oid;
 
@@ -14,6 +15,8 @@ pub(crate) struct Replayed {
     pub commit: Oid,
     /// Commits that were put on top.
     pub commits: u64,
+    /// Conflicts that were resolved on the way.
+    pub resolved: Vec<Resolved>,
 }
 
 /// Where it stopped.
@@ -22,59 +25,59 @@ pub(crate) struct Stopped {
     pub conflicts: Vec<Conflict>,
 }
 
-/// One commit as it is put on top of another.
-struct Original {
-    id: Oid,
-    parents: Vec<Oid>,
-    author: Identity,
-    message: String,
-}
-
 /// Puts `commits`, the oldest first, on top of `onto`. Author and message stay; a commit that changes
 /// nothing there is left out. `note` adds a line that names the original, as `git cherry-pick -x`.
 pub(crate) fn replay(
-    repo: &Repo,
-    rules: &Rules,
+    merger: &mut Merger<'_>,
     onto: Oid,
     commits: &[Oid],
-    committer: &Identity,
+    request: &MergeRequest<'_>,
     note: bool,
 ) -> Result<Result<Replayed, Stopped>, MergeError> {
-    let (mut now, mut made) = (onto, 0);
-    for original in originals(repo, commits)? {
+    let repo = merger.repo();
+    merger.know(commits.iter().copied())?;
+    let mut now = (onto, repo.commit(onto)?.tree);
+    let (mut made, mut resolved) = (0, Vec::new());
+    for id in commits.iter().copied() {
+        let original = original(repo, id)?;
         let base = original.parents.first().copied();
-        let tree = match merge_commits(repo, Some(base), now, original.id, rules)? {
-            Ok(tree) => tree.to_string(),
-            Err(conflicts) => return Ok(Err(Stopped { at: original.id, conflicts })),
+        let tree = match merger.merge(Over::This(base), now.0, id)? {
+            Ok(tree) => tree,
+            Err(unclean) => match resolve(merger, request.choices, unclean)? {
+                Ok((tree, more)) => {
+                    resolved.extend(more);
+                    tree
+                }
+                Err(conflicts) => return Ok(Err(Stopped { at: id, conflicts })),
+            },
         };
-        if repo.pure().args(["rev-parse", &format!("{now}^{{tree}}")]).line()? == tree {
+        if now.1 == tree {
             continue;
         }
-        let mut message = original.message.trim_end().to_owned();
+        let mut message = original.text().trim_end().to_owned();
         if note {
-            message += &format!("\n\n(cherry picked from commit {})", original.id);
+            message += &format!("\n\n(cherry picked from commit {id})");
         }
-        now = commit_as(repo, &tree, &[now], &message, &original.author, committer)?;
+        let commit = Stored::new(tree, &[now.0], &message, original.author, request.identity);
+        now = (repo.write_commit(&commit)?, tree);
         made += 1;
     }
-    Ok(Ok(Replayed { commit: now, commits: made }))
+    Ok(Ok(Replayed { commit: now.0, commits: made, resolved }))
 }
 
-/// Reads commits in the order in which they are named.
-fn originals(repo: &Repo, commits: &[Oid]) -> Result<Vec<Original>, MergeError> {
-    let mut all = Vec::new();
-    for id in commits {
-        let args = ["log", "-1", "--no-show-signature", "--no-mailmap", "--no-notes", "--date=raw"];
-        let format = "--format=%P%x00%an%x00%ae%x00%ad%x00%B";
-        let output = repo.pure().args(args).args([format, &id.to_string(), "--"]).output()?.stdout;
-        let text = String::from_utf8_lossy(&output);
-        let bad = || unexpected("git log", &output);
-        let mut fields = text.splitn(5, '\0');
-        let mut field = || fields.next().ok_or_else(bad);
-        let parents = field()?.split_whitespace().map(parse_oid).collect::<Result<_, _>>()?;
-        let (name, email, date) = (field()?.to_owned(), field()?.to_owned(), field()?);
-        let author = Identity { name, email, date: Some(format!("@{date}")) };
-        all.push(Original { id: *id, parents, author, message: field()?.to_owned() });
+/// Reads a commit, its text in UTF-8.
+fn original(repo: &Repo, id: Oid) -> Result<Stored, MergeError> {
+    let stored = repo.commit(id)?;
+    if !stored.encoded {
+        return Ok(stored);
     }
-    Ok(all)
+    let args = ["log", "-1", "--no-show-signature", "--no-mailmap", "--no-notes", "--encoding=UTF-8", "--date=raw"];
+    let format = "--format=%an <%ae> %ad%x00%B";
+    let output = repo.pure().args(args).args([format, &id.to_string(), "--"]).output()?.stdout;
+    let (author, message) = output
+        .iter()
+        .position(|b| *b == 0)
+        .map(|at| output.split_at(at))
+        .ok_or_else(|| unexpected("git log", &output))?;
+    Ok(Stored { author: author.to_vec(), message: message[1..].to_vec(), encoded: false, ..stored })
 }

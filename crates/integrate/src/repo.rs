@@ -1,5 +1,6 @@
 //! The host's repository, as this room works with it.
 
+use crate::database::Database;
 use crate::error::MergeError;
 use crate::run::{self, Answer, unexpected};
 use sandbox_git::config::Listing;
@@ -62,6 +63,8 @@ impl Head {
 /// The host's repository: one working tree, its git directory, and a scratch repository beside.
 #[derive(Debug)]
 pub struct Repo {
+    /// First, so that its processes end before their directory goes.
+    database: Database,
     git: Git,
     worktree: PathBuf,
     gitdir: PathBuf,
@@ -108,6 +111,7 @@ impl Repo {
         let lock = FileLock::exclusive(&lock).map_err(MergeError::io("lock", lock))?;
         make_bare(&dir.path().join("git"), format, &common, &objects).map_err(MergeError::io("create", dir.path()))?;
         Ok(Self {
+            database: Database::default(),
             git: git.clone(),
             worktree: worktree.to_owned(),
             gitdir: gitdir.to_owned(),
@@ -119,6 +123,10 @@ impl Repo {
             scratch: dir,
             _lock: lock,
         })
+    }
+
+    pub(crate) fn database(&self) -> &Database {
+        &self.database
     }
 
     /// Whether `git merge-tree` can be told the merge base.

@@ -124,6 +124,18 @@ impl Talk {
         }
     }
 
+    /// Reads up to the next NUL.
+    pub fn field(&mut self) -> Result<Vec<u8>, GitError> {
+        let mut field = Vec::new();
+        match self.stdout.read_until(0, &mut field) {
+            Ok(_) if field.last() == Some(&0) => {
+                field.pop();
+                Ok(field)
+            }
+            _ => Err(self.lost()),
+        }
+    }
+
     /// What it last said, if it failed.
     fn lost(&mut self) -> GitError {
         drop(self.stdin.take());

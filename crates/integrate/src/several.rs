@@ -12,13 +12,15 @@
 use crate::attributes::Rules;
 use crate::error::{Conflicts, MergeError};
 use crate::index::Index;
-use crate::inspect::{Commit, commits_of, merge_base, tree_of};
+use crate::inspect::{Commit, commits_of, merge_base, relation, tree_of};
+use crate::lineage::Lineage;
+use crate::merger::{Merger, changed_between};
 use crate::next::{commit_tree, next_commit};
-use crate::objects::differences;
 use crate::path::RepoPath;
-use crate::plan::{Blocked, Group, HeadMove, MergePlan, MergeRequest, Planned, What, planned};
+use crate::plan::{Blocked, Group, HeadMove, How, MergePlan, MergeRequest, Planned, What, planned};
 use crate::replay::replay;
 use crate::repo::{Head, Repo, parse_oid};
+use crate::resolve::Resolved;
 use sandbox_git::Oid;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -67,14 +69,20 @@ pub fn plan_several(repo: &Repo, requests: &[MergeRequest<'_>], octopus: bool) -
         return Ok(SeveralPlan { plan: None, merged: Vec::new(), left_out: Vec::new() });
     };
     let (head, index, rules) = start(repo)?;
+    let _working = repo.working();
+    let mut merger = Merger::new(repo, &rules, head.commit);
+    if requests.iter().any(|request| request.how != How::Rebase) {
+        merger.know(requests.iter().map(|request| request.tip))?;
+    }
+    let tips: Vec<Oid> = head.commit.into_iter().chain(requests.iter().map(|request| request.tip)).collect();
+    // Only where there is something that they can stand to.
+    let lineage = if head.commit.is_some() { Some(Lineage::read(repo, &tips)?) } else { None };
     let mut left_out: Vec<LeftOut> = Vec::new();
     loop {
         let out: Vec<String> = left_out.iter().map(|left| left.name.clone()).collect();
-        let fits = |request: &&MergeRequest<'_>| !out.iter().any(|name| name == request.name);
-        let (now, mut merged, refused) = chain(repo, requests.iter().filter(fits), &head, &rules)?;
-        for landed in &mut merged {
-            landed.number = requests.iter().position(|request| request.name == landed.name).unwrap_or(0);
-        }
+        let fits = |(_, request): &(usize, &MergeRequest<'_>)| !out.iter().any(|name| name == request.name);
+        let Chain { now, merged, resolved, refused } =
+            chain(&mut merger, requests.iter().enumerate().filter(fits), &head, lineage.as_ref())?;
         let landed: Vec<&Landed> = merged.iter().filter(|landed| landed.what != What::UpToDate).collect();
         let (Some(now), false) = (now, landed.is_empty()) else {
             left_out.extend(refused);
@@ -110,9 +118,11 @@ pub fn plan_several(repo: &Repo, requests: &[MergeRequest<'_>], octopus: bool) -
                     what,
                     head: HeadMove { reference: head.reference, old: head.commit, new },
                     paths,
+                    resolved,
                     warnings,
                     index: index.mark(),
                     identity: first.identity.clone(),
+                    rules: rules.clone(),
                 };
                 left_out.extend(refused);
                 return Ok(SeveralPlan { plan: Some(plan), merged, left_out });
@@ -134,7 +144,8 @@ pub fn plan_pick(
     let Some(onto) = head.commit else {
         return Err(MergeError::Unborn { name: request.name.to_owned(), branch: head.short().to_owned() });
     };
-    let replayed = match replay(repo, &rules, onto, commits, request.identity, note)? {
+    let _working = repo.working();
+    let replayed = match replay(&mut Merger::new(repo, &rules, head.commit), onto, commits, request, note)? {
         Ok(replayed) => replayed,
         Err(stopped) => {
             return Err(MergeError::PickConflicts {
@@ -157,9 +168,11 @@ pub fn plan_pick(
         what: What::Pick { commits: replayed.commits },
         head: HeadMove { reference: head.reference, old: head.commit, new: replayed.commit },
         paths,
+        resolved: replayed.resolved,
         warnings,
         index: index.mark(),
         identity: request.identity.clone(),
+        rules: rules.clone(),
     }))
 }
 
@@ -184,25 +197,48 @@ fn nobody<'a>(request: &MergeRequest<'a>, head: Option<Oid>, next: Oid) -> Merge
     MergeRequest { base: head, tip: next, captured: None, captured_index: None, left_inside: None, ..*request }
 }
 
-type Chain = (Option<Oid>, Vec<Landed>, Vec<LeftOut>);
+/// What came of merging one after the other.
+struct Chain {
+    now: Option<Oid>,
+    merged: Vec<Landed>,
+    resolved: Vec<Resolved>,
+    refused: Vec<LeftOut>,
+}
 
 /// Merges one after the other; what does not fit is left out.
 fn chain<'a, 'r: 'a>(
-    repo: &Repo,
-    requests: impl Iterator<Item = &'a MergeRequest<'r>>,
+    merger: &mut Merger<'_>,
+    requests: impl Iterator<Item = (usize, &'a MergeRequest<'r>)>,
     head: &Head,
-    rules: &Rules,
+    lineage: Option<&Lineage>,
 ) -> Result<Chain, MergeError> {
+    let repo = merger.repo();
     let mut at = Head { reference: head.reference.clone(), commit: head.commit };
-    let (mut merged, mut left_out) = (Vec::new(), Vec::new());
-    for request in requests {
+    let mut chain = Chain { now: None, merged: Vec::new(), resolved: Vec::new(), refused: Vec::new() };
+    // Numbers of the tips that are in what was made so far (0: HEAD), and commits that no tip has.
+    let (mut have, mut made) = (vec![0], 0);
+    let mut steps = Vec::new();
+    for (number, request) in requests {
         let name = request.name.to_owned();
-        match next_commit(repo, request, &at, rules) {
-            Ok(None) => merged.push(Landed { name, what: What::UpToDate, number: 0, paths: BTreeSet::new() }),
+        let relation = match lineage {
+            Some(lineage) => lineage.relation(&have, made, number + 1),
+            None => relation(repo, at.commit, request.tip)?,
+        };
+        match next_commit(merger, request, &at, relation) {
+            Ok(None) => chain.merged.push(Landed { name, what: What::UpToDate, number, paths: BTreeSet::new() }),
             Ok(Some(next)) => {
-                let changed = differences(repo, &tree_of(repo, at.commit), &next.tree)?;
-                let paths = changed.into_iter().map(|difference| difference.path).collect();
-                merged.push(Landed { name, what: next.what, number: 0, paths });
+                match next.what {
+                    What::Merge { .. } => {
+                        have.push(number + 1);
+                        made += 1;
+                    }
+                    What::Squash { .. } => made += 1,
+                    What::Rebase { commits } => made += commits,
+                    _ => have.push(number + 1),
+                }
+                steps.push((chain.merged.len(), repo.tree(at.commit)?, next.tree));
+                chain.merged.push(Landed { name, what: next.what, number, paths: BTreeSet::new() });
+                chain.resolved.extend(next.resolved);
                 at.commit = Some(next.commit);
             }
             Err(
@@ -214,16 +250,26 @@ fn chain<'a, 'r: 'a>(
                     (MergeError::Conflicts { conflicts, .. }, Some(onto)) => sides(repo, onto, request.tip, conflicts)?,
                     _ => Default::default(),
                 };
-                left_out.push(LeftOut { name, error, sides });
+                chain.refused.push(LeftOut { name, error, sides });
             }
             Err(error) => return Err(error),
         }
     }
-    Ok((at.commit, merged, left_out))
+    let pairs: Vec<(Oid, Oid)> = steps.iter().map(|(_, old, new)| (*old, *new)).collect();
+    for ((at, ..), paths) in steps.iter().zip(changed_between(repo, &pairs)?) {
+        chain.merged[*at].paths = paths;
+    }
+    chain.now = at.commit;
+    Ok(chain)
 }
 
-/// The newest commits of both sides that changed conflicting paths.
-fn sides(repo: &Repo, onto: Oid, tip: Oid, conflicts: &Conflicts) -> Result<(Vec<Commit>, Vec<Commit>), MergeError> {
+/// Returns the commits of both sides that changed conflicting paths: at most three of each, the newest first.
+pub fn sides(
+    repo: &Repo,
+    onto: Oid,
+    tip: Oid,
+    conflicts: &Conflicts,
+) -> Result<(Vec<Commit>, Vec<Commit>), MergeError> {
     let Some(base) = merge_base(repo, onto, tip)? else { return Ok(Default::default()) };
     let paths: Vec<&RepoPath> = conflicts.0.iter().take(100).map(|conflict| &conflict.path).collect();
     Ok((commits_of(repo, base, onto, &paths, 3)?, commits_of(repo, base, tip, &paths, 3)?))
@@ -270,7 +316,7 @@ fn octopus_commit(
     }
     // In the order in which they were merged.
     parents[1..].sort_by_key(|parent| tips.iter().position(|tip| tip == parent));
-    let tree = repo.pure().args(["rev-parse", &tree_of(repo, Some(merged))]).line()?;
+    let tree = repo.commit(merged)?.tree;
     let message = match (request.message, head.short()) {
         (Some(message), _) => message.to_owned(),
         (None, branch) => {
@@ -284,5 +330,5 @@ fn octopus_commit(
             }
         }
     };
-    commit_tree(repo, &tree, &parents, &message, request.identity)
+    commit_tree(repo, tree, &parents, &message, request.identity)
 }

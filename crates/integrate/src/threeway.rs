@@ -83,7 +83,7 @@ pub(crate) struct GitLines<'o, 'r> {
 }
 
 /// As git: a NUL in the first 8000 bytes.
-fn is_binary(content: &[u8]) -> bool {
+pub(crate) fn is_binary(content: &[u8]) -> bool {
     content[..content.len().min(8000)].contains(&0)
 }
 

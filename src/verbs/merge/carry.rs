@@ -9,7 +9,19 @@ use sandbox_core::id::SandboxId;
 use sandbox_core::journal::Verb;
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
-use sandbox_integrate::{MergePlan, Repo, What};
+use sandbox_integrate::{By, MergePlan, Repo, What};
+
+/// Says which conflicts were resolved, and by what.
+pub fn tell_resolved(plan: &MergePlan) {
+    for resolved in &plan.resolved {
+        let how = match resolved.by {
+            By::Ours => "with what is here",
+            By::Theirs => "with what the sandbox has",
+            By::Recorded => "as it was resolved before (git rerere)",
+        };
+        eprintln!("conflict in '{}' resolved {how}", resolved.path);
+    }
+}
 
 /// Carries a plan out, which may bring the work of several, and says what it did.
 pub fn do_it(
@@ -47,6 +59,14 @@ fn do_these(
         // Where, if that is not clear.
         let place = if plans.len() > 1 { format!("{}: ", escape_path(repo.worktree())) } else { String::new() };
         eprintln!("{place}{}", words(plan));
+        match sandbox_integrate::learn(repo, plan) {
+            Ok(paths) if !paths.is_empty() => {
+                eprintln!("{place}kept for the next time (git rerere): how {} resolved", count_were(paths.len()));
+            }
+            Ok(_) => {}
+            // It is merged, and that is what matters.
+            Err(error) => eprintln!("note: {}", CliError::chain(&error).message),
+        }
         if !merged.uncommitted.is_empty() {
             eprintln!(
                 "{place}{} here still {} uncommitted changes",
@@ -56,6 +76,10 @@ fn do_these(
         }
     }
     Ok(())
+}
+
+fn count_were(n: usize) -> String {
+    format!("{} {}", count(n, "conflict"), if n == 1 { "was" } else { "were" })
 }
 
 /// What carrying a plan out does.

@@ -9,7 +9,7 @@
 //!
 //! What counts is the tree: a result that was tested is tested, whichever commit it gets.
 
-use super::carry::do_it;
+use super::carry::{do_it, tell_resolved};
 use super::hooks::Hooks;
 use super::place::open;
 use super::queue::{Broken, Queue, Told, Trees, say};
@@ -98,11 +98,20 @@ struct Merging<'a> {
     context: &'a Context,
     store: &'a Store,
     args: &'a cli::Merge,
+    /// How the commits shall be that it makes.
+    commits: &'a super::Asked,
     wanted: &'a Wanted,
     asked: &'a Arc<AtomicBool>,
 }
 
-pub fn run(context: &Context, store: &Store, args: &cli::Merge, how: How, wanted: &Wanted) -> Outcome {
+pub fn run(
+    context: &Context,
+    store: &Store,
+    args: &cli::Merge,
+    how: How,
+    commits: &super::Asked,
+    wanted: &Wanted,
+) -> Outcome {
     if let [name] = args.names.as_slice()
         && args.only.is_none()
         && trees::merged_together(&context.sandbox(store, name)?)
@@ -111,7 +120,7 @@ pub fn run(context: &Context, store: &Store, args: &cli::Merge, how: How, wanted
             .hint("`--only PATH` merges one repository; `--no-check` merges all of them without a check"));
     }
     let asked = Arc::new(AtomicBool::new(false));
-    let merging = Merging { context, store, args, wanted, asked: &asked };
+    let merging = Merging { context, store, args, commits, wanted, asked: &asked };
     let mut trees = Trees::new();
     for _ in 0..ROUNDS {
         match merging.round(how, &mut trees)? {
@@ -130,11 +139,13 @@ fn again<'a>(request: &MergeRequest<'a>) -> MergeRequest<'a> {
 
 impl Merging<'_> {
     fn round(&self, how: How, trees: &mut Trees) -> Result<Round, CliError> {
-        let Some(gathered) = gather(self.context, self.store, self.args, how)? else { return Ok(Round::Over(1)) };
+        let Some(mut gathered) = gather(self.context, self.store, self.args)? else { return Ok(Round::Over(1)) };
+        // For the order; what lands is found out below.
+        gathered.plan(self.context, self.store, self.args, how, self.commits)?;
         let message = self.args.message.as_deref();
         let known = gathered.known.iter().flatten();
         let requests: Vec<MergeRequest<'_>> =
-            known.map(|known| known.request(how, message, &gathered.identity)).collect();
+            known.map(|known| known.request(how, message, self.commits, &gathered.identity)).collect();
         let host = host(self.context, self.store, gathered.first())?;
         let project = Project::read(host.worktree()?)?;
         let fresh = Fresh::of(self.context, self.store, &host, project)?;
@@ -269,6 +280,8 @@ impl Merging<'_> {
         if !review::agreed(self.context, &now.warnings, ("merge", &now.name), self.args.yes)? {
             return Err(review::declined());
         }
+        tell_resolved(&now);
+        self.commits.finish(self.context, &repo, &mut now)?;
         let lands = |sandbox: &&Sandbox| lands.iter().any(|request| request.name == sandbox.name());
         let sandboxes: Vec<&Sandbox> = gathered.sandboxes.iter().filter(lands).collect();
         let hooks = if self.args.with_hooks { Some(Hooks::keep(self.context, self.store, &repo)?) } else { None };

@@ -1,6 +1,7 @@
 //! What is known of a sandbox when it is merged: what it started from, where it is now, and what it has
 //! left uncommitted.
 
+use super::asked::Asked;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::verbs::{fetch, stop};
@@ -43,7 +44,13 @@ impl Known {
         }))
     }
 
-    pub fn request<'a>(&'a self, how: How, message: Option<&'a str>, identity: &'a Identity) -> MergeRequest<'a> {
+    pub fn request<'a>(
+        &'a self,
+        how: How,
+        message: Option<&'a str>,
+        asked: &'a Asked,
+        identity: &'a Identity,
+    ) -> MergeRequest<'a> {
         MergeRequest {
             name: &self.name,
             base: self.base,
@@ -52,6 +59,7 @@ impl Known {
             captured_index: self.index.as_deref(),
             left_inside: self.left.as_ref(),
             how,
+            choices: &asked.choices,
             message,
             identity,
         }

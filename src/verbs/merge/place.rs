@@ -57,6 +57,8 @@ pub fn identity(context: &Context, repo: &Repo) -> Result<Identity, CliError> {
             .hint("`git config --global user.name NAME` and `git config --global user.email ADDRESS`")
     })?;
     let (name, rest) = line.split_once(" <").unwrap_or((&line, ""));
-    let email = rest.split_once('>').map_or("", |(email, _)| email);
-    Ok(Identity { name: name.to_owned(), email: email.to_owned(), date: None })
+    // `name <address> seconds zone`: one time for all that is made.
+    let (email, date) = rest.split_once('>').unwrap_or(("", ""));
+    let date = Some(format!("@{}", date.trim())).filter(|date| date.len() > 1);
+    Ok(Identity { name: name.to_owned(), email: email.to_owned(), date })
 }

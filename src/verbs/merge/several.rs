@@ -1,6 +1,7 @@
 //! Several sandboxes at once: each onto the result of those before, and this working tree changes once.
 
-use super::carry::do_it;
+use super::asked::Asked;
+use super::carry::{do_it, tell_resolved};
 use super::hooks::Hooks;
 use super::known::{Known, is_clean};
 use super::place::{identity, open};
@@ -13,9 +14,11 @@ use crate::verbs::list::print_json;
 use crate::verbs::{fetch, review, trees};
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
+use sandbox_core::work;
+use sandbox_git::Oid;
 use sandbox_integrate::{
-    Commit, Conflicts, How, Identity, Landed, LeftOut, MergeError, MergePlan, MergeRequest, Pair, Repo, What,
-    best_order,
+    Commit, Conflicts, How, Identity, Landed, LeftOut, MergeError, MergePlan, MergeRequest, Pair, Repo, SeveralPlan,
+    What, best_order,
 };
 use serde::Serialize;
 
@@ -58,14 +61,47 @@ impl Gathered {
     pub fn first(&self) -> &Sandbox {
         &self.sandboxes[0]
     }
+
+    /// Plans them in the order in which most of them merge, which is told. As they were named, if all merge like that.
+    pub fn plan(
+        &mut self,
+        context: &Context,
+        store: &Store,
+        args: &cli::Merge,
+        how: How,
+        asked: &Asked,
+    ) -> Result<SeveralPlan, CliError> {
+        let found = self.planned(args, how, asked)?;
+        // All of them in any order are as many as there can be: only where one does not fit is there something to find.
+        if args.in_order || how == How::FastForwardOnly || found.left_out.is_empty() {
+            return Ok(found);
+        }
+        let order = order(context, store, &self.sandboxes)?;
+        if order.is_sorted() {
+            return Ok(found);
+        }
+        self.sandboxes = order.iter().map(|n| self.sandboxes[*n].clone()).collect();
+        let mut known = std::mem::take(&mut self.known);
+        self.known = order.iter().map(|n| known[*n].take()).collect();
+        let names: Vec<&str> = self.sandboxes.iter().map(Sandbox::name).collect();
+        eprintln!("in this order, so that most of them merge: {}", names.join(", "));
+        self.planned(args, how, asked)
+    }
+
+    fn planned(&self, args: &cli::Merge, how: How, asked: &Asked) -> Result<SeveralPlan, CliError> {
+        let (known, message) = (self.known.iter().flatten(), args.message.as_deref());
+        let requests: Vec<MergeRequest<'_>> =
+            known.map(|known| known.request(how, message, asked, &self.identity)).collect();
+        Ok(sandbox_integrate::plan_several(&self.repo, &requests, args.octopus)?)
+    }
 }
 
-/// Brings home what is asked for and puts it in order; `None`, which is told: there is nothing.
-pub fn gather(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Result<Option<Gathered>, CliError> {
+/// Brings home what is asked for; `None`, which is told: there is nothing.
+pub fn gather(context: &Context, store: &Store, args: &cli::Merge) -> Result<Option<Gathered>, CliError> {
     let mut tries = 0;
     loop {
         let there = if args.all { in_order(context, store, &[], true)? } else { Vec::new() };
-        let gathered = gather_once(context, store, args, how);
+        let gathered = gather_once(context, store, args);
         // Nothing is written yet: one of all that goes meanwhile does not keep the others.
         let gone = there.iter().find(|sandbox| !sandbox.dir.record().exists());
         tries += 1;
@@ -78,7 +114,7 @@ pub fn gather(context: &Context, store: &Store, args: &cli::Merge, how: How) -> 
     }
 }
 
-fn gather_once(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Result<Option<Gathered>, CliError> {
+fn gather_once(context: &Context, store: &Store, args: &cli::Merge) -> Result<Option<Gathered>, CliError> {
     let named = in_order(context, store, &args.names, args.all)?;
     let (alone, named): (Vec<Sandbox>, Vec<Sandbox>) =
         named.into_iter().partition(|sandbox| args.all && args.only.is_none() && trees::merged_together(sandbox));
@@ -92,31 +128,18 @@ fn gather_once(context: &Context, store: &Store, args: &cli::Merge, how: How) ->
     for sandbox in &named {
         fetch::bring(context, store, sandbox)?;
     }
-    let Some(table) = Table::read(context, store, &named, false)? else {
-        eprintln!("no sandbox of this repository has commits");
-        return Ok(None);
-    };
-    let has_commits = |sandbox: &&Sandbox| !table.without.iter().any(|name| name == sandbox.name());
-    let given: Vec<&Sandbox> = named.iter().filter(has_commits).collect();
-    let order = if args.in_order || how == How::FastForwardOnly {
-        (0..given.len()).collect()
-    } else {
-        let at = |name: &str| table.tips.iter().position(|tip| tip.name == name);
-        let collide = |a: Option<usize>, b: Option<usize>| {
-            a.zip(b).is_some_and(|(a, b)| matches!(table.pair(a, b), Pair::Conflict { .. }))
-        };
-        let numbers: Vec<Option<usize>> = given.iter().map(|sandbox| at(sandbox.name())).collect();
-        best_order(given.len(), |a, b| collide(numbers[a], numbers[b]), |n| collide(at(HERE), numbers[n]))
-    };
-    let sandboxes: Vec<Sandbox> = order.iter().map(|n| given[*n].clone()).collect();
+    let mut sandboxes = Vec::new();
+    for sandbox in named {
+        let Some(tip) = work::tip(context.git()?, store, &sandbox)? else { continue };
+        let base = sandbox.snapshot(store)?.git.base.as_deref().and_then(Oid::parse);
+        if Some(tip) != base {
+            sandboxes.push(sandbox);
+        }
+    }
     let Some(first) = sandboxes.first() else {
         eprintln!("no sandbox of this repository has commits");
         return Ok(None);
     };
-    if !order.is_sorted() {
-        let names: Vec<&str> = sandboxes.iter().map(|sandbox| sandbox.name()).collect();
-        eprintln!("in this order, so that most of them merge: {}", names.join(", "));
-    }
     let repo = open(context, store, first)?;
     let ask = !is_clean(context, &repo)?;
     let known = sandboxes.iter().map(|sandbox| Known::of(context, store, sandbox, ask));
@@ -126,14 +149,21 @@ fn gather_once(context: &Context, store: &Store, args: &cli::Merge, how: How) ->
 }
 
 /// Several at once: each onto the result of those before, and this working tree changes once.
-pub fn run(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Outcome {
-    let Some(gathered) = gather(context, store, args, how)? else { return Ok(1) };
-    let Gathered { sandboxes, known, repo, identity } = &gathered;
-    let requests: Vec<MergeRequest<'_>> =
-        known.iter().flatten().map(|known| known.request(how, args.message.as_deref(), identity)).collect();
-    let mut found = sandbox_integrate::plan_several(repo, &requests, args.octopus)?;
+pub fn run(context: &Context, store: &Store, args: &cli::Merge, how: How, asked: &Asked) -> Outcome {
+    let Some(mut gathered) = gather(context, store, args)? else { return Ok(1) };
+    let mut found = gathered.plan(context, store, args, how, asked)?;
+    let Gathered { sandboxes, repo, .. } = &gathered;
+    let in_vain = !found.left_out.is_empty() && (args.atomic || args.octopus);
+    let mut agreed = Ok(true);
     if let Some(plan) = &mut found.plan {
         review::tell(context, &mut plan.warnings)?;
+        tell_resolved(plan);
+        if !args.dry_run && !in_vain {
+            agreed = review::agreed(context, &plan.warnings, ("merge", &plan.name), args.yes);
+            if matches!(agreed, Ok(true)) {
+                asked.finish(context, repo, plan)?;
+            }
+        }
     }
     if args.json {
         let left = found.left_out.iter().map(|left| Left {
@@ -157,7 +187,7 @@ pub fn run(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Out
     for left in &found.left_out {
         tell_left_out(left);
     }
-    if !found.left_out.is_empty() && (args.atomic || args.octopus) {
+    if in_vain {
         let names: Vec<String> = found.left_out.iter().map(|left| format!("'{}'", left.name)).collect();
         let flag = if args.octopus { "--octopus" } else { "--atomic" };
         return Err(CliError::new(format!("cannot merge all of them: {} would be left out", names.join(", ")))
@@ -171,7 +201,7 @@ pub fn run(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Out
         return Ok(1);
     };
     if !args.dry_run {
-        if !review::agreed(context, &plan.warnings, ("merge", &plan.name), args.yes)? {
+        if !agreed? {
             return Err(review::declined());
         }
         let hooks = if args.with_hooks { Some(Hooks::keep(context, store, repo)?) } else { None };
@@ -179,6 +209,18 @@ pub fn run(context: &Context, store: &Store, args: &cli::Merge, how: How) -> Out
         hooks.iter().for_each(|hooks| hooks.after(&plan));
     }
     Ok((!found.left_out.is_empty()).into())
+}
+
+/// The order in which most of them merge, by their numbers.
+fn order(context: &Context, store: &Store, sandboxes: &[Sandbox]) -> Result<Vec<usize>, CliError> {
+    let count = sandboxes.len();
+    let Some(table) = Table::read(context, store, sandboxes, false)? else { return Ok((0..count).collect()) };
+    let at = |name: &str| table.tips.iter().position(|tip| tip.name == name);
+    let collide = |a: Option<usize>, b: Option<usize>| {
+        a.zip(b).is_some_and(|(a, b)| matches!(table.pair(a, b), Pair::Conflict { .. }))
+    };
+    let numbers: Vec<Option<usize>> = sandboxes.iter().map(|sandbox| at(sandbox.name())).collect();
+    Ok(best_order(count, |a, b| collide(numbers[a], numbers[b]), |n| collide(at(HERE), numbers[n])))
 }
 
 /// One that does not fit: why, and which commits are against each other.

@@ -68,8 +68,10 @@ impl Landing {
         let tips: BTreeSet<Oid> = updates.iter().filter_map(|update| update.new).collect();
         stop("import.give", host.common_dir())?;
         if !tips.is_empty() {
-            outcome.objects = self.give_new(&host, who, &tips, updates, &mut marks)?;
-            if !self.is_complete(&host, &tips, updates)? {
+            // Once for both: what a ref named at the beginning is complete.
+            let refs = RefStore::read(&self.git, host.git_dir(), host.common_dir()).ok();
+            outcome.objects = self.give_new(&host, who, &tips, updates, refs.as_ref(), &mut marks)?;
+            if !self.is_complete(&host, &tips, updates, refs.as_ref())? {
                 self.heal(&host, &tips, updates, &mut outcome, &mut marks)?;
             }
         }
@@ -104,9 +106,10 @@ impl Landing {
         who: &str,
         tips: &BTreeSet<Oid>,
         updates: &[Update],
+        refs: Option<&RefStore>,
         marks: &mut Temps,
     ) -> Result<u32> {
-        let given = self.given(host, who, tips, updates)?;
+        let given = self.given(who, tips, updates, refs)?;
         if !given.is_empty() {
             let known = self.granted.union(&given).copied().collect();
             // A landing that was cut short can have a commit and not what it stands on.
@@ -118,9 +121,15 @@ impl Landing {
     }
 
     /// Commits that the host's refs of this sandbox name and that are here as well.
-    fn given(&self, host: &HostRepo, who: &str, tips: &BTreeSet<Oid>, updates: &[Update]) -> Result<BTreeSet<Oid>> {
+    fn given(
+        &self,
+        who: &str,
+        tips: &BTreeSet<Oid>,
+        updates: &[Update],
+        refs: Option<&RefStore>,
+    ) -> Result<BTreeSet<Oid>> {
         let mut known: BTreeSet<Oid> = updates.iter().filter_map(|update| update.old).collect();
-        if let Ok(refs) = RefStore::read(&self.git, host.git_dir(), host.common_dir()) {
+        if let Some(refs) = refs {
             let (main, meta) = (format!("refs/sandbox/{who}"), format!("refs/sandbox-meta/{who}/"));
             let own =
                 |name: &&RefName| name.as_bytes() == main.as_bytes() || name.as_bytes().starts_with(meta.as_bytes());
@@ -150,7 +159,8 @@ impl Landing {
     ) -> Result<()> {
         outcome.objects += self.give(host, tips, &BTreeSet::new(), marks)?;
         outcome.healed = true;
-        if !self.is_complete(host, tips, updates)? {
+        let refs = RefStore::read(&self.git, host.git_dir(), host.common_dir()).ok();
+        if !self.is_complete(host, tips, updates, refs.as_ref())? {
             let what = "objects are missing in the host's repository".to_owned();
             return Err(GitError::Unexpected { command: "git rev-list".into(), what }.into());
         }
@@ -244,11 +254,17 @@ impl Landing {
     }
 
     /// Whether the host has everything that the tips reach.
-    fn is_complete(&self, host: &HostRepo, tips: &BTreeSet<Oid>, updates: &[Update]) -> Result<bool> {
+    fn is_complete(
+        &self,
+        host: &HostRepo,
+        tips: &BTreeSet<Oid>,
+        updates: &[Update],
+        refs: Option<&RefStore>,
+    ) -> Result<bool> {
         let mut input: String = tips.iter().map(|oid| format!("{oid}\n")).collect();
         // What a ref names is complete. A handful of refs is enough to end the walk early; asking for
         // all of them costs a second where there are a hundred thousand.
-        if let Ok(refs) = RefStore::read(&self.git, host.git_dir(), host.common_dir()) {
+        if let Some(refs) = refs {
             let mut known: BTreeSet<Oid> = refs.head_oid().into_iter().collect();
             let near = |name: &&RefName| name.as_bytes().starts_with(b"refs/heads/");
             known.extend(refs.refs.keys().filter(near).take(64).filter_map(|name| refs.resolve(name)));

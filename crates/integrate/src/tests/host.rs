@@ -95,7 +95,8 @@ fn commits_that_conflict_name_the_files() {
     assert_eq!(world.refused(), "cannot merge 'fix'\n'a' conflicts in the commits: Merge conflict in a");
     let error = world.plan(How::NoFf).unwrap_err();
     let hint = error.hint().unwrap();
-    assert!(hint.contains("`git sandbox apply fix`") && hint.contains("`git sandbox branch fix BRANCH`"), "{hint}");
+    let names = ["`git sandbox merge --into-sandbox fix`", "`--resolve ours`", "`git sandbox branch fix BRANCH`"];
+    assert!(names.iter().all(|name| hint.contains(name)), "{hint}");
 }
 
 #[test]
@@ -338,6 +339,7 @@ fn hooks_do_not_run() {
         captured_index: None,
         left_inside: None,
         how: How::NoFf,
+        choices: &crate::UNDECIDED,
         message: Some("m"),
         identity: &identity,
     };

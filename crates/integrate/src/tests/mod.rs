@@ -12,7 +12,8 @@ mod shapes;
 mod together;
 
 use crate::{
-    Captured, How, Identity, Layers, MergeError, MergePlan, MergeRequest, Merged, Repo, RepoPath, apply, plan,
+    Captured, How, Identity, Layers, MergeError, MergePlan, MergeRequest, Merged, Repo, RepoPath, UNDECIDED, apply,
+    plan,
 };
 use sandbox_git::{Git, HostEnv, Oid};
 use std::collections::BTreeSet;
@@ -213,6 +214,7 @@ impl World {
             captured_index: Some(&index),
             left_inside: (!self.blind).then_some(&left),
             how,
+            choices: &UNDECIDED,
             message: None,
             identity: &identity(),
         };
@@ -238,6 +240,7 @@ impl World {
             captured_index: None,
             left_inside: None,
             how: How::FastForward,
+            choices: &UNDECIDED,
             message: None,
             identity: &identity,
         };

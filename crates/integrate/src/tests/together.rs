@@ -1,7 +1,7 @@
 //! Several sandboxes, on random histories, against what plain git does in a scratch clone.
 
 use super::{World, identity};
-use crate::{Cache, How, MergeRequest, Pair, apply, matrix, plan_pick, plan_several};
+use crate::{Cache, How, MergeRequest, Pair, UNDECIDED, apply, matrix, plan_pick, plan_several};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use sandbox_git::Oid;
@@ -83,7 +83,8 @@ fn id(world: &World, name: &str) -> Oid {
 
 fn request<'a>(name: &'a str, tip: Oid, base: Oid, how: How, who: &'a crate::Identity) -> MergeRequest<'a> {
     let (captured, captured_index, left_inside, message) = (None, None, None, None);
-    MergeRequest { name, base: Some(base), tip, captured, captured_index, left_inside, how, message, identity: who }
+    let (base, choices) = (Some(base), &UNDECIDED);
+    MergeRequest { name, base, tip, captured, captured_index, left_inside, how, choices, message, identity: who }
 }
 
 /// Whether plain `git merge` merges two commits, and the tree that it makes.

@@ -1,0 +1,119 @@
+//! What tips have in common, from one walk over the part of the history in which they differ.
+
+use crate::error::MergeError;
+use crate::inspect::Relation;
+use crate::matrix::Pair;
+use crate::repo::Repo;
+use crate::run::Answer;
+use sandbox_git::Oid;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
+
+/// The part of the history in which tips differ.
+pub(crate) struct Lineage {
+    /// Of each tip: the tips that reach it. `None`: all do.
+    reached: Vec<Option<Bits>>,
+    /// Of each tip: the tips that it has a commit in common with. `None`: all.
+    related: Option<Vec<Bits>>,
+    /// How many commits are reached by exactly these tips.
+    counts: BTreeMap<Bits, u64>,
+}
+
+type Bits = Vec<u64>;
+
+fn set(bits: &mut Bits, n: usize) {
+    bits[n / 64] |= 1 << (n % 64);
+}
+
+fn has(bits: &[u64], n: usize) -> bool {
+    bits[n / 64] & (1 << (n % 64)) != 0
+}
+
+fn add(bits: &mut Bits, more: &[u64]) {
+    bits.iter_mut().zip(more).for_each(|(bits, more)| *bits |= more);
+}
+
+impl Lineage {
+    pub fn read(repo: &Repo, tips: &[Oid]) -> Result<Self, MergeError> {
+        let names: Vec<String> = tips.iter().map(Oid::to_string).collect();
+        let common = Answer::of(repo.pure().args(["merge-base", "--octopus"]).args(&names))?;
+        let common = match common.code() {
+            Some(0) => Some(common.line()?),
+            Some(1) => None,
+            _ => return Err(common.failed().into()),
+        };
+        let mut git = repo.pure().args(["rev-list", "--topo-order", "--parents"]).args(&names);
+        if let Some(common) = &common {
+            git = git.arg(format!("^{common}"));
+        }
+        let words = tips.len().div_ceil(64);
+        let mut marks: HashMap<Vec<u8>, Bits> = HashMap::new();
+        let mut numbers: HashMap<&[u8], Vec<usize>> = HashMap::new();
+        for (n, name) in names.iter().enumerate() {
+            set(marks.entry(name.as_bytes().to_vec()).or_insert_with(|| vec![0; words]), n);
+            numbers.entry(name.as_bytes()).or_default().push(n);
+        }
+        let mut reached = vec![None; tips.len()];
+        let mut counts: BTreeMap<Bits, u64> = BTreeMap::new();
+        // Children come before their parents, so the marks of a commit are complete when it is met.
+        git.arg("--").lines(|line| {
+            let mut ids = line.split(|b| *b == b' ');
+            let Some((id, mark)) = ids.next().and_then(|id| marks.remove_entry(id)) else {
+                return ControlFlow::Continue(());
+            };
+            for parent in ids {
+                add(marks.entry(parent.to_vec()).or_insert_with(|| vec![0; words]), &mark);
+            }
+            for n in numbers.get(id.as_slice()).into_iter().flatten() {
+                reached[*n] = Some(mark.clone());
+            }
+            *counts.entry(mark).or_default() += 1;
+            ControlFlow::Continue(())
+        })?;
+        let related = common.is_none().then(|| {
+            let mut related = vec![vec![0; words]; tips.len()];
+            for mark in counts.keys() {
+                related.iter_mut().enumerate().filter(|(n, _)| has(mark, *n)).for_each(|(_, bits)| add(bits, mark));
+            }
+            related
+        });
+        Ok(Self { reached, related, counts })
+    }
+
+    /// How two tips stand, as far as their history tells.
+    pub fn pair(&self, a: usize, b: usize) -> Option<Pair> {
+        match (self.reaches(a, b), self.reaches(b, a)) {
+            (true, true) => Some(Pair::Same),
+            (true, false) => Some(Pair::Contains),
+            (false, true) => Some(Pair::Contained),
+            _ if !self.are_related(a, b) => Some(Pair::Unrelated),
+            _ => None,
+        }
+    }
+
+    /// How a tip stands to a commit that has all of the tips in `have`, which are not none, and `made` commits
+    /// more that no tip has.
+    pub fn relation(&self, have: &[usize], made: u64, tip: usize) -> Relation {
+        if have.iter().any(|n| self.reaches(*n, tip)) {
+            return Relation::Contained;
+        }
+        let count = |wanted: &dyn Fn(bool, bool) -> bool| -> u64 {
+            let fits = |bits: &&Bits| wanted(have.iter().any(|n| has(bits, *n)), has(bits, tip));
+            self.counts.iter().filter(|(bits, _)| fits(bits)).map(|(_, count)| count).sum()
+        };
+        let ahead = count(&|here, there| there && !here);
+        match made + count(&|here, there| here && !there) {
+            0 => Relation::FastForward { ahead },
+            _ if !have.iter().any(|n| self.are_related(*n, tip)) => Relation::Unrelated,
+            behind => Relation::Diverged { ahead, behind },
+        }
+    }
+
+    fn reaches(&self, from: usize, to: usize) -> bool {
+        self.reached[to].as_ref().is_none_or(|bits| has(bits, from))
+    }
+
+    fn are_related(&self, a: usize, b: usize) -> bool {
+        self.related.as_ref().is_none_or(|related| has(&related[a], b))
+    }
+}
