@@ -107,6 +107,7 @@ mod merging;
 mod ordinary;
 mod probes;
 mod rescue;
+mod resolving;
 mod review;
 mod states;
 mod supervision;

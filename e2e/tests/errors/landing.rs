@@ -23,11 +23,16 @@ fn a_merge_with_conflicts() {
     repo.git(&["checkout", "-q", "src/a.c"]).ok();
     fs::remove_file(repo.dir().join("new")).unwrap();
     repo.commit("src/a.c", "here, committed\n");
-    assert_snapshot!(repo.sandbox(&["merge", "s"]), @r#"
+    let short = |name: &str| repo.id(name)[..7].to_owned();
+    let seen = repo.sandbox(&["merge", "s"]).to_string();
+    let seen = seen.replace(&short("HEAD"), "[HERE]").replace(&short("sandbox/s"), "[THERE]");
+    assert_snapshot!(seen, @r#"
         ---- stderr
         error: cannot merge 's'
         caused by: 'src/a.c' conflicts in the commits: Merge conflict in src/a.c
-        hint: nothing was written; commit or stash the files named and merge again, bring the changes as uncommitted edits with `git sandbox apply s`, or keep the commits on a branch of their own with `git sandbox branch s BRANCH`
+        caused by: here: [HERE] src/a.c
+        caused by: there: [HERE] there
+        hint: nothing was written; `git sandbox merge --into-sandbox s` opens a sandbox to resolve it, `--resolve ours` (or `theirs`, `theirs:PATH`) takes a side, `git sandbox branch s BRANCH` keeps the commits on a branch of their own
         ---- status 1
         "#);
     assert_snapshot!(repo.sandbox(&["merge", "--ff-only", "s"]), @r#"
