@@ -30,8 +30,8 @@ fn a_merge_with_conflicts() {
         ---- stderr
         error: cannot merge 's'
         caused by: 'src/a.c' conflicts in the commits: Merge conflict in src/a.c
-        caused by: here: [HERE] src/a.c
-        caused by: there: [HERE] there
+        caused by: here: [HERE] Change src/a.c
+        caused by: there: [THERE] there
         hint: nothing was written; `git sandbox merge --into-sandbox s` opens a sandbox to resolve it, `--resolve ours` (or `theirs`, `theirs:PATH`) takes a side, `git sandbox branch s BRANCH` keeps the commits on a branch of their own
         ---- status 1
         "#);
