@@ -52,6 +52,11 @@ impl Version {
     }
 
     /// `merge-tree --merge-base` (2.40).
+    pub fn has_merge_file_algorithm(self) -> bool {
+        self >= Self(2, 44, 0)
+    }
+
+    /// Whether `git merge-tree` takes the merge base.
     pub fn has_merge_tree_base(self) -> bool {
         self >= Self(2, 40, 0)
     }

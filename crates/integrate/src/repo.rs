@@ -129,6 +129,11 @@ impl Repo {
         &self.database
     }
 
+    /// Whether `git merge-file` can be told how to compare.
+    pub(crate) fn merge_file_has_algorithm(&self) -> Result<bool, MergeError> {
+        Ok(self.git.version()?.has_merge_file_algorithm())
+    }
+
     /// Whether `git merge-tree` can be told the merge base.
     pub(crate) fn merge_tree_has_base(&self) -> Result<bool, MergeError> {
         Ok(self.git.version()?.has_merge_tree_base())

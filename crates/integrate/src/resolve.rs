@@ -151,7 +151,11 @@ fn take(repo: &Repo, side: Side, stages: [Option<Entry>; 3], text: bool) -> Resu
     }
     let files = [repo.temp_file(&contents[0])?, repo.temp_file(&contents[1])?, repo.temp_file(&contents[2])?];
     let favour = if side == Side::Ours { "--ours" } else { "--theirs" };
-    let git = repo.pure().args(["merge-file", "-p", "-q", favour]);
+    let mut git = repo.pure().args(["merge-file", "-p", "-q", favour]);
+    if repo.merge_file_has_algorithm()? {
+        // As the merge itself compared them.
+        git = git.arg("--diff-algorithm=histogram");
+    }
     let answer = Answer::of(git.args(files.iter().map(|file| file.path())))?;
     if answer.code() != Some(0) {
         return Err(answer.failed().into());

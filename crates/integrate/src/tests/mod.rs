@@ -6,6 +6,7 @@ mod agent;
 mod conversion;
 mod edits;
 mod faults;
+mod histories;
 mod host;
 mod model;
 mod shapes;
