@@ -121,7 +121,7 @@ mod tests {
     fn what_a_child_used_is_told_once() {
         let work =
             "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; head -c 20000000 /dev/zero | tail -c 19000000 | wc -c";
-        let child = std::process::Command::new("/bin/sh")
+        let mut child = std::process::Command::new("/bin/sh")
             .args(["-c", work])
             .stdout(std::process::Stdio::null())
             .spawn()
@@ -131,6 +131,7 @@ mod tests {
         let used = reap(child.id()).unwrap().expect("it has ended");
         assert!(used.largest > 10 << 20 && used.user + used.system > Duration::ZERO, "{used:?}");
         assert_eq!(reap(child.id()).unwrap(), None);
+        assert!(child.wait().is_err(), "its status was taken");
     }
 
     #[test]

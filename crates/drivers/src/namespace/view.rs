@@ -37,6 +37,8 @@ const ETC: &[&str] = &[
     "bash.bashrc",
     "bash_completion.d",
     "bashrc",
+    "chromium",
+    "chromium.d",
     "crypto-policies",
     "debian_version",
     "fonts",

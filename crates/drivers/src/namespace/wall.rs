@@ -265,6 +265,46 @@ mod tests {
         }
     }
 
+    /// Both tables are those of the kernel, as far as this machine has its headers (`linux-libc-dev`).
+    #[test]
+    fn the_numbers_are_those_of_the_kernels_headers() {
+        let read = |path: &str| std::fs::read_to_string(path).ok();
+        let headers = [
+            (ARCH_X86_64, read("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")),
+            // What aarch64 takes, as every newer architecture.
+            (ARCH_AARCH64, read("/usr/include/asm-generic/unistd.h")),
+        ];
+        let groups = [KERNEL, NAMESPACES, MOUNT_TABLE, PROCESSES, HANDLES, RENAMES];
+        let single = [CLONE3, CLONE, IOCTL, SOCKET, SOCKETPAIR, PERSONALITY];
+        for (arch, text) in headers {
+            let Some(text) = text else {
+                println!("SKIP: no header with the numbers of {arch:x}");
+                continue;
+            };
+            let number = |name: &str| -> Option<u32> {
+                text.lines().find_map(|line| {
+                    let mut words = line.strip_prefix("#define ")?.split_whitespace();
+                    let known = words.next()?.trim_start_matches("__NR3264_").trim_start_matches("__NR_");
+                    (known == name).then(|| words.next()?.parse().ok())?
+                })
+            };
+            let mut compared = 0;
+            for call in groups.iter().copied().flatten().chain(&single) {
+                let ours = if arch == ARCH_X86_64 { call.1 } else { call.2 };
+                match (ours, number(call.0)) {
+                    (Some(ours), Some(theirs)) => {
+                        assert_eq!(ours, theirs, "{} of {arch:x}", call.0);
+                        compared += 1;
+                    }
+                    // Newer than the header, and the same everywhere.
+                    (Some(ours), None) => assert!(ours > 440, "{} of {arch:x} has no number {ours}", call.0),
+                    (None, theirs) => assert_eq!(theirs, None, "{} of {arch:x} is left out", call.0),
+                }
+            }
+            assert!(compared > 60, "{compared} of {arch:x}");
+        }
+    }
+
     #[test]
     fn what_must_be_refused_is_refused() {
         let says = |arch: u32, nr: u32, args: &[u64]| {

@@ -17,15 +17,22 @@ over_views_at_length! {
     every_probe_is_contained,
     every_probe_can_fail,
     every_probe_has_a_line,
+    the_threat_model_names_tests_that_exist,
 }
 
 /// The developer set of the catalogue. K, L and V need what belongs to other drivers and services.
 const CATALOGUE: &str = "A01 A02 A04 A05 A06 A07 A08 A09 A10 A11 A12 A13 B01 B02 B03 B04 B05 B06 B07 B08 B09 B10 B11 \
     C01 C02 C03 C04 C05 C06 D01 D02 E01 E02 E03 E05 E06 E07 E08 E09 E10 E11 F01 F02 F03 F04 F05 G01 \
-    J01 J02 M01 M03 M04 M05 M07 M08 M13 M14 M15 R01 R02 R06 R07";
+    J01 J02 M01 M02 M03 M04 M05 M07 M08 M10 M11 M12 M13 M14 M15 R01 R02 R06 R07";
 
 /// Where the tests are that a line can name.
 const SUITES: &[(&str, &str)] = &[
+    ("probes", include_str!("mod.rs")),
+    ("ci", include_str!("../ci.rs")),
+    ("agents", include_str!("../agents.rs")),
+    ("egress", include_str!("../egress.rs")),
+    ("merging", include_str!("../merging.rs")),
+    ("review", include_str!("../review.rs")),
     ("wall", include_str!("../wall.rs")),
     ("life", include_str!("../life.rs")),
     ("ordinary", include_str!("../ordinary.rs")),
@@ -35,7 +42,17 @@ const SUITES: &[(&str, &str)] = &[
     ("errors/landing", include_str!("../../errors/landing.rs")),
     ("lands", include_str!("../../../../crates/core/tests/git/lands.rs")),
     ("drivers/wall", include_str!("../../../../crates/drivers/tests/namespace/wall.rs")),
+    ("drivers/filter", include_str!("../../../../crates/drivers/src/namespace/wall.rs")),
+    ("agent", include_str!("../../../../crates/agent/tests/sessions.rs")),
+    ("core/corpus", include_str!("../../../../crates/core/tests/corpus.rs")),
+    ("proxy/corpus", include_str!("../../../../crates/proxy/tests/corpus.rs")),
+    ("project", include_str!("../../../../src/project.rs")),
 ];
+
+/// The text of a suite, if there is one of this name.
+fn suite(name: &str) -> Option<&'static str> {
+    SUITES.iter().find(|(known, _)| *known == name).map(|(_, text)| *text)
+}
 
 /// What the host lays out; it goes when this does.
 struct Laid {
@@ -207,13 +224,32 @@ fn every_probe_has_a_line(_: &Subject) {
             assert!(!control.is_empty(), "{}", probe.id);
             for test in tests {
                 let (suite, name) = test.rsplit_once("::").unwrap();
-                let text = SUITES.iter().find(|(known, _)| *known == suite).map(|(_, text)| *text);
-                let text = text.unwrap_or_else(|| panic!("{}: no suite '{suite}'", probe.id));
+                let text = self::suite(suite).unwrap_or_else(|| panic!("{}: no suite '{suite}'", probe.id));
                 assert!(text.contains(&format!("fn {name}(")), "{}: there is no test '{test}'", probe.id);
             }
         }
         if let How::Shell(_, Control::Refused(why)) = probe.how {
             assert!(!why.is_empty(), "{}", probe.id);
+        }
+    }
+}
+
+/// Whoever reads the document can run what it says.
+fn the_threat_model_names_tests_that_exist(_: &Subject) {
+    let text = include_str!("../../../../docs/threat-model.md");
+    let mut named = 0;
+    for word in text.split('`').filter(|word| word.contains("::") && !word.contains(' ')) {
+        let (suite, name) = word.rsplit_once("::").unwrap();
+        let tests = self::suite(suite).unwrap_or_else(|| panic!("there is no suite '{suite}'"));
+        assert!(name == "*" || tests.contains(&format!("fn {name}(")), "there is no test '{word}'");
+        named += 1;
+    }
+    assert!(named > 40, "{named}");
+    // Each boundary of the table is tested by something.
+    for line in text.lines().filter(|line| line.starts_with('|') && line.split('|').count() > 6) {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        if cells[1].parse::<u32>().is_ok() {
+            assert!(cells[5].contains("::"), "{line}");
         }
     }
 }

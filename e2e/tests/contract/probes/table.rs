@@ -539,6 +539,26 @@ pub const ALL: &[Probe] = &[
         Tests(&["landing::control_characters_do_not_reach_the_terminal"], "git itself prints them"),
     ),
     probe(
+        "M02",
+        "drivers of the host that attributes of inside select",
+        Tests(&["review::what_git_here_would_run_is_refused_in_a_script"], "with the user's word they run"),
+    ),
+    probe(
+        "M10",
+        "review blinded by attributes",
+        Tests(&["review::each_trap_is_listed_by_every_verb"], "what is harmless is not listed"),
+    ),
+    probe(
+        "M11",
+        "submodules that run a command",
+        Tests(&["review::a_change_in_the_settings_of_a_submodule_fetches_nothing"], "the setting is there"),
+    ),
+    probe(
+        "M12",
+        "what runs by itself after a merge",
+        Tests(&["review::each_trap_is_listed_by_every_verb"], "one file for each path"),
+    ),
+    probe(
         "M13",
         "files out",
         Tests(
