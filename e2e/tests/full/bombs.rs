@@ -11,7 +11,7 @@ fn survives(what: &str, args: &[&str], script: &str, went_off: impl Fn(&Repo<'_>
     let env = TestEnv::new();
     let repo = world(&env);
     repo.sandbox(&[&["spawn", "-q", "-d"], args, &["bomb", "--", "sh", "-c", script]].concat()).ok();
-    wait_until(&format!("{what} went off"), Duration::from_secs(60), || went_off(&repo));
+    wait_until(&format!("{what} went off"), Duration::from_secs(300), || went_off(&repo));
     // The host is usable, and so is a sandbox beside it.
     sound(&repo, what);
     repo.git(&["status"]).ok();
