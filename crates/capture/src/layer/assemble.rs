@@ -65,7 +65,7 @@ impl<'a> Assembler<'a> {
     fn run(&self) -> Option<Parts> {
         let (made, scan) = (&self.made, self.made.scan);
         let devs = self.known.map(Manifest::devs).unwrap_or_default();
-        let top = made.dir_record(&scan.top, false);
+        let top = made.dir_record(&scan.top, false, made.build.doubts(Vec::new));
         let mut builder = Builder::new(scan.start, made.build.settings, made.layers(self.known), devs, top);
         builder.git_state(made.build.request.git_state);
         if let Some(known) = self.known {
@@ -106,7 +106,8 @@ impl<'a> Assembler<'a> {
                                 // Without a listing it vanished before it could be read.
                                 if let Some(Some(inner)) = scan.new.get(id as usize) {
                                     let path = || join(&listing.place.path(known), node.name());
-                                    let record = made.dir_record(&node.stat, made.build.lessens(path));
+                                    let (lessened, doubted) = (made.build.lessens(path), made.build.doubts(path));
+                                    let record = made.dir_record(&node.stat, lessened, doubted);
                                     below.push((builder.push_dir(dir, node.name(), record), From::Listing(inner)));
                                 }
                             }
@@ -142,7 +143,13 @@ impl<'a> Assembler<'a> {
         let raw = known.raw(index);
         let child = match self.update_of.get(index as usize) {
             Some(at) if *at != NONE => self.push_updated(builder, known, dir, index, *at as usize),
-            _ => builder.take(dir, &raw),
+            _ => match raw.child() {
+                Some(child) if self.made.build.doubts(|| known.dir_path(child)) => {
+                    let (layer, flags) = (Some(raw.layer_index()), raw.flags().with_racy(true));
+                    Some(builder.push_dir(dir, raw.name(), Record { stat: raw.stat(), layer, copy: None, flags }))
+                }
+                _ => builder.take(dir, &raw),
+            },
         };
         if let (Some(child), Some(old)) = (child, raw.child()) {
             below.push((child, self.dir_from(old)));
@@ -191,7 +198,8 @@ impl Made<'_> {
                 Fate::Refresh { lessened: Some(lessened), .. } => lessened,
                 _ => flags.lessened(),
             };
-            return Some(self.dir_record(&update.stat, lessened));
+            let doubted = self.build.doubts(|| join(&known.dir_path(update.dir), raw.name()));
+            return Some(self.dir_record(&update.stat, lessened, doubted));
         }
         match self.fates[at] {
             Fate::Refresh { stat, racy, lessened } => {
@@ -217,10 +225,10 @@ impl Made<'_> {
         }
     }
 
-    fn dir_record(&self, stat: &Stat, lessened: bool) -> Record {
+    fn dir_record(&self, stat: &Stat, lessened: bool, doubted: bool) -> Record {
         debug_assert_eq!(stat.kind(), Kind::Dir);
         let layer = if self.build.started() { self.build.layer() } else { self.build.layer().saturating_sub(1) };
-        let flags = Flags::default().with_racy(stat.racy(self.scan.start)).with_lessened(lessened);
+        let flags = Flags::default().with_racy(doubted || stat.racy(self.scan.start)).with_lessened(lessened);
         Record { stat: *stat, layer: Some(layer), copy: None, flags }
     }
 }
@@ -238,7 +246,8 @@ fn edited(
     let subjects = Subjects { known: Some(known), scan: Some(scan) };
     let made = Made { build, subjects, scan, fates, plan, results };
     let layers = made.layers(Some(known));
-    if !layers.starts_with(known.layers_up()) {
+    // Known directories that are in doubt get another record without being in the scan's updates.
+    if !layers.starts_with(known.layers_up()) || !build.doubted.is_empty() {
         return Ok(None);
     }
     let Some(mut edit) = Edit::new(known, layers, scan.start, build.settings) else { return Ok(None) };
@@ -247,7 +256,7 @@ fn edited(
         return Ok(None);
     }
     edit.git_state(build.request.git_state);
-    edit.set(0, 0, made.dir_record(&scan.top, false));
+    edit.set(0, 0, made.dir_record(&scan.top, false, false));
     // Files that were gone when they were to be copied, by directory.
     let mut gone: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
     for (at, update) in scan.updates.iter().enumerate().filter(|(_, update)| update.index != 0) {
@@ -314,7 +323,7 @@ fn relist<'a>(
                 // Without a listing it vanished before it could be read.
                 if let Some(Some(inner)) = made.scan.new.get(id as usize) {
                     let path = || join(&listing.place.path(Some(known)), node.name());
-                    let record = made.dir_record(&node.stat, made.build.lessens(path));
+                    let record = made.dir_record(&node.stat, made.build.lessens(path), false);
                     below.push((edit.push_dir(dir, node.name(), record), inner));
                 }
             }

@@ -65,6 +65,9 @@ pub(crate) struct Build<'a> {
     made: BTreeSet<Vec<u8>>,
     /// Extended attributes of those that have any; set at last, like the modes.
     attributes: BTreeMap<Vec<u8>, Attributes>,
+    /// Directories of which the last round knows only a part: something in them was gone when it was to be read. Their
+    /// own times need not tell, when it was one above them that moved.
+    doubted: BTreeSet<Vec<u8>>,
     pub(crate) stats: Stats,
 }
 
@@ -107,6 +110,7 @@ impl<'a> Build<'a> {
             out: None,
             made: BTreeSet::new(),
             attributes: BTreeMap::new(),
+            doubted: BTreeSet::new(),
             stats: Stats::default(),
         }
     }
@@ -206,6 +210,11 @@ impl<'a> Build<'a> {
     fn lessens(&self, path: impl FnOnce() -> Vec<u8>) -> bool {
         // Nearly no tree has any: no path is put together for nothing.
         !self.attributes.is_empty() && self.attributes.get(&path()).is_some_and(|attributes| attributes.lessened)
+    }
+
+    /// Returns whether a directory must be listed again, whatever its times say.
+    fn doubts(&self, path: impl FnOnce() -> Vec<u8>) -> bool {
+        !self.doubted.is_empty() && self.doubted.contains(&path())
     }
 
     fn make_one(&self, path: &[u8]) -> Result<(), Errno> {

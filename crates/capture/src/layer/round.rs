@@ -6,10 +6,12 @@ use super::entry::{Compared, Outcome};
 use super::jobs::{compare_all, copy_all};
 use super::plan::{Fate, Plan, Subjects, plan};
 use crate::manifest::{Manifest, Reason};
-use crate::paths::to_path;
+use crate::paths::{parent, to_path};
 use crate::request::{CaptureError, LeftOut};
 use crate::scan::{Scan, Update};
 use crate::stat::{Kind, Stat};
+use std::collections::BTreeSet;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 /// What a round did.
@@ -43,6 +45,11 @@ impl Build<'_> {
         let results = if plan.is_empty() { Vec::new() } else { self.execute(&plan, &subjects)? };
         let unreadable = self.clear_failed(&plan, &results, &subjects)?;
         changed |= !unreadable.is_empty();
+        let gone = plan.ops.iter().zip(&results).filter(|(_, outcome)| matches!(outcome, Outcome::Vanished));
+        let gone: BTreeSet<Vec<u8>> = gone.map(|(op, _)| parent(&subjects.path(op)).to_vec()).collect();
+        let disturbed = scan.disturbed.iter().map(|path| path.as_os_str().as_bytes());
+        let disturbed = disturbed.flat_map(|path| [path.to_vec(), parent(path).to_vec()]);
+        self.doubted = gone.into_iter().chain(disturbed).collect();
         let refreshed = match known {
             None => true,
             Some(known) => {
