@@ -38,6 +38,7 @@ use sandbox_git::refs::write_packed;
 use sandbox_git::{Git, GitCommand, GitError, ObjectFormat, Oid, RefName};
 use sandbox_sys::child::ChildLimits;
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -227,6 +228,7 @@ impl Landing {
                 continue;
             }
             let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+            let before = self.packs();
             let (result, bytes) = self.fetch(connect, &group, left, self.bounds.bytes.saturating_sub(landed.bytes))?;
             landed.bytes += bytes;
             match result {
@@ -239,6 +241,9 @@ impl Landing {
                 Err(error) => {
                     clean = false;
                     sweep(&self.dir)?;
+                    // The last checks of `index-pack` come after its pack is in its place. What is there the next
+                    // try takes for received, and does not check again.
+                    self.remove_packs(&before)?;
                     if group.len() == 1 {
                         let reason = error.stderr().map_or_else(|| error.to_string(), str::to_owned);
                         landed.refused.extend(group.into_iter().map(|want| (want, reason.clone())));
@@ -307,6 +312,19 @@ impl Landing {
     /// A command in the landing.
     fn command(&self) -> GitCommand {
         command(&self.git, &self.dir, self.bounds)
+    }
+
+    /// Removes the packs that came since `before`.
+    fn remove_packs(&self, before: &BTreeSet<OsString>) -> Result<()> {
+        // `.idx` sorts before `.pack`: without it a pack holds nothing.
+        for pack in self.packs().difference(before) {
+            let path = self.dir.join("objects/pack").join(pack);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &path)(error)),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// What is in here now may not be trusted by a later land.

@@ -315,8 +315,7 @@ fn a_change_in_the_settings_of_a_submodule_fetches_nothing(subject: &Subject) {
     }
     repo.git(&["config", "protocol.ext.allow", "always"]).ok();
     let script = format!(
-        "git config -f .gitmodules submodule.lib.url 'ext::sh -c touch% {0}'; \
-         git config -f .gitmodules submodule.lib.update '!touch {0}'; git add .gitmodules; \
+        "git config -f .gitmodules submodule.lib.url 'ext::sh -c touch% {0}'; git add .gitmodules; \
          git update-index --cacheinfo 160000,$(git rev-parse HEAD),lib; git commit -qm m",
         canary.display()
     );
@@ -334,6 +333,11 @@ fn a_change_in_the_settings_of_a_submodule_fetches_nothing(subject: &Subject) {
         }
     }
     assert_eq!(repo.id("HEAD"), repo.id("sandbox/s"));
+    // A command is refused before it comes home, whatever the shape of the pack that brings it.
+    let script = "git config -f .gitmodules submodule.lib.update '!touch x'; git commit -qm m .gitmodules";
+    let refused = subject.spawn(&repo, &["command"], script);
+    assert!(refused.stderr.contains("gitmodulesUpdate: disallowed submodule update setting"), "{refused}");
+    assert!(repo.git(&["rev-parse", "-q", "--verify", "refs/sandbox/command"]).status != 0);
 }
 
 /// Every byte that a name can have, in every listing.

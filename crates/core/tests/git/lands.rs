@@ -186,6 +186,34 @@ fn a_bad_ref_is_refused_by_name_and_the_good_ones_land() {
     });
 }
 
+/// Git puts a pack into its place before the last of its checks: that a `.gitmodules` is harmless, when a tree
+/// that names it came as a delta. A fetch that is tried again must not take it for received.
+#[test]
+fn what_is_refused_after_its_pack_was_written_is_not_there_for_the_next_try() {
+    each_git(|world| {
+        let top = world.repo("r", &[]);
+        for n in 0..40 {
+            write(&top, &format!("a-file-with-a-long-name-{n}"), &format!("{n}\n"));
+        }
+        write(&top, ".gitmodules", "[submodule \"lib\"]\n\tpath = lib\n\turl = https://example.com/lib\n");
+        world.git(&top, &["add", "-A"]);
+        world.git(&top, &["commit", "-q", "-m", "a large tree"]);
+        let inside = world.spawn(&top, "in");
+        write(&inside.top, ".gitmodules", "[submodule \"lib\"]\n\tpath = lib\n\turl = -u./x\n\tupdate = !touch x\n");
+        inside.git(&["commit", "-q", "-a", "-m", "evil"]);
+        let evil = oid(&inside.git(&["rev-parse", "HEAD"]));
+        let landing = open(&inside, Bounds::default());
+        let names = ["refs/sandbox/x", "refs/sandbox-meta/x/heads/main", "refs/sandbox-meta/x/heads/other"];
+        let landed = land(&inside, &landing, &names.map(|name| (name, evil))).unwrap();
+        assert_eq!(landed.accepted, []);
+        assert_eq!(landed.refused.len(), 3);
+        assert!(landed.refused.iter().all(|(_, why)| why.contains("gitmodules")), "{:?}", landed.refused);
+        assert_eq!(landing.packs().len(), 0, "what was refused is gone");
+        let again = open(&inside, Bounds::default());
+        assert_eq!(land(&inside, &again, &[(names[0], evil)]).unwrap().accepted, []);
+    });
+}
+
 #[test]
 fn a_tree_that_unfolds_without_end_is_refused() {
     each_git(|world| {
