@@ -17,7 +17,7 @@ pub(super) fn find(store: &Store, found: &mut Vec<Finding>) -> Result<(), StoreE
     for place in ["sandboxes", "trash"] {
         for dir in entries(&store.root().join(place)) {
             let hint = format!(
-                "there is no copy of it: its files are in '{0}'; one from a backup makes it whole, `rm -r '{0}'` gives it up; until then `gc` removes no layer and no pack",
+                "there is no copy of it: its files are in '{0}'; one from a backup makes it whole, `chmod -R u+rwX '{0}'; rm -r '{0}'` gives it up; until then `gc` removes no layer and no pack",
                 dir.display()
             );
             check::<SandboxRecord>(&dir.join("sandbox.json"), found, || Fix::Told(hint));
