@@ -58,6 +58,10 @@ pub enum Verb {
     Start(Start),
     /// Make one more sandbox, from the state that another one is in now
     Fork(Fork),
+    /// Keep the state that a sandbox is in now, to go back to it
+    Checkpoint(Checkpoint),
+    /// Put a sandbox back to a checkpoint
+    Restore(Restore),
     /// List sandboxes
     List(List),
     /// Tell everything about one sandbox
@@ -506,15 +510,19 @@ pub struct Start {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  git sandbox fork fix-login other-way         a shell in a copy of 'fix-login'\n  \
-git sandbox fork -d fix-login b -- claude    an agent goes on from there, in the background\n\n\
+git sandbox fork -d fix-login b -- claude    an agent goes on from there, in the background\n  \
+git sandbox fork --count 3 a try -- agent --seed {index}    three from one moment: try-1, try-2, try-3\n\n\
 The copy has its files, its uncommitted work and its home, not its processes or /tmp. From then on the\n\
 two have nothing to do with each other."
 )]
 pub struct Fork {
     /// Which sandbox; it may run
     pub name: String,
-    /// The new one's name (the same with a number when left out)
-    pub new: Option<String>,
+    /// The new ones' names (the same with a number when left out); several are started in the background
+    pub new: Vec<String>,
+    /// So many of one moment, in the background: NEW-1, NEW-2, … (or {index} in NEW says where)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000), conflicts_with = "tty")]
+    pub count: Option<u32>,
     /// In the background
     #[arg(short, long)]
     pub detach: bool,
@@ -536,6 +544,49 @@ pub struct Fork {
     /// The command; a shell when left out
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<std::ffi::OsString>,
+}
+
+/// Keep the state that a sandbox is in now.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Kept are its files, its repository and its home, not its processes or /tmp. It may run: it stands still for \
+the moment of copying. Checkpoints belong to the sandbox, and go to the trash and back with it.\n\nExamples:\n  \
+git sandbox checkpoint fix-login 'tests pass'\n  git sandbox checkpoint --list fix-login\n  \
+git sandbox restore fix-login 'tests pass'"
+)]
+pub struct Checkpoint {
+    /// Which sandbox
+    pub name: String,
+    /// What to call it; it has a number in any case
+    pub label: Option<String>,
+    /// List those that there are
+    #[arg(short, long, conflicts_with_all = ["label", "remove"])]
+    pub list: bool,
+    /// Remove one, by its number or label
+    #[arg(long, value_name = "CHECKPOINT", conflicts_with = "label")]
+    pub remove: Option<String>,
+    /// Without a question
+    #[arg(long, requires = "remove")]
+    pub force: bool,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Print nothing but errors
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// Put a sandbox back to a checkpoint.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "What it was until now becomes a checkpoint first. One that runs is stopped for it and started again, idle; \
+what it committed until then is brought home before.\n\nExample:\n  git sandbox restore fix-login 2"
+)]
+pub struct Restore {
+    /// Which sandbox
+    pub name: String,
+    /// Its number or label (`git sandbox checkpoint --list NAME`)
+    pub checkpoint: String,
 }
 
 /// List sandboxes.

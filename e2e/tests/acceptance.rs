@@ -38,7 +38,7 @@ impl Scenario {
     }
 }
 
-const NUMBER: usize = 14;
+const NUMBER: usize = 16;
 
 static SCENARIOS: [Scenario; NUMBER] = [
     Scenario::new("spawn", |_| {}, &["spawn", "-q", "x", "--", "true"]),
@@ -55,6 +55,8 @@ static SCENARIOS: [Scenario; NUMBER] = [
     Scenario::new("merge", applied, &["undo", "1"]).shared(),
     Scenario::new("import", not_home, &["branch", "x", "kept"]).shared(),
     Scenario::new("check", committed, &["merge", "--check", "true", "x"]).shared(),
+    Scenario::new("checkpoint", committed, &["checkpoint", "x"]),
+    Scenario::new("restore", kept, &["restore", "x", "1"]),
 ];
 
 /// A commit of many objects, uncommitted edits on both sides.
@@ -112,6 +114,15 @@ fn not_rescued(repo: &Repo<'_>) {
 fn applied(repo: &Repo<'_>) {
     committed(repo);
     repo.sandbox(&["apply", "x"]).ok();
+}
+
+/// It has a checkpoint, and is not as it was then.
+fn kept(repo: &Repo<'_>) {
+    committed(repo);
+    repo.sandbox(&["checkpoint", "x"]).ok();
+    let script = "echo more >more; rm left; git commit -qam again --allow-empty; echo home >~/home";
+    repo.sandbox(&["exec", "x", "--", "sh", "-ec", script]).ok();
+    repo.sandbox(&["stop", "x"]).ok();
 }
 
 fn trashed(repo: &Repo<'_>) {
@@ -203,6 +214,11 @@ fn leftovers(env: &TestEnv, repo: &Repo<'_>) -> Vec<String> {
     for dir in entries(&env.state().join("sandboxes")) {
         if !dir.join("sandbox.json").exists() {
             left.push(format!("half made: {}", dir.display()));
+        }
+        for checkpoint in entries(&dir.join("checkpoints")).into_iter().filter(|path| path.is_dir()) {
+            if !checkpoint.join("checkpoint.json").exists() {
+                left.push(format!("half made: {}", checkpoint.display()));
+            }
         }
     }
     for names in entries(&env.state().join("repos")).iter().flat_map(|repo| entries(&repo.join("names"))) {
@@ -425,7 +441,7 @@ macro_rules! scenarios {
 
 scenarios! {
     create 0 import 1 merge 2 drop_saved 3 drop_into_the_trash 4 trash_empty 5 gc 6 rescue 7 drop_with_a_rescue 8
-    merge_of_two_repositories 9 apply 10 undo 11 branch 12 merge_with_a_check 13
+    merge_of_two_repositories 9 apply 10 undo 11 branch 12 merge_with_a_check 13 checkpoint 14 restore 15
 }
 
 /// As long as the sandbox is there, so is what was rescued from it.

@@ -6,6 +6,7 @@ use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::text::{count, escape_bytes, size};
+use sandbox_core::checkpoint;
 use sandbox_core::commit_back;
 use sandbox_core::connection::ConnectionError;
 use sandbox_core::id::SandboxId;
@@ -148,7 +149,8 @@ pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Forc
     if force == Force::No && !unsaved.is_empty() {
         return Err(refusal(sandbox, &unsaved, &kept_words(context)));
     }
-    if unsaved.is_empty() {
+    let checkpoints = checkpoint::all(&sandbox.dir)?.len();
+    if unsaved.is_empty() && checkpoints == 0 {
         removal::drop_saved(context.git()?, store, sandbox, lock)?;
         log(store, sandbox, "dropped", |sandbox| Deed::Deleted { sandbox });
         return Ok(format!("dropped '{name}'{}", ignored_words(&unsaved)));
@@ -174,8 +176,12 @@ pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Forc
         )
     });
     let left = left.unwrap_or_default();
+    let with = match checkpoints {
+        0 => String::new(),
+        n => format!(", with its {}", count(n, "checkpoint")),
+    };
     Ok(format!(
-        "dropped '{name}' into the trash{only}{left}\nhint: `git sandbox trash restore {name}` brings it back {}",
+        "dropped '{name}' into the trash{with}{only}{left}\nhint: `git sandbox trash restore {name}` brings it back {}",
         kept_words(context)
     ))
 }

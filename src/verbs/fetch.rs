@@ -86,6 +86,13 @@ pub fn bring_locked(context: &Context, store: &Store, sandbox: &Sandbox, lock: &
     })
 }
 
+/// As [`bring_locked`], even if nothing seems to be written there: what is here may be ahead of it.
+pub fn bring_all(context: &Context, store: &Store, sandbox: &Sandbox, lock: &FileLock) -> Result<String, CliError> {
+    helper(context, store, sandbox, lock, |connection| {
+        told(&commit_back::commit_back(connection, context.git()?, store, sandbox)?)
+    })
+}
+
 /// Waits until this thread is the only one: a launch forks, and the threads that carried an earlier
 /// conversation may still be ending.
 fn alone() {

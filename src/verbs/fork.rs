@@ -1,19 +1,23 @@
 //! `fork`: one more sandbox, from the state that another one is in now.
 
-use super::spawn::{Launch, launch};
+use super::spawn::{Launch, launch, launch_many};
 use super::stop;
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::leave;
+use crate::template;
 use crate::text::{count, escape, escape_bytes, size};
 use sandbox_core::fork::{ForkError, Hold, Made, Request, Told, fork};
 use sandbox_core::id::Name;
 use sandbox_core::sandbox::{Sandbox, SandboxError};
 use sandbox_core::space::is_full;
-use sandbox_core::store::Store;
+use sandbox_core::store::{Store, write_json};
 use sandbox_core::work;
 use sandbox_protocol::{escape_bytes as protocol_bytes, unescape_bytes};
+use sandbox_sys::lock::FileLock;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
@@ -25,19 +29,57 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 pub fn run(context: &Context, args: &cli::Fork) -> Outcome {
     let wish = leave::wish(context, args.on_exit)?;
-    let name = args.new.as_deref().map(Name::parse).transpose()?;
+    let names = names(args)?;
+    let several = args.count.is_some() || names.len() > 1;
     let store = context.store()?;
     store.writable()?;
     let parent = context.sandbox(&store, &args.name)?;
     let git = context.git()?;
     let tip = |tree: Sandbox| Some((tree.tree, work::tip(git, &store, &tree).ok()??.to_string()));
     let tips = parent.trees().filter_map(tip).collect();
-    let argv = args.command.iter().map(|arg| protocol_bytes(arg.as_bytes())).collect();
-    let Made { sandbox, lock, told } = made(&store, &parent, Request { name, argv, tips })?;
-    crate::presets::carry::retell(context, &sandbox);
-    if !args.quiet {
-        tell(&parent, &sandbox, &told);
+    let argv = |name: &Name, index: usize| -> Vec<String> {
+        let own = |arg: &OsString| if several { template::fill(arg, name.as_str(), index) } else { arg.clone() };
+        args.command.iter().map(|arg| protocol_bytes(own(arg).as_bytes())).collect()
+    };
+    let mut all: Vec<Made> = Vec::new();
+    for (n, name) in names.iter().enumerate() {
+        let argv_of = name.as_ref().map(|name| argv(name, n + 1)).unwrap_or_default();
+        let request = Request { name: name.clone(), argv: argv_of, tips: BTreeMap::clone(&tips), of: None };
+        let made = match all.first() {
+            None => made(&store, &parent, request),
+            // Of the same moment: the first one, which does not run yet, is what the parent was then.
+            Some(first) => {
+                let of = first.sandbox.record.forked.clone();
+                fork(&store, &first.sandbox, Hold::Still, Request { of, ..request }).map_err(CliError::from)
+            }
+        };
+        let made = made.and_then(|mut made| {
+            let argv = argv(&made.sandbox.record.name, n + 1);
+            if argv != made.sandbox.record.argv {
+                made.sandbox.record.argv = argv;
+                write_json(&made.sandbox.dir.record(), &made.sandbox.record, false)?;
+            }
+            Ok(made)
+        });
+        match made {
+            Ok(made) => all.push(made),
+            Err(error) => {
+                for Made { sandbox, lock, .. } in all {
+                    drop(lock);
+                    sandbox_core::prepare::undo(&store, &sandbox);
+                }
+                return Err(error);
+            }
+        }
     }
+    for made in &all {
+        crate::presets::carry::retell(context, &made.sandbox);
+    }
+    let Some(Made { sandbox: first, told, .. }) = all.first() else { return Ok(0) };
+    if !args.quiet {
+        tell(&parent, &all.iter().map(|made| made.sandbox.name()).collect::<Vec<_>>(), told);
+    }
+    let cwd = first.record.cwd.clone();
     let how = Launch {
         detach: args.detach,
         json: args.json,
@@ -46,12 +88,29 @@ pub fn run(context: &Context, args: &cli::Fork) -> Outcome {
         branch: args.branch.as_deref(),
         first: None,
         command: &args.command,
-        cwd: &sandbox.record.cwd,
+        cwd: &cwd,
         wish,
         copy_out: &[],
         report: None,
     };
-    launch(context, &store, &sandbox, lock, &how)
+    let mut all: Vec<(Sandbox, FileLock)> = all.into_iter().map(|made| (made.sandbox, made.lock)).collect();
+    match all.pop() {
+        Some((sandbox, lock)) if !several => launch(context, &store, &sandbox, lock, &how),
+        last => {
+            all.extend(last);
+            launch_many(context, &store, all, &how)
+        }
+    }
+}
+
+/// The names that are asked for, one for each; `None`: the next number.
+fn names(args: &cli::Fork) -> Result<Vec<Option<Name>>, CliError> {
+    match (args.count, args.new.as_slice()) {
+        (Some(_), [_, _, ..]) => Err(CliError::usage("--count makes names of one").hint("give one NEW, or no --count")),
+        (Some(count), new) => template::names(new.first().map(String::as_str), count),
+        (None, []) => Ok(vec![None]),
+        (None, new) => new.iter().map(|name| Ok(Some(Name::parse(name)?))).collect(),
+    }
 }
 
 /// Forks one that runs or not; one that is just starting or ending is waited for.
@@ -69,25 +128,31 @@ fn made(store: &Store, parent: &Sandbox, request: Request) -> Result<Made, CliEr
     }
 }
 
-fn tell(parent: &Sandbox, sandbox: &Sandbox, told: &Told) {
-    let shown = |paths: &[String]| {
-        let names: Vec<String> = paths.iter().take(NAMED).map(|path| escape_bytes(&unescape_bytes(path))).collect();
-        let more = if paths.len() > NAMED { format!(", … ({} more)", paths.len() - NAMED) } else { String::new() };
-        names.join(", ") + &more
-    };
+fn tell(parent: &Sandbox, names: &[&str], told: &Told) {
     let how = match told.frozen {
         Some(true) => ", frozen for it",
         Some(false) => ", not frozen",
         None => "",
     };
-    eprintln!(
-        "sandbox '{}'{}: as '{}' is now, {} copied ({}){how}",
-        sandbox.name(),
-        crate::wall::weak_words(&sandbox.record),
-        parent.name(),
-        count(told.files as usize, "file"),
-        size(told.bytes),
-    );
+    let (files, bytes) = (count(told.files as usize, "file"), size(told.bytes));
+    let weak = crate::wall::weak_words(&parent.record);
+    match names {
+        [name] => eprintln!("sandbox '{name}'{weak}: as '{}' is now, {files} copied ({bytes}){how}", parent.name()),
+        all => {
+            let n = all.len();
+            eprintln!("{n} sandboxes{weak}, each: as '{}' is now, {files} copied ({bytes}){how}", parent.name());
+        }
+    }
+    tell_copy(parent, told);
+}
+
+/// What of a copy is not as it is there.
+pub fn tell_copy(parent: &Sandbox, told: &Told) {
+    let shown = |paths: &[String]| {
+        let names: Vec<String> = paths.iter().take(NAMED).map(|path| escape_bytes(&unescape_bytes(path))).collect();
+        let more = if paths.len() > NAMED { format!(", … ({} more)", paths.len() - NAMED) } else { String::new() };
+        names.join(", ") + &more
+    };
     if !told.unsettled.is_empty() {
         eprintln!("kept changing while it was copied: {}", shown(&told.unsettled));
     }

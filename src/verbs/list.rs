@@ -71,6 +71,8 @@ pub struct Row {
     /// Sandboxes (or `HEAD`) that its commits do not merge with; only `list` tells.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub collides: Option<Vec<String>>,
+    /// States that it can go back to (`checkpoint --list`).
+    pub checkpoints: usize,
     /// What came along with `--with`: `worktree`, `branch` and what follows it are of the main repository.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub with: Vec<Along>,
@@ -345,6 +347,8 @@ pub fn row(context: &Context, store: &Store, sandbox: &Sandbox, memory: &HashMap
         allow_weak: record.allow_weak.clone(),
         nested: record.nested,
         collides: None,
+        // A record that cannot be read is told by who asks for them.
+        checkpoints: sandbox_core::checkpoint::all(&sandbox.dir).map_or(0, |all| all.len()),
         with,
     })
 }
@@ -422,6 +426,7 @@ mod tests {
             allow_weak: Vec::new(),
             nested: false,
             collides: None,
+            checkpoints: 0,
             with: Vec::new(),
         };
         let says = |row: Row| words_at(&row, 1000);

@@ -4,6 +4,7 @@ pub mod allow;
 pub mod apply;
 mod branch;
 mod bundle;
+pub mod checkpoint;
 pub mod commit;
 mod completions;
 mod conflicts;
@@ -71,6 +72,8 @@ pub fn run(context: &Context, verb: Verb) -> Outcome {
         Verb::Stop(args) => stop::run(context, &args),
         Verb::Start(args) => stop::start(context, &args),
         Verb::Fork(args) => fork::run(context, &args),
+        Verb::Checkpoint(args) => checkpoint::run(context, &args),
+        Verb::Restore(args) => checkpoint::restore(context, &args),
         Verb::List(args) => list::run(context, &args),
         Verb::Show(args) => show::run(context, &args),
         Verb::Log(args) => log::run(context, &args),
@@ -118,6 +121,8 @@ impl Verb {
             Verb::Stop(_) => "stop",
             Verb::Start(_) => "start",
             Verb::Fork(_) => "fork",
+            Verb::Checkpoint(_) => "checkpoint",
+            Verb::Restore(_) => "restore",
             Verb::List(_) => "list",
             Verb::Show(_) => "show",
             Verb::Log(_) => "log",

@@ -6,6 +6,7 @@ use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::event_words::limit as limit_words;
 use crate::text::{age, count, escape, escape_bytes, size, tilde};
+use sandbox_core::checkpoint;
 use sandbox_core::kept;
 use sandbox_core::launch::{Network, TreeView};
 use sandbox_core::sandbox::{Sandbox, State};
@@ -34,9 +35,20 @@ struct Shown {
     uncommitted_files: Vec<String>,
     look_first: Vec<Finding>,
     rescue: Option<Rescued>,
+    checkpoints: Vec<Kept>,
     notes: Vec<String>,
     enforced: Vec<String>,
     sessions: Vec<SessionStatus>,
+}
+
+/// A state that it can go back to.
+#[derive(Serialize)]
+struct Kept {
+    number: u32,
+    /// Its label, else its number.
+    name: String,
+    /// Unix seconds.
+    at: u64,
 }
 
 /// What the vault has of what is not committed.
@@ -145,6 +157,10 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
         uncommitted_files: files.iter().map(|change| escape_bytes(&change.path)).collect(),
         look_first,
         rescue: rescued(&store, &sandbox),
+        checkpoints: checkpoint::all(&sandbox.dir)?
+            .iter()
+            .map(|kept| Kept { number: kept.number, name: escape(&kept.name()), at: kept.at })
+            .collect(),
         notes: status.notes.iter().chain(&notes).map(|note| escape(note)).chain(unknown).collect(),
         enforced: if live.enforced.is_empty() { status.enforced.clone() } else { live.enforced.clone() },
         sessions: live.sessions,
@@ -215,6 +231,11 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
     println!("directory   {}", tilde(&shown.directory, &context.home));
     if !shown.enforced.is_empty() {
         println!("enforced    {}", escape(&shown.enforced.join(", ")));
+    }
+    if !shown.checkpoints.is_empty() {
+        let names: Vec<String> = shown.checkpoints.iter().take(RULES).map(|kept| kept.name.clone()).collect();
+        let more = if shown.checkpoints.len() > RULES { ", …" } else { "" };
+        println!("checkpoints {}{more} (`git sandbox checkpoint --list {}`)", names.join(", "), row.name);
     }
     if let Some(rescue) = &shown.rescue {
         println!("rescued     {}", rescue.words);

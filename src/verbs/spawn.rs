@@ -579,7 +579,7 @@ fn checkout(connection: &mut Connection, sandbox: &Sandbox, branch: &str) -> Res
 }
 
 /// Starts several sandboxes that were just made, and tells which ones run.
-fn launch_many(context: &Context, store: &Store, made: Vec<(Sandbox, FileLock)>, args: &Launch<'_>) -> Outcome {
+pub fn launch_many(context: &Context, store: &Store, made: Vec<(Sandbox, FileLock)>, args: &Launch<'_>) -> Outcome {
     let total = made.len();
     let (started, failed) = start_many(context, store, made, args);
     let mut rows = Vec::new();

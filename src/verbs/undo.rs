@@ -6,6 +6,7 @@ use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use crate::text::{age, escape, table};
+use sandbox_core::checkpoint::{self, Checkpoint};
 use sandbox_core::host_repo::HostRepo;
 use sandbox_core::id::{RepoId, SandboxId};
 use sandbox_core::ops::{Deed, Log, Operation, VERSION};
@@ -82,6 +83,10 @@ fn elsewhere(store: &Store, operation: &Operation) -> Result<BTreeSet<RepoId>, C
             Deed::Trashed { sandbox } => {
                 let restored = Sandbox::load(store, sandbox)?;
                 all.extend(restored.into_iter().flat_map(|restored| restored.record.repos).map(|mount| mount.repo));
+            }
+            Deed::Restored { sandbox, .. } => {
+                let there = Sandbox::load(store, sandbox)?;
+                all.extend(there.into_iter().flat_map(|there| there.record.repos).map(|mount| mount.repo));
             }
             Deed::Branch { .. } | Deed::Deleted { .. } | Deed::Unknown => {}
         }
@@ -183,6 +188,7 @@ enum Way {
     Tree { id: RepoId, repo: Box<Repo>, undo: PathBuf },
     Branch { repo: HostRepo, reference: String, commit: String },
     Trash { sandbox: SandboxId, name: String },
+    Restore { sandbox: Box<Sandbox>, before: Checkpoint },
 }
 
 impl Way {
@@ -194,6 +200,13 @@ impl Way {
                 Some(item) => Ok(Self::Trash { sandbox: sandbox.clone(), name: item.record.name.to_string() }),
                 None if store.sandbox(sandbox).record().exists() => Err(Refusal::new("it was restored since")),
                 None => Err(Refusal::new("it is not in the trash any more")),
+            },
+            Deed::Restored { sandbox, before } => match Sandbox::load(store, sandbox)? {
+                None => Err(Refusal::new("the sandbox was dropped since")),
+                Some(sandbox) => match checkpoint::all(&sandbox.dir)?.into_iter().find(|all| all.number == *before) {
+                    Some(before) => Ok(Self::Restore { sandbox: Box::new(sandbox), before }),
+                    None => Err(Refusal::new(format!("checkpoint {before}, which has what it was, was removed since"))),
+                },
             },
             Deed::Deleted { .. } => Err(Refusal::new("it was deleted, since everything of it is here")
                 .hint("`git sandbox spawn --from COMMIT` makes a new one of a commit")),
@@ -249,6 +262,9 @@ impl Way {
                 format!("delete the branch '{}'", escape(reference.strip_prefix("refs/heads/").unwrap_or(reference)))
             }
             Self::Trash { name, .. } => format!("restore '{name}' from the trash"),
+            Self::Restore { sandbox, before } => {
+                format!("put '{}' back to checkpoint {}", sandbox.name(), before.number)
+            }
         }
     }
 
@@ -267,6 +283,9 @@ impl Way {
                     CliError::new(format!("cannot delete the branch '{short}'"))
                         .cause(error.stderr().map_or_else(|| error.to_string(), str::to_owned))
                 })?;
+            }
+            Self::Restore { sandbox, before } => {
+                super::checkpoint::go_back(context, store, sandbox, before)?;
             }
             Self::Trash { sandbox, .. } => {
                 let all = trash::list(store)?;

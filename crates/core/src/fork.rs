@@ -58,6 +58,8 @@ pub struct Request {
     pub argv: Vec<String>,
     /// The parent's commit that the host has, of each of its trees that has one, by their number.
     pub tips: BTreeMap<usize, String>,
+    /// Where it comes from, if that is not the parent: what is copied is itself a copy of it, made just now.
+    pub of: Option<Forked>,
 }
 
 /// How the parent is kept from writing.
@@ -65,6 +67,8 @@ pub struct Request {
 pub enum Hold<'a> {
     /// It does not run, and with this lock nobody starts it.
     Stopped(FileLock),
+    /// It does not run, and the caller sees to it that nobody starts it.
+    Still,
     /// Its supervisor is asked to let it stand still.
     Live(&'a mut Connection),
 }
@@ -187,7 +191,8 @@ pub fn fork(store: &Store, parent: &Sandbox, hold: Hold<'_>, request: Request) -
     }
     let mut tips = request.tips;
     let tip = tips.remove(&0);
-    let forked = Forked { name: parent.record.name.clone(), id: parent.record.id.clone(), tip, tips };
+    let parents = || Forked { name: parent.record.name.clone(), id: parent.record.id.clone(), tip, tips };
+    let forked = request.of.unwrap_or_else(parents);
     let record = SandboxRecord {
         id: id.clone(),
         unnamed: request.name.is_none(),
@@ -273,12 +278,27 @@ impl Drop for Half<'_> {
 
 /// Makes the child's directories and fills them.
 pub(crate) fn copy(store: &Store, parent: &Sandbox, dir: &SandboxDir, hold: Hold<'_>) -> Result<Told> {
-    let mut trees = vec![(parent.dir.home(), dir.home())];
     for n in (0..parent.record.repos.len()).filter(|n| parent.record.has_upper(*n)) {
-        trees.push((parent.dir.upper(n), dir.upper(n)));
         owned(&dir.work(n), &parent.dir.work(n))?;
     }
     owned(&dir.tmp(), &parent.dir.tmp())?;
+    let told = copy_state(store, parent, dir, hold)?;
+    // What it may reach goes along; who changes one of the two changes only that one.
+    let policy = parent.dir.network();
+    match fs::read(&policy) {
+        Ok(bytes) => write_whole(&dir.network(), &bytes, false)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(io("read", &policy)(error)),
+    }
+    Ok(told)
+}
+
+/// Copies what the parent has written: its home and its trees.
+pub(crate) fn copy_state(store: &Store, parent: &Sandbox, dir: &SandboxDir, hold: Hold<'_>) -> Result<Told> {
+    let mut trees = vec![(parent.dir.home(), dir.home())];
+    for n in (0..parent.record.repos.len()).filter(|n| parent.record.has_upper(*n)) {
+        trees.push((parent.dir.upper(n), dir.upper(n)));
+    }
     for (from, to) in &trees {
         owned(to, from)?;
     }
@@ -302,13 +322,6 @@ pub(crate) fn copy(store: &Store, parent: &Sandbox, dir: &SandboxDir, hold: Hold
                 .map_err(|source| ForkError::Whole { name: parent.name().to_owned(), source: Box::new(source) })?;
         }
     }
-    // What it may reach goes along; who changes one of the two changes only that one.
-    let policy = parent.dir.network();
-    match fs::read(&policy) {
-        Ok(bytes) => write_whole(&dir.network(), &bytes, false)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(io("read", &policy)(error)),
-    }
     Ok(told)
 }
 
@@ -328,7 +341,7 @@ fn contents(parent: &Sandbox, trees: &[(PathBuf, PathBuf)], hold: &mut Hold<'_>)
     let mut twin = Twin::new(trees).map_err(failed)?;
     let (mut frozen, mut locked) = (None, None);
     match hold {
-        Hold::Stopped(_) => {
+        Hold::Stopped(_) | Hold::Still => {
             twin.still();
             twin.round().map_err(failed)?;
         }

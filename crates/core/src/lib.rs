@@ -8,6 +8,7 @@
 pub mod assemble;
 pub mod auto_commit;
 pub mod check;
+pub mod checkpoint;
 pub mod commit_back;
 pub mod connection;
 pub mod copy_out;

@@ -67,6 +67,13 @@ pub enum Deed {
         /// Which.
         sandbox: SandboxId,
     },
+    /// A sandbox that was put back to a checkpoint.
+    Restored {
+        /// Which.
+        sandbox: SandboxId,
+        /// The checkpoint that has what it was before.
+        before: u32,
+    },
     /// A sandbox that was deleted: the host had all of its work.
     Deleted {
         /// Which.

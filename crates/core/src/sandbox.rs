@@ -328,6 +328,8 @@ impl Sandbox {
         {
             return Err(SandboxError::Lingering { name: self.name().to_owned(), pid: init.pid });
         }
+        // A restore that was cut: nothing is to see half of it.
+        crate::checkpoint::settle(&self.dir, &self.record)?;
         Ok(lock)
     }
 

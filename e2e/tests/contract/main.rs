@@ -16,6 +16,7 @@
 //! agents_verbs  what tells about many at work: logs of several, events, list, wait
 //! filesystem the merged tree is an ordinary file system
 //! checks   a command that has to pass before a merge lands, or tells which attempt is best
+//! checkpoints  states that a sandbox goes back to, several forks of one moment
 //! fork     one more sandbox from the state of another
 //! auto_commit  what an agent leaves uncommitted
 //! views    an overlay or a full copy: which, where, and what differs
@@ -91,6 +92,7 @@ macro_rules! over_views_at_length {
 mod agents;
 mod agents_verbs;
 mod auto_commit;
+mod checkpoints;
 mod checks;
 mod ci;
 mod egress;

@@ -42,6 +42,7 @@ pub enum Verb {
     Gc,
     Fold,
     Checkpoint,
+    Restore,
     Rescue,
     Undo,
     /// Of a newer program.
@@ -62,6 +63,7 @@ impl fmt::Display for Verb {
             Self::Gc => "gc",
             Self::Fold => "fold",
             Self::Checkpoint => "checkpoint",
+            Self::Restore => "restore",
             Self::Rescue => "rescue",
             Self::Undo => "undo",
             Self::Unknown => "operation",

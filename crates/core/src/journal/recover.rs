@@ -58,6 +58,8 @@ pub struct Facts {
     pub locks: Vec<PathBuf>,
     /// Directories that were on their way out.
     pub dropped: Vec<PathBuf>,
+    /// A checkpoint is whole, or a restore was decided.
+    pub swapped: bool,
 }
 
 /// A change of a host's working tree.
@@ -88,6 +90,8 @@ pub enum Deed {
     FinishDrop(SandboxId),
     /// Deletes a directory that was on its way out.
     Delete(PathBuf),
+    /// Carries out a restore of a sandbox that was decided, and removes checkpoints that are half-made.
+    Settle(SandboxId),
     /// Removes a file of ours in the host's object store.
     RemoveTemp(PathBuf),
     /// Removes a lock on a ref of ours.
@@ -118,6 +122,7 @@ impl fmt::Display for Deed {
             Self::Mark(path) => write!(f, "make '{}'", path.display()),
             Self::FinishTrash(id) => write!(f, "take away refs and name of sandbox {id}, which is in the trash"),
             Self::FinishDrop(id) => write!(f, "take away refs and name of sandbox {id}, and delete it"),
+            Self::Settle(id) => write!(f, "settle the checkpoints of sandbox {id}"),
             Self::Delete(path) => write!(f, "delete '{}'", path.display()),
             Self::RemoveTemp(path) | Self::RemoveLock(path) => write!(f, "remove '{}'", path.display()),
         }
@@ -162,6 +167,14 @@ pub fn decide(operation: &Operation, home: &Home, facts: &Facts) -> Recovery {
                     end = End::Finished;
                 }
                 deeds.extend(deed);
+            }
+        }
+        Verb::Checkpoint | Verb::Restore => {
+            if let (Home::Sandbox(id), Place::Kept) = (home, facts.place) {
+                deeds.push(Deed::Settle(id.clone()));
+            }
+            if facts.swapped {
+                end = End::Finished;
             }
         }
         Verb::Empty | Verb::Gc => {
@@ -214,6 +227,7 @@ fn look(store: &Store, operation: &Operation, home: &Home) -> Facts {
         temps: common.as_deref().map_or_else(Vec::new, |common| temps(common, operation)),
         locks: common.as_deref().map_or_else(Vec::new, |common| locks(common, operation)),
         dropped: dropped.unwrap_or_default(),
+        swapped: matches!(home, Home::Sandbox(id) if crate::checkpoint::is_made(&store.sandbox(id), operation.id("made"))),
     }
 }
 
@@ -444,6 +458,7 @@ fn apply(
                 }
                 remove_dir(&dir)?;
             }
+            Deed::Settle(id) => crate::checkpoint::mend(store, id)?,
             Deed::Delete(dir) => remove_dir(dir)?,
             Deed::RemoveTemp(path) | Deed::RemoveLock(path) => match fs::remove_file(path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
@@ -589,7 +604,12 @@ impl Cut {
     /// The change of a working tree that may be there of it.
     fn change(&self) -> Option<Change> {
         let operation = self.operation.as_ref().filter(|operation| operation.end.is_none())?;
-        change(operation).filter(|_| !matches!(operation.verb, Verb::Import | Verb::Drop | Verb::Empty | Verb::Gc))
+        change(operation).filter(|_| {
+            !matches!(
+                operation.verb,
+                Verb::Import | Verb::Drop | Verb::Empty | Verb::Gc | Verb::Checkpoint | Verb::Restore
+            )
+        })
     }
 
     /// What follows; `None`: it had not begun, or had ended.
