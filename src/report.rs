@@ -307,7 +307,7 @@ mod tests {
         .concat();
         let (found, total) = refused(log.as_bytes());
         assert_eq!(total, 3);
-        assert_eq!(found.iter().map(|r| (r.host.as_str(), r.count)).collect::<Vec<_>>(), [("a", 2), ("b\\x1b", 1)]);
+        assert_eq!(found.iter().map(|r| (r.host.as_str(), r.count)).collect::<Vec<_>>(), [("a", 2), ("b\\u{1b}", 1)]);
         let (found, total) = refused((0..1000).map(|n| line(&n.to_string(), "refused")).collect::<String>().as_bytes());
         assert_eq!((found.len(), total), (MOST_REFUSED, 1000));
     }
