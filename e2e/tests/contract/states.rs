@@ -294,7 +294,7 @@ const BEGUN: &[(&str, &str)] = &[
     ("git merge -q --squash other", "$theirs && git commit -q --no-edit"),
     ("git cherry-pick -n other", "$theirs && git commit -q -m picked"),
     ("git cherry-pick other~1 other", "git cherry-pick --abort"),
-    ("git bisect start -q --term-old=fast --term-new=slow HEAD HEAD~3", "git bisect fast && git bisect log"),
+    ("git bisect start --term-old=fast --term-new=slow HEAD HEAD~3", "git bisect fast && git bisect log"),
     (
         "echo x >src/a.c; git stash -q; echo y >src/a.c; git commit -qam y; git stash pop",
         "$theirs && git stash drop && git commit -q -m popped",
