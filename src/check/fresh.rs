@@ -17,9 +17,9 @@ use sandbox_core::launch::{Network, User};
 use sandbox_core::prepare::Source;
 use sandbox_core::record::SandboxRecord;
 use sandbox_core::store::Store;
+use sandbox_sys::clock::unix_seconds;
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What all of them have in common.
 pub struct Fresh<'a> {
@@ -75,7 +75,7 @@ impl<'a> Fresh<'a> {
             rm: true,
             driver: self.driver.clone(),
             repos: vec![spawn::mount(&taken, None)],
-            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
+            created: unix_seconds(),
             argv: Vec::new(),
             cwd: top.to_owned(),
             home: context.home.clone(),

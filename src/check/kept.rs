@@ -8,8 +8,8 @@ use crate::error::CliError;
 use crate::text::escape;
 use sandbox_core::id::RepoId;
 use sandbox_core::store::{Store, make_dir, write_whole};
+use sandbox_sys::clock::unix_seconds;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Lines that are shown of a failed check: its last ones.
 const SHOWN: usize = 20;
@@ -18,7 +18,7 @@ const SHOWN: usize = 20;
 pub fn keep(store: &Store, repo: &RepoId, name: &str, output: &[u8]) -> Result<PathBuf, CliError> {
     let dir = store.repo(repo).path().join("checks");
     make_dir(&dir)?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let now = unix_seconds();
     let mut path = dir.join(format!("{now}-{name}.log"));
     for n in 2.. {
         if !path.exists() {

@@ -13,11 +13,11 @@ use sandbox_core::store::Store;
 use sandbox_core::work;
 use sandbox_protocol::ExitStatus;
 use sandbox_protocol::event::{Frozen, FrozenBy};
+use sandbox_sys::clock::unix_seconds;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// One sandbox as `list --json` and `show --json` tell it. Schema version 1.
 #[derive(Debug, Serialize)]
@@ -236,7 +236,7 @@ pub fn print_json<T: Serialize>(value: &T) -> Result<(), CliError> {
 /// `running, silent 4m`, `exited 1 3m ago`, `killed (TERM) 2m ago`, `timed out 5m ago`, `stopped`, …;
 /// behind it `, blocked 3` when the network refused something.
 pub fn state_words(row: &Row) -> String {
-    words_at(row, now())
+    words_at(row, unix_seconds())
 }
 
 fn words_at(row: &Row, now: u64) -> String {
@@ -288,10 +288,6 @@ fn command_words(row: &Row) -> String {
     if text.chars().count() > 40 { text.chars().take(39).chain(['…']).collect() } else { text }
 }
 
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0)
-}
-
 /// Gathers everything about one sandbox. What cannot be known (the host repository is gone) is zero.
 pub fn row(context: &Context, store: &Store, sandbox: &Sandbox, memory: &HashMap<u64, u64>) -> Result<Row, CliError> {
     let sandbox = &sandbox.at(0);
@@ -305,7 +301,7 @@ pub fn row(context: &Context, store: &Store, sandbox: &Sandbox, memory: &HashMap
     let silent = (state == State::Running && status.exited.is_none() && !record.argv.is_empty()).then(|| {
         // The log may be of an earlier run, or there is none yet.
         let wrote = std::fs::metadata(sandbox.dir.log()).map_or(0, |meta| meta.mtime().max(0) as u64);
-        now().saturating_sub(wrote.max(status.started.unwrap_or(record.created)))
+        unix_seconds().saturating_sub(wrote.max(status.started.unwrap_or(record.created)))
     });
     Ok(Row {
         name: sandbox.name().to_owned(),
@@ -315,7 +311,7 @@ pub fn row(context: &Context, store: &Store, sandbox: &Sandbox, memory: &HashMap
         view: record.view,
         worktree: record.repos.first().map(|mount| mount.worktree.clone()).unwrap_or_default(),
         created: record.created,
-        age_seconds: now().saturating_sub(record.created),
+        age_seconds: unix_seconds().saturating_sub(record.created),
         command: record.argv.clone(),
         exit_status: status.exited.map(|(exit, _)| if status.timed_out { 124 } else { exit.shell() }),
         exited: status.exited.map(|(_, at)| at),

@@ -13,9 +13,10 @@ use sandbox_core::record::RESCUE_EVERY;
 use sandbox_core::rescue::{self, Effort};
 use sandbox_core::sandbox::{Sandbox, State};
 use sandbox_core::store::Store;
+use sandbox_sys::clock::unix_seconds;
 use sandbox_sys::lock::FileLock;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// How long it may take when somebody waits for it.
 const TIME: Duration = Duration::from_secs(120);
@@ -146,7 +147,7 @@ pub fn words(rescue: &Rescue) -> String {
 
 /// The same of so many files, rescued at this time (Unix seconds).
 pub fn words_of(files: u64, at: u64) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0);
+    let now = unix_seconds();
     let words = count(usize::try_from(files).unwrap_or(usize::MAX), "file");
     let words = if files == 0 { "a changed index".to_owned() } else { words };
     format!("{words} ({} ago)", age(now.saturating_sub(at)))

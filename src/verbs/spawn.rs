@@ -33,6 +33,7 @@ use sandbox_core::record::{RepoMount, SandboxRecord};
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::{Store, write_json};
 use sandbox_protocol::{Message, escape_bytes, unescape_bytes};
+use sandbox_sys::clock::unix_seconds;
 use sandbox_sys::lock::FileLock;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -40,7 +41,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// Fewer processes than this do not even hold the sandbox's own.
 const LEAST_PIDS: u32 = 16;
@@ -187,7 +188,7 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
         rm: args.rm,
         driver: driver_name,
         repos: taken.iter().enumerate().map(|(n, taken)| mount(taken, n.checked_sub(1).map(|n| &places[n]))).collect(),
-        created: SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0),
+        created: unix_seconds(),
         argv: Vec::new(),
         cwd: cwd.clone(),
         home: context.home.clone(),

@@ -14,13 +14,13 @@ use sandbox_core::record::RepoRecord;
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::{Store, read_json};
 use sandbox_core::trash::{self, Contents, Trashed};
+use sandbox_sys::clock::unix_seconds;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Files that are shown by name.
 const SHOWN: usize = 20;
@@ -86,7 +86,7 @@ impl Found {
         match self {
             Self::Whole(item) => item.age_seconds,
             Self::Lost(lost) => {
-                let now = SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0);
+                let now = unix_seconds();
                 now.saturating_sub(lost.0.iter().map(|(_, kept)| kept.since()).max().unwrap_or_default())
             }
         }

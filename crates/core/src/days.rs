@@ -10,10 +10,10 @@
 
 use crate::id::SandboxId;
 use crate::store::{Store, StoreError, read_json, write_json};
+use sandbox_sys::clock::unix_seconds;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The most that one run adds, in days: a clock that jumps by years takes several runs of `gc` to expire anything.
 const MOST: u64 = 7;
@@ -41,7 +41,7 @@ impl Days {
     /// Reads the count and brings it up to now, writing nothing. A file that cannot be read counts from now on:
     /// everything is kept longer.
     pub fn read(store: &Store) -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let now = unix_seconds();
         let read = read_json::<Self>(&file(store)).ok().flatten();
         read.unwrap_or(Self { version: 1, day: 0, at: now, since: BTreeMap::new() }).up_to(now)
     }

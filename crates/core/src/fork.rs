@@ -27,6 +27,7 @@ use crate::space::{Need, NoRoom, Room};
 use crate::store::{RepoLocks, SandboxDir, Store, StoreError, make_dir, write_json, write_whole};
 use sandbox_capture::{Twin, TwinError, Twinned};
 use sandbox_protocol::{Message, escape_bytes, unescape_bytes};
+use sandbox_sys::clock::unix_seconds;
 use sandbox_sys::lock::FileLock;
 use sandbox_sys::namespace::{Forked as Side, Namespaces, exit_now, fork_into, write_id_map};
 use serde::{Deserialize, Serialize};
@@ -38,7 +39,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, lchown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// How long a git command that runs in the parent may take, before its lock is copied with everything.
 const LOCKED: Duration = Duration::from_secs(2);
@@ -198,7 +199,7 @@ pub fn fork(store: &Store, parent: &Sandbox, hold: Hold<'_>, request: Request) -
         unnamed: request.name.is_none(),
         name: name.clone(),
         rm: false,
-        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
+        created: unix_seconds(),
         sequence: store.next_sequence()?,
         argv: request.argv,
         forked: Some(forked),

@@ -10,11 +10,11 @@
 
 use crate::id::{RepoId, SandboxId};
 use crate::store::{Readable, RepoDir, StoreError, keep_copy, make_dir, read_json, write_twice};
+use sandbox_sys::clock::unix_seconds;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The version of a line. A newer one is shown and not undone.
 pub const VERSION: u32 = 1;
@@ -88,7 +88,7 @@ impl Operation {
     /// An operation that is over now.
     pub fn now(verb: &str, told: impl Into<String>, deeds: Vec<Deed>) -> Self {
         let (of, undone) = Default::default();
-        Self { version: VERSION, at: unix_now(), verb: verb.to_owned(), told: told.into(), deeds, of, undone }
+        Self { version: VERSION, at: unix_seconds(), verb: verb.to_owned(), told: told.into(), deeds, of, undone }
     }
 
     /// The same, which brought work of these.
@@ -119,12 +119,8 @@ impl Operation {
 
     /// Seconds since it was over; 0 when the clock went back since.
     pub fn age_seconds(&self) -> u64 {
-        unix_now().saturating_sub(self.at)
+        unix_seconds().saturating_sub(self.at)
     }
-}
-
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// The operations of one repository.
@@ -213,7 +209,7 @@ impl Log {
     ///
     /// When it cannot be written.
     pub fn undone(&self, number: u64, operation: &Operation) -> Result<(), StoreError> {
-        let operation = Operation { undone: Some(unix_now()), ..operation.clone() };
+        let operation = Operation { undone: Some(unix_seconds()), ..operation.clone() };
         write_twice(&self.path(number), &operation, true)
     }
 

@@ -30,6 +30,7 @@ use sandbox_capture::{Entry, Manifest, Reason};
 use sandbox_git::Git;
 use sandbox_git::index::Stat;
 use sandbox_protocol::{escape_bytes, unescape_bytes};
+use sandbox_sys::clock::unix_seconds;
 use sandbox_sys::fault;
 use sandbox_sys::lock::FileLock;
 use serde::{Deserialize, Serialize};
@@ -41,7 +42,6 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What a sandbox is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -307,7 +307,7 @@ fn worktree(request: &Request<'_>, repo: &RepoDir) -> Result<(Snapshot, Told)> {
         layers,
         git_layer,
         git,
-        created: now(),
+        created: unix_seconds(),
         root_mode: top_looks.mode,
         root_mtime: top_looks.mtime,
         root_attributes: top_looks.attributes,
@@ -332,10 +332,6 @@ fn used_now(latest: &Path) {
 /// A point at which a test may stop us.
 fn stop(name: &'static str, at: &Path) -> Result<()> {
     fault::point(name).map_err(failed("write", at))
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0)
 }
 
 fn capture(request: &Request<'_>, repo: &RepoDir, top: &Path, previous: &[LayerId]) -> Result<Captured> {
@@ -684,7 +680,7 @@ fn revision(request: &Request<'_>, host: &HostRepo, repo: &RepoDir, rev: &str) -
         layers: vec![files_id],
         git_layer: git_id,
         git: out.facts,
-        created: now(),
+        created: unix_seconds(),
         root_mode: root.mode() & 0o777,
         root_mtime: (root.mtime(), root.mtime_nsec() as u32),
         root_attributes: Vec::new(),

@@ -14,13 +14,14 @@ use crate::record::{SandboxRecord, Snapshot};
 use crate::store::{RepoDir, Store, StoreError, copy_of, read_json};
 use crate::trash::{self, KEEP_DAYS};
 use crate::watch::Place;
+use sandbox_sys::clock::unix_seconds;
 use sandbox_sys::fault;
 use sandbox_sys::lock::FileLock;
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 /// What will be removed.
 #[derive(Clone, Debug, Default)]
@@ -419,7 +420,7 @@ fn plan_kept(
     plan: &mut PrunePlan,
 ) -> Result<BTreeSet<String>, StoreError> {
     let mut packs = BTreeSet::new();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0);
+    let now = unix_seconds();
     let passed = Days::read(store);
     let all = Kept::all(repo)?;
     plan.unread.extend(all.damaged.iter().map(|error| error.path().to_owned()));

@@ -25,11 +25,12 @@ use crate::view::View;
 use crate::work;
 use sandbox_git::{Git, Oid, RefName, printable};
 use sandbox_protocol::{Exec, ExitStatus, RESCUE_VERB, RescueAnswer, RescueQuestion, escape_bytes};
+use sandbox_sys::clock::unix_seconds;
 use sandbox_sys::fault;
 use sandbox_sys::lock::FileLock;
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// Bytes of an answer at most.
 const MAX_ANSWER: usize = 1 << 20;
@@ -120,10 +121,6 @@ impl From<StoreError> for RescueError {
 
 type Result<T> = std::result::Result<T, RescueError>;
 
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0)
-}
-
 /// As [`run`], of all trees of a sandbox, within the time of one. All are tried; the first failure is told.
 pub fn run_all(
     connection: &mut Connection,
@@ -177,7 +174,7 @@ pub fn run(
         Job { connection, git, store, sandbox, scratch, until: Instant::now() + effort.time, bytes: effort.bytes };
     let result = job.rescue(&mut kept);
     if let Err(error) = &result {
-        kept.failed = Some((now(), words(error)));
+        kept.failed = Some((unix_seconds(), words(error)));
         // Written or not: the error is told. Before the rest: at the sandbox's end there is little time.
         let _ = kept.save(&repo);
     }
@@ -193,7 +190,7 @@ pub fn run(
 /// Nothing is uncommitted: what was rescued before is kept, and is no news.
 fn clean(mut kept: Kept, repo: &RepoDir) -> Result<Outcome> {
     if kept.failed.is_some() || (kept.clean.is_none() && !kept.rescues.is_empty()) {
-        (kept.clean, kept.failed) = (Some(now()), None);
+        (kept.clean, kept.failed) = (Some(unix_seconds()), None);
         kept.save(repo)?;
     }
     Ok(Outcome::Clean)
@@ -292,7 +289,7 @@ impl Job<'_> {
         }
         let mut rescue = Rescue {
             n: kept.newest().map_or(0, |last| last.n + 1),
-            at: now(),
+            at: unix_seconds(),
             files: wanted.iter().map(|wanted| wanted.answer.files).sum(),
             bytes: 0,
             parts: Vec::new(),

@@ -10,13 +10,13 @@ use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::{Readable, RepoLocks, SandboxDir, Store, StoreError, read_json, write_json, write_twice};
 use crate::work::Unsaved;
 use sandbox_git::printable;
+use sandbox_sys::clock::unix_seconds;
 use sandbox_sys::fault;
 use sandbox_sys::lock::FileLock;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Days that a dropped sandbox is kept, unless `sandbox.trashExpiry` says otherwise.
 pub const KEEP_DAYS: u64 = 30;
@@ -95,10 +95,6 @@ impl Trashed {
     }
 }
 
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0)
-}
-
 /// Everything in the trash that can be read, newest first.
 pub fn list(store: &Store) -> Result<Vec<Trashed>, StoreError> {
     read(store).map(|read| read.whole)
@@ -122,8 +118,8 @@ pub fn read(store: &Store) -> Result<Readable<Trashed>, StoreError> {
         // A damaged one says as much as none.
         let dropped: Option<Dropped> = read_json(&dir.path().join("dropped.json")).ok().flatten();
         // Where there was no room to write down when, the rename itself is remembered by the file system.
-        let moved = || fs::metadata(dir.path()).map_or(now(), |meta| u64::try_from(meta.ctime()).unwrap_or(0));
-        let age_seconds = now().saturating_sub(dropped.as_ref().map_or_else(moved, |dropped| dropped.at));
+        let moved = || fs::metadata(dir.path()).map_or(unix_seconds(), |meta| u64::try_from(meta.ctime()).unwrap_or(0));
+        let age_seconds = unix_seconds().saturating_sub(dropped.as_ref().map_or_else(moved, |dropped| dropped.at));
         let disk = crate::work::disk_of(dir.path());
         let contents = dropped.and_then(|dropped| dropped.contents);
         all.whole.push(Trashed { dir, record, age_seconds, disk, contents });
@@ -180,7 +176,7 @@ pub fn discard<E>(
 pub(crate) fn note(sandbox: &Sandbox, contents: Option<Contents>) {
     let dropped = sandbox.dir.path().join("dropped.json");
     if !dropped.exists() {
-        let _ = write_json(&dropped, &Dropped { at: now(), contents }, true);
+        let _ = write_json(&dropped, &Dropped { at: unix_seconds(), contents }, true);
     }
 }
 

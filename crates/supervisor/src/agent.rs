@@ -1,10 +1,11 @@
 //! What the agent says.
 
 use crate::bring::Waiter;
-use crate::supervise::{ClientStream, Route, SLOW_AGENT, Session, Supervisor, now, our_hello};
+use crate::supervise::{ClientStream, Route, SLOW_AGENT, Session, Supervisor, our_hello};
 use sandbox_core::store::write_json;
 use sandbox_protocol::event::Happened;
 use sandbox_protocol::{Channel, ExitStatus, Failure, FailureKind, Frame, FrameType, Hello, Message, WINDOW};
+use sandbox_sys::clock::unix_seconds;
 use std::time::Instant;
 
 impl Supervisor {
@@ -155,7 +156,7 @@ impl Supervisor {
                     for client in std::mem::take(&mut main.attached) {
                         self.streams.remove(&client);
                     }
-                    self.status.exited = Some((exit, now()));
+                    self.status.exited = Some((exit, unix_seconds()));
                     let _ = write_json(&self.dir.status(), &self.status, false);
                     self.happened(Happened::Exited { status: exit.shell() });
                     self.rescue_soon();

@@ -13,11 +13,12 @@
 //! import, and that may fail: commits stay in the sandbox's directory, and `fetch` brings them.
 
 use crate::bring::Waiter;
-use crate::supervise::{Phase, SuperviseError, Supervisor, after, failure, now};
+use crate::supervise::{Phase, SuperviseError, Supervisor, after, failure};
 use rustix::process::{Signal, pidfd_send_signal};
 use sandbox_core::store::{SandboxDir, write_json};
 use sandbox_protocol::event::Happened;
 use sandbox_protocol::{ExitStatus, FailureKind, Message};
+use sandbox_sys::clock::unix_seconds;
 use sandbox_sys::lock::FileLock;
 use sandbox_sys::process;
 use std::io::{self, Write};
@@ -245,7 +246,7 @@ impl Supervisor {
         if let Some(main) = self.main.as_mut().filter(|main| main.exit.is_none()) {
             // The main session ended with the sandbox: KILL is what happened to it.
             main.exit = Some(ExitStatus::Signal(9));
-            self.status.exited = Some((ExitStatus::Signal(9), now()));
+            self.status.exited = Some((ExitStatus::Signal(9), unix_seconds()));
             ended = Some(ExitStatus::Signal(9));
             for (id, stream) in &main.attached {
                 if let Some(client) = self.clients.get_mut(id) {

@@ -17,13 +17,14 @@ use sandbox_core::record::StatusRecord;
 use sandbox_core::space::Reserve;
 use sandbox_core::store::{SandboxDir, StoreError, read_json, write_json};
 use sandbox_protocol::{Failure, FailureKind, Hello, Message, VERSIONS};
+use sandbox_sys::clock::unix_seconds;
 use sandbox_sys::lock::FileLock;
 use sandbox_sys::process;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// Clients at once.
 pub(crate) const MAX_CLIENTS: usize = 256;
@@ -237,7 +238,7 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
         timed_out: before.timed_out,
         supervisor: Some(identity),
         init: Some(machine.process().clone()),
-        started: Some(now()),
+        started: Some(unix_seconds()),
         notes: machine.notes().to_vec(),
         ..StatusRecord::default()
     };
@@ -324,10 +325,6 @@ pub(crate) fn our_hello(enforced: Vec<String>) -> Hello {
 pub(crate) fn after(span: Duration) -> Instant {
     const YEARS: Duration = Duration::from_secs(100 * 365 * 86_400);
     Instant::now() + span.min(YEARS)
-}
-
-pub(crate) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0)
 }
 
 /// Binds `ctl` through a descriptor of its directory: a path may be longer than a socket address.

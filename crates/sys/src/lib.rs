@@ -4,6 +4,7 @@
 pub mod beneath;
 pub mod caps;
 pub mod child;
+pub mod clock;
 pub mod copy;
 pub mod fault;
 pub mod fork;

@@ -10,13 +10,13 @@ use crate::sandbox::Sandbox;
 use crate::store::{RepoDir, Store, StoreError, write_whole};
 use crate::view::{self, View};
 use sandbox_git::{Git, GitError, Oid, RefName};
+use sandbox_sys::clock::unix_seconds;
 use sandbox_sys::fault;
 use sandbox_sys::lock::FileLock;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Why the vault has not got what a dropped sandbox had.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +45,7 @@ pub fn into_trash(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<usize> 
     let snapshot = sandbox.snapshot(store).map_err(CommitBackError::from)?;
     let out = tempfile::tempdir_in(sandbox.dir.path()).map_err(StoreError::io("create", sandbox.dir.path()));
     let out = out.map_err(KeptError::from)?;
-    let mut dropped = Dropped { at: now(), ..Dropped::default() };
+    let mut dropped = Dropped { at: unix_seconds(), ..Dropped::default() };
     for (host, view, refs) in owned_refs(git, store, sandbox)? {
         if refs.is_empty() || view.object_format != snapshot.git.object_format {
             continue;
@@ -117,10 +117,6 @@ pub fn forget_kept(repo: &RepoDir, kept: Kept) -> std::result::Result<(), StoreE
     let lock = repo.path().join("refs.lock");
     let _lock = FileLock::exclusive(&lock).map_err(StoreError::io("lock", lock))?;
     kept.remove(repo)
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0)
 }
 
 /// `refs/sandbox/<name>` is `tip`; the others have the names that they have below `refs/sandbox-meta/<name>`.
