@@ -112,7 +112,7 @@ const TARGETS: &[&str] = &[
 fn make(dice: &mut Dice, canary: &Path, lands: bool) -> (String, String) {
     let run = format!("touch {}", canary.display());
     let texts = [
-        format!("* filter=up diff=up merge=up\n*.c -diff\n* working-tree-encoding=UTF-16\n[attr]m filter=up\n"),
+        "* filter=up diff=up merge=up\n*.c -diff\n* working-tree-encoding=UTF-16\n[attr]m filter=up\n".to_owned(),
         format!(
             "[core]\n\tfsmonitor = {run}\n\tpager = {run}\n\thooksPath = .githooks\n[filter \"up\"]\n\tclean = {run}\n"
         ),
