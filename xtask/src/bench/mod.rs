@@ -14,6 +14,7 @@ mod machine;
 mod measure;
 mod rows;
 mod table;
+mod together;
 mod trees;
 mod watched;
 

@@ -34,6 +34,8 @@ pub const ROWS: &[(&str, Measure)] = &[
     ("commits", commits),
     ("copy", copy),
     ("fork", fork),
+    ("conflicts", super::together::conflicts),
+    ("merge-ten", super::together::merge_ten),
     ("compile", compile),
     ("egress", super::egress::egress),
     ("list", list),
@@ -144,6 +146,11 @@ impl Bench {
         Ok(program)
     }
 
+    /// As many rounds as were asked for, at most so many.
+    pub fn few(&self, most: usize) -> usize {
+        self.runs.min(most)
+    }
+
     /// Lets the contenders take turns as often as was asked for.
     pub fn rounds(&self, contenders: &mut [Contender]) -> Result<Vec<Sample>, String> {
         interleave(self.runs, contenders)
@@ -222,7 +229,7 @@ fn spawn_large(bench: &Bench) -> Rows {
         Box::new(status),
     ])?)?;
     // Seconds each, and they spread little.
-    let few = bench.runs.min(4);
+    let few = bench.few(4);
     let [beside, worktree, clone] = take(interleave(few, &mut [Box::new(ours), Box::new(worktree), Box::new(clone)])?)?;
     let [watched, watched_least, watched_status, watched_worktree] = {
         let _watching = [Watching::start(bench, bench.large()?)?, Watching::start(bench, bench.small()?)?];
@@ -369,7 +376,7 @@ fn commits(bench: &Bench) -> Rows {
     };
     let synced = script.replace("git commit", "git -c core.fsync=committed,pack-metadata,reference,index commit");
     let [ours, plain, synced] = take(interleave(
-        bench.runs.min(5),
+        bench.few(5),
         &mut [
             Box::new(|| {
                 let script = timed(script);
@@ -397,7 +404,7 @@ fn copy(bench: &Bench) -> Rows {
     let target = bench.root().join("copied-by-cp");
     let spawn = |view: &str| bench.spawn(&repo, &["--view", view, "--rm", "--", "true"]);
     let [copy, overlay, cp] = take(interleave(
-        bench.runs.min(7),
+        bench.few(7),
         &mut [
             Box::new(|| spawn("copy")),
             Box::new(|| spawn("overlay")),
