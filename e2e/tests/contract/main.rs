@@ -111,6 +111,7 @@ mod probes;
 mod rescue;
 mod resolving;
 mod review;
+mod secrecy;
 mod states;
 mod supervision;
 mod together;
