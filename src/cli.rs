@@ -783,6 +783,10 @@ pub struct Merge {
     /// Do not resolve conflicts as git recorded that they were resolved before (git rerere)
     #[arg(long)]
     pub no_rerere: bool,
+    /// If it conflicts, leave the merge in progress here, with conflict markers in the files, as `git merge` does
+    #[arg(long, conflicts_with_all = ["all", "ff_only", "squash", "rebase", "octopus", "atomic", "in_order", "edit",
+        "sign", "with_hooks", "check", "dry_run", "into_sandbox"])]
+    pub markers: bool,
     /// Let a conflict be resolved in a fresh sandbox (NAME-merge) that has the merge in progress
     #[arg(long, value_name = "NEW", num_args = 0..=1, require_equals = true, default_missing_value = "",
         conflicts_with_all = ["all", "ff_only", "no_ff", "squash", "rebase", "octopus", "atomic", "in_order", "edit",

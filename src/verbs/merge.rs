@@ -4,7 +4,7 @@
 //! this file   one sandbox, into each of its repositories, and the fast-forward at a command's end
 //! several     several sandboxes of one repository: the order, what is left out
 //! asked       sides that win, the message, the signature
-//! inside      a conflict that is resolved in a fresh sandbox
+//! inside      a conflict that is resolved in a fresh sandbox; markers: here, as `git merge` leaves it
 //! checked     what would land has to pass a command first; queue: which of several do
 //! hooks       the user's own hooks, with `--with-hooks`
 //! known       what a sandbox knew of uncommitted work when it was spawned, and what it has left now
@@ -19,6 +19,7 @@ mod checked;
 mod hooks;
 mod inside;
 mod known;
+mod markers;
 mod place;
 mod queue;
 mod refused;
@@ -60,9 +61,11 @@ pub fn run(context: &Context, args: &cli::Merge) -> Outcome {
         return checked::run(context, &store, args, how, &asked, &wanted);
     }
     let [name] = args.names.as_slice() else {
-        if args.into_sandbox.is_some() {
-            return Err(CliError::usage("a conflict of one sandbox is resolved at a time")
-                .hint("`git sandbox merge --into-sandbox NAME`, once the others are merged"));
+        for (given, flag) in [(args.into_sandbox.is_some(), "--into-sandbox"), (args.markers, "--markers")] {
+            if given {
+                return Err(CliError::usage("a conflict of one sandbox is resolved at a time")
+                    .hint(format!("`git sandbox merge {flag} NAME`, once the others are merged")));
+            }
         }
         return several::run(context, &store, args, how, &asked);
     };
@@ -75,6 +78,13 @@ pub fn run(context: &Context, args: &cli::Merge) -> Outcome {
     let mut found = Vec::new();
     for tree in trees.iter().filter(|tree| tree.mount().has_commits()) {
         let planned = match planned(context, &store, tree, how, args.message.as_deref(), &asked) {
+            Ok(Some((repo, Err(error)))) if args.markers => {
+                // Several are all or none, and a merge in progress is neither.
+                return match trees.as_slice() {
+                    [tree] => markers::leave(context, &store, args, tree, &repo, error),
+                    _ => Err(in_tree(&sandbox, tree, not_merged(context, &store, tree, &repo, error, args.json)?)),
+                };
+            }
             Ok(Some((repo, Err(error)))) => Err(not_merged(context, &store, tree, &repo, error, args.json)?),
             Ok(Some((repo, Ok(plan)))) => Ok(Some((repo, plan))),
             Ok(None) => Ok(None),

@@ -157,8 +157,8 @@ impl MergeError {
         match self {
             Self::Conflicts { name, conflicts } if conflicts.are_of_commits() => Some(format!(
                 "nothing was written; `git sandbox merge --into-sandbox {name}` opens a sandbox to resolve it, \
-                 `--resolve ours` (or `theirs`, `theirs:PATH`) takes a side, `git sandbox branch {name} BRANCH` keeps \
-                 the commits on a branch of their own"
+                 `--markers` begins the merge here with conflict markers, `--resolve ours` (or `theirs`, `theirs:PATH`) \
+                 takes a side, `git sandbox branch {name} BRANCH` keeps the commits on a branch of their own"
             )),
             Self::Conflicts { name, .. } => Some(format!(
                 "nothing was written; commit or stash the files named and merge again, bring the changes as \

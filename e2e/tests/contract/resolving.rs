@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 over_views_at_length! {
     a_side_wins_where_it_is_asked_for,
     a_conflict_names_commits_and_choices,
+    a_conflict_is_left_here_where_that_is_asked_for,
     a_conflict_is_resolved_in_a_sandbox_and_remembered,
     a_message_is_edited,
     commits_are_signed_on_the_host,
@@ -80,8 +81,8 @@ fn a_conflict_names_commits_and_choices(subject: &Subject) {
          caused by: 'src/b.c' conflicts in the commits: Merge conflict in src/b.c\n\
          caused by: here: {} A one\n\
          caused by: there: {} B one\n\
-         hint: nothing was written; `git sandbox merge --into-sandbox b` opens a sandbox to resolve it, `--resolve ours` \
-         (or `theirs`, `theirs:PATH`) takes a side, `git sandbox branch b BRANCH` keeps the commits on a branch of their \
+         hint: nothing was written; `git sandbox merge --into-sandbox b` opens a sandbox to resolve it, `--markers` \
+         begins the merge here with conflict markers, `--resolve ours` (or `theirs`, `theirs:PATH`) takes a side, `git sandbox branch b BRANCH` keeps the commits on a branch of their \
          own\n",
         short("HEAD"),
         short("sandbox/b")
@@ -92,6 +93,56 @@ fn a_conflict_names_commits_and_choices(subject: &Subject) {
     assert_eq!((&json["version"], &json["conflicts"][0]["path"]), (&1.into(), &"src/b.c".into()));
     assert_eq!((&json["here"][0]["subject"], &json["there"][0]["subject"]), (&"A one".into(), &"B one".into()));
     assert_eq!(state(&repo), before);
+}
+
+fn a_conflict_is_left_here_where_that_is_asked_for(subject: &Subject) {
+    let repo = two(subject);
+    let hook = repo.dir().join(".git/hooks/pre-merge-commit");
+    std::fs::create_dir_all(hook.parent().unwrap()).unwrap();
+    std::fs::write(&hook, "#!/bin/sh\ntouch ran\n").unwrap();
+    std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let before = state(&repo);
+    // Uncommitted work is not mixed with it.
+    repo.write("src/a.c", "uncommitted\n");
+    let dirty = state(&repo);
+    let seen = repo.sandbox(&["merge", "--markers", "b"]).expect(128);
+    assert_eq!(
+        seen.stderr,
+        "error: 1 file is not committed here: a merge with conflict markers would mix with it\n\
+         hint: nothing was written; commit it or `git stash` it first\n"
+    );
+    assert_eq!(state(&repo), dirty);
+    repo.git(&["checkout", "-q", "src/a.c"]).ok();
+    // As git itself leaves it.
+    repo.git(&["merge", "-q", "sandbox/b"]).expect(1);
+    let stages = repo.git(&["ls-files", "--stage"]).ok();
+    let markers = repo.read("src/b.c").replace(">>>>>>> sandbox/b", ">>>>>>> ");
+    repo.git(&["merge", "--abort"]).ok();
+    let seen = repo.sandbox(&["merge", "--markers", "b"]).expect(1);
+    assert_eq!(
+        seen.stderr,
+        "the merge of 'b' is in progress here: 1 file with conflicts\n  src/b.c\n\
+         hint: resolve them, `git add` each and `git commit`; `git merge --abort` takes the merge back\n"
+    );
+    assert_eq!(repo.git(&["ls-files", "--stage"]).ok(), stages);
+    assert_eq!(repo.read("src/b.c").replace(&repo.id("sandbox/b"), ""), markers);
+    assert_eq!(repo.id("MERGE_HEAD"), repo.id("sandbox/b"));
+    repo.git(&["merge", "--abort"]).ok();
+    assert_eq!((state(&repo).1, repo.git(&["status", "--porcelain"]).ok()), (before.1, String::new()));
+    let seen = repo.sandbox(&["merge", "--markers", "--json", "b"]).expect(1);
+    let json: serde_json::Value = serde_json::from_str(&seen.stdout).unwrap();
+    assert_eq!((&json["in_progress"], &json["conflicts"][0]), (&true.into(), &"src/b.c".into()));
+    repo.write("src/b.c", "both\n");
+    repo.sh("git add src/b.c && git -c core.hooksPath=/dev/null commit -q --no-edit").ok();
+    assert_eq!(
+        repo.git(&["log", "-1", "--format=%s %P"]).ok(),
+        format!("Merge sandbox 'b' {} {}\n", repo.id("HEAD^1"), repo.id("sandbox/b"))
+    );
+    assert!(!repo.has("ran"), "no hook");
+    // Without a conflict it is a merge as any other.
+    subject.spawn(&repo, &["-q", "c"], "echo c >c; git add c; git commit -qm 'C one'").ok();
+    repo.sandbox(&["merge", "--markers", "c"]).expect(0);
+    assert_eq!(repo.git(&["status", "--porcelain"]).ok(), "");
 }
 
 fn a_conflict_is_resolved_in_a_sandbox_and_remembered(subject: &Subject) {

@@ -32,7 +32,7 @@ fn a_merge_with_conflicts() {
         caused by: 'src/a.c' conflicts in the commits: Merge conflict in src/a.c
         caused by: here: [HERE] Change src/a.c
         caused by: there: [THERE] there
-        hint: nothing was written; `git sandbox merge --into-sandbox s` opens a sandbox to resolve it, `--resolve ours` (or `theirs`, `theirs:PATH`) takes a side, `git sandbox branch s BRANCH` keeps the commits on a branch of their own
+        hint: nothing was written; `git sandbox merge --into-sandbox s` opens a sandbox to resolve it, `--markers` begins the merge here with conflict markers, `--resolve ours` (or `theirs`, `theirs:PATH`) takes a side, `git sandbox branch s BRANCH` keeps the commits on a branch of their own
         ---- status 1
         "#);
     assert_snapshot!(repo.sandbox(&["merge", "--ff-only", "s"]), @r#"
