@@ -8,6 +8,7 @@
 use sandbox_testkit::{Child, Repo, State, TestEnv, is_root, skip, tree_digest, which};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
@@ -298,8 +299,31 @@ impl<'e> Stand<'e> {
 
 /// With modes, times, links among themselves and whiteouts.
 fn copy_all(from: &Path, to: &Path) {
+    // The kernel's own directory of an overlay may not be listed, by whoever it belongs to: only root copies it as it is.
+    let mut closed = Vec::new();
+    open_all(from, &mut closed);
     let copied = Command::new("cp").arg("-a").arg(from).arg(to).status();
     assert!(copied.is_ok_and(|status| status.success()), "cannot copy '{}'", from.display());
+    let above = from.parent().expect("it is below the environment");
+    for (path, mode) in closed.into_iter().rev() {
+        let copy = to.join(path.strip_prefix(above).expect("it is below"));
+        for path in [&path, &copy] {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("it is ours");
+        }
+    }
+}
+
+/// Lets directories be listed that may not be; notes them with their modes, those above first.
+fn open_all(dir: &Path, closed: &mut Vec<(PathBuf, u32)>) {
+    let Ok(meta) = fs::symlink_metadata(dir) else { return };
+    if !meta.is_dir() {
+        return;
+    }
+    if meta.mode() & 0o500 != 0o500 {
+        closed.push((dir.to_owned(), meta.mode() & 0o7777));
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).expect("it is ours");
+    }
+    entries(dir).iter().for_each(|path| open_all(path, closed));
 }
 
 /// The points of a scenario, with how often each is reached; looked for once.

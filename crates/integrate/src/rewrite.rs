@@ -128,6 +128,7 @@ pub enum Became {
 
 /// Compares two versions of a branch commit by commit. `base` is where the sandbox began.
 pub fn range_diff(repo: &Repo, base: Option<Oid>, old: Oid, new: Oid) -> Result<Vec<Counterpart>, MergeError> {
+    // Whole ids: `--abbrev` has no say in git 2.39, `core.abbrev` has.
     let output = command(repo, base, old, new, &["--no-patch", "--abbrev=64"])?.output()?.stdout;
     let text = String::from_utf8_lossy(&output);
     text.lines().map(|line| counterpart(line).ok_or_else(|| bad("git range-diff", line))).collect()
@@ -151,7 +152,8 @@ fn command(repo: &Repo, base: Option<Oid>, old: Oid, new: Oid, more: &[&str]) ->
             None => tip.to_string(),
         })
     };
-    let git = repo.pure().args(["range-diff", "--no-color", "--no-ext-diff", "--no-textconv"]).args(more);
+    let git = if more.is_empty() { repo.pure() } else { repo.pure().config("core.abbrev=no") };
+    let git = git.args(["range-diff", "--no-color", "--no-ext-diff", "--no-textconv"]).args(more);
     Ok(git.args([range(old)?, range(new)?]))
 }
 
