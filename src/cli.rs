@@ -706,7 +706,7 @@ pub struct Conflicts {
 }
 
 /// Merge a sandbox's commits.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(
     after_help = "Examples:\n  git sandbox merge fix-login\n  git sandbox merge --squash -m 'Fix login' fix-login\n  \
 git sandbox merge --all                  status 1 if one is left out\n  git sandbox merge --atomic --dry-run a b c\n  \

@@ -238,6 +238,15 @@ pub fn diffstat(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<S
 
 /// Fast-forwards, at the end of a command: all of its repositories, or none.
 pub fn fast_forward(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<(), CliError> {
+    let args = cli::Merge { names: vec![sandbox.name().to_owned()], ff_only: true, ..cli::Merge::default() };
+    if let Some(wanted) = checked::check(context, store, &args)? {
+        match checked::run(context, store, &args, How::FastForwardOnly, &Asked::default(), &wanted) {
+            Ok(0) => {}
+            Ok(_) => eprintln!("kept: `git sandbox merge {}` takes them later", sandbox.name()),
+            Err(error) => kept(&error),
+        }
+        return Ok(());
+    }
     let mut found = Vec::new();
     for tree in sandbox.trees().filter(|tree| tree.mount().has_commits()) {
         let planned = plan(context, store, &tree, How::FastForwardOnly, None);
@@ -256,15 +265,20 @@ pub fn fast_forward(context: &Context, store: &Store, sandbox: &Sandbox) -> Resu
             return Ok(());
         }
         Err(error) => {
-            eprintln!("kept: {}", error.message);
-            error.causes.iter().for_each(|cause| eprintln!("caused by: {cause}"));
-            error.hints.iter().for_each(|hint| eprintln!("hint: {hint}"));
+            kept(&error);
             return Ok(());
         }
     }
     let plans: Vec<(Sandbox, &Repo, &MergePlan)> =
         found.iter().map(|(tree, repo, plan)| (tree.clone(), repo, plan)).collect();
     if plans.is_empty() { Ok(()) } else { do_all(context, store, &plans) }
+}
+
+/// Why the commits were not taken at a command's end: they are where they were.
+fn kept(error: &CliError) {
+    eprintln!("kept: {}", error.message);
+    error.causes.iter().for_each(|cause| eprintln!("caused by: {cause}"));
+    error.hints.iter().for_each(|hint| eprintln!("hint: {hint}"));
 }
 
 fn plan(

@@ -16,6 +16,7 @@ over_views_at_length! {
     what_takes_too_long_has_failed,
     an_interrupt_or_a_kill_leaves_nothing,
     a_setting_and_a_project_file_ask_for_it,
+    what_is_taken_at_the_end_is_tested_too,
     the_best_of_several_is_told,
     what_is_not_kept_is_in_the_trash,
     each_attempt_has_its_own_name_and_number,
@@ -268,6 +269,20 @@ fn a_setting_and_a_project_file_ask_for_it(subject: &Subject) {
     repo.git(&["config", "sandbox.checkTimeout", "soon"]).ok();
     let seen = repo.sandbox(&["merge", "a"]).expect(128);
     assert!(seen.stderr.contains("error: 'soon' is not a value of sandbox.checkTimeout\n"), "{seen}");
+}
+
+fn what_is_taken_at_the_end_is_tested_too(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    let start = repo.id("HEAD");
+    let script = "echo x >x.txt; git add x.txt; git commit -qm x";
+    repo.git(&["config", "sandbox.check", "test ! -e x.txt"]).ok();
+    let seen = subject.spawn(&repo, &["s", "--on-exit", "merge"], script).expect(0);
+    assert!(seen.stderr.contains("kept: `git sandbox merge s` takes them later\n"), "{seen}");
+    assert_eq!(repo.id("HEAD"), start);
+    repo.git(&["config", "sandbox.check", "test -e x.txt"]).ok();
+    let seen = subject.spawn(&repo, &["t", "--on-exit", "merge"], script).expect(0);
+    assert!(seen.stderr.contains("checking 't' with `test -e x.txt`"), "{seen}");
+    assert_eq!((repo.id("HEAD"), repo.read("x.txt")), (repo.id("sandbox/t"), "x\n".to_owned()), "{seen}");
 }
 
 /// Three attempts: the first changes much and passes, the second little and passes, the third does not pass.
