@@ -102,7 +102,8 @@ fn changed_since(upper: &Path, made: &Path) -> bool {
     let look = || -> rustix::io::Result<bool> {
         let made = rustix::fs::lstat(made)?;
         let made = (made.st_mtime, made.st_mtime_nsec as i64);
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+        // Not the coarse clock: Linux since 6.13 stamps finer than its ticks.
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         if (now.tv_sec, now.tv_nsec) < made {
             return Ok(true);
         }

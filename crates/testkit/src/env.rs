@@ -238,7 +238,9 @@ impl TestEnv {
     fn end_sandboxes(&self) {
         let any = |dir: &str| fs::read_dir(self.state().join(dir)).is_ok_and(|mut all| all.next().is_some());
         if any("sandboxes") && self.product.is_file() {
-            for repo in fs::read_dir(self.home().join("src")).into_iter().flatten().flatten() {
+            let all = fs::read_dir(self.home().join("src")).into_iter().flatten().flatten();
+            // A test may have put files beside them.
+            for repo in all.filter(|entry| entry.path().is_dir()) {
                 let mut command = self.sandbox_command(&self.home(), &["drop", "--all", "--force"]);
                 let mut child = Child::spawn(
                     command

@@ -417,8 +417,18 @@ fn the_end_of_the_network_is_told(subject: &Subject) {
     let mut pty = Pty::spawn(&subject.env.sandbox_command(repo.dir(), &["exec", "-t", "s", "--", "cat"]));
     pty.send("there\r");
     pty.expect("there\nthere\n");
-    let proxy = proxy_of(subject, &repo, "s");
-    rustix::process::kill_process(proxy, rustix::process::Signal::KILL).unwrap();
+    // It is started again three times in a minute, then no more.
+    for times in 1..=4 {
+        let proxy = proxy_of(subject, &repo, "s");
+        rustix::process::kill_process(proxy, rustix::process::Signal::KILL).unwrap();
+        if times < 4 {
+            wait_until("it is there again", Duration::from_secs(10), || {
+                let told = repo.sandbox(&["events", "s"]).ok();
+                told.matches("the network of 's' was cut and is there again: ").count() == times
+            });
+        }
+    }
+    pty.expect("the network of 's' was cut and is there again: its proxy ended (signal: 9 (SIGKILL))");
     pty.expect("the network of 's' has ended: ");
     assert!(repo.sandbox(&["events", "s"]).ok().contains("the network of 's' has ended: "));
     pty.send("\x04");

@@ -14,7 +14,8 @@ over_drivers! {
     hostile_repositories_change_nothing_2,
     hostile_repositories_change_nothing_3,
     hostile_repositories_change_nothing_4,
-    hostile_repositories_change_nothing_5,
+    hostile_repositories_change_nothing_7,
+    hostile_repositories_change_nothing_9,
 }
 
 fn hostile_repositories_change_nothing_2(subject: &Subject) {
@@ -29,8 +30,12 @@ fn hostile_repositories_change_nothing_4(subject: &Subject) {
     hostile(subject, 4);
 }
 
-fn hostile_repositories_change_nothing_5(subject: &Subject) {
-    hostile(subject, 5);
+fn hostile_repositories_change_nothing_7(subject: &Subject) {
+    hostile(subject, 7);
+}
+
+fn hostile_repositories_change_nothing_9(subject: &Subject) {
+    hostile(subject, 9);
 }
 
 /// One of them.

@@ -59,8 +59,9 @@ impl Branch<'_> {
                 world.write("image.bin", bytes);
             }
             16 => {
-                let last = world.git(&["rev-list", "--no-merges", "-1", "HEAD~1"]);
-                if !world.try_git(&["revert", "--no-edit", last.trim()]) {
+                // The newest but one, if there are two.
+                let last = world.git(&["rev-list", "--no-merges", "--skip=1", "-1", "HEAD"]);
+                if !last.is_empty() && !world.try_git(&["revert", "--no-edit", last.trim()]) {
                     world.try_git(&["revert", "--abort"]);
                 }
             }

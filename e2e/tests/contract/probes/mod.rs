@@ -34,6 +34,8 @@ const SUITES: &[(&str, &str)] = &[
     ("merging", include_str!("../merging.rs")),
     ("review", include_str!("../review.rs")),
     ("wall", include_str!("../wall.rs")),
+    ("hostile", include_str!("../hostile.rs")),
+    ("remove", include_str!("../../../../crates/capture/src/remove.rs")),
     ("life", include_str!("../life.rs")),
     ("ordinary", include_str!("../ordinary.rs")),
     ("landing", include_str!("../landing.rs")),
