@@ -245,7 +245,7 @@ fn an_error_at_some_write() {
     if which("mkfs.ext4").is_none() {
         skip!("no mkfs.ext4");
     }
-    if let Some(failed) = failing(Dice::of("FULL_SEED")) {
+    if let Some(failed) = failing(Dice::repeated("FULL_SEED", 2026)) {
         assert!(failed >= 3, "only {failed} commands met the error");
     }
 }
