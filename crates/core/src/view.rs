@@ -578,7 +578,8 @@ impl<'a> Draft<'a> {
         fs::set_permissions(root, fs::Permissions::from_mode(0o755)).map_err(failed("change", root))?;
         let Some((uid, gid)) = self.views.owner else { return Ok(()) };
         let packs = self.packs();
-        let mut paths = vec![root.to_owned(), root.join("view.json"), root.join("objects"), packs.clone()];
+        let record = root.join("view.json");
+        let mut paths = vec![root.to_owned(), store::copy_of(&record), record, root.join("objects"), packs.clone()];
         for entry in fs::read_dir(&packs).map_err(failed("list", &packs))? {
             paths.push(entry.map_err(failed("list", &packs))?.path());
         }
