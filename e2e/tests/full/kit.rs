@@ -186,6 +186,8 @@ pub fn entries(dir: &Path) -> Vec<PathBuf> {
 #[track_caller]
 pub fn refused(out: &Output, words: &[&str]) {
     let said = &out.stderr;
-    assert!(out.status != 0 && said.contains("error: "), "{out}");
+    // Ours, or of a program inside that met it.
+    let told = ["error: ", "fatal: ", "sh: ", "mkdir: ", "mv: "].iter().any(|start| said.contains(start));
+    assert!(out.status != 0 && told, "{out}");
     assert!(words.iter().any(|word| said.contains(word)), "none of {words:?} in {out}");
 }
