@@ -19,7 +19,7 @@ use sandbox_core::work;
 use sandbox_protocol::Message;
 use serde::Serialize;
 use std::io::{self, Write};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 /// How long another command that works on the sandbox is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -100,7 +100,7 @@ fn words(checkpoint: &Checkpoint) -> String {
 }
 
 fn seconds_since(at: u64) -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs()).saturating_sub(at)
+    sandbox_sys::clock::unix_seconds().saturating_sub(at)
 }
 
 fn row(sandbox: &Sandbox, checkpoint: &Checkpoint) -> Row {

@@ -13,9 +13,9 @@ use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_git::Oid;
 use sandbox_integrate::{Commit, commits, graph};
+use sandbox_sys::clock::unix_seconds;
 use serde::Serialize;
 use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Schema version 1.
 #[derive(Serialize)]
@@ -88,7 +88,7 @@ fn drawn(context: &Context, store: &Store, sandboxes: &[Sandbox], args: &cli::Lo
         return Ok(0);
     }
     let limit = args.max_count.and_then(|n| u32::try_from(n).ok());
-    let now = now();
+    let now = unix_seconds();
     let mut text = String::new();
     for line in graph(&repo, &commits, limit)? {
         text.push_str(&line.drawing);
@@ -104,10 +104,6 @@ fn drawn(context: &Context, store: &Store, sandboxes: &[Sandbox], args: &cli::Lo
         text.push('\n');
     }
     print(text.as_bytes())
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0)
 }
 
 fn one(context: &Context, store: &Store, sandbox: &Sandbox, args: &cli::Log) -> Outcome {
@@ -135,7 +131,7 @@ fn one(context: &Context, store: &Store, sandbox: &Sandbox, args: &cli::Log) -> 
         eprintln!("no commits in '{}'", sandbox.name());
         return Ok(0);
     }
-    let now = now();
+    let now = unix_seconds();
     for (made, tree) in all.iter().filter(|(made, _)| !made.commits.is_empty()) {
         let mut text = if several(tree) { format!("{}\n", title(tree)) } else { String::new() };
         for commit in &made.commits {

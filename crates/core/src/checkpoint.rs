@@ -28,7 +28,7 @@ use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// The version of `checkpoint.json`.
 pub const VERSION: u32 = 1;
@@ -125,10 +125,6 @@ pub fn place(dir: &SandboxDir, number: u32) -> SandboxDir {
 
 fn record_of(place: &SandboxDir) -> PathBuf {
     place.path().join("checkpoint.json")
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
 }
 
 fn stop(name: &'static str, path: &Path) -> std::result::Result<(), StoreError> {
@@ -251,7 +247,8 @@ pub fn make(store: &Store, sandbox: &Sandbox, hold: Hold<'_>, label: Option<&str
         let told = copy_state(store, sandbox, &place, hold)?;
         stop("checkpoint.record", place.path())?;
         let label = label.map(str::to_owned);
-        let checkpoint = Checkpoint { version: VERSION, number, label, at: now(), before: None };
+        let checkpoint =
+            Checkpoint { version: VERSION, number, label, at: sandbox_sys::clock::unix_seconds(), before: None };
         write_json(&record_of(&place), &checkpoint, true)?;
         Ok((checkpoint, told))
     };
@@ -302,7 +299,7 @@ pub fn restore(store: &Store, sandbox: &Sandbox, held: &FileLock, checkpoint: &C
         copy_state(store, &from, &next, Hold::Still)?;
         make_dir(place(&sandbox.dir, before).path())?;
         stop("restore.swap", next.path())?;
-        let swap = Swap { from: checkpoint.number, before, at: now() };
+        let swap = Swap { from: checkpoint.number, before, at: sandbox_sys::clock::unix_seconds() };
         Ok(write_json(&next.path().join("swap.json"), &swap, true)?)
     };
     if let Err(error) = prepared() {
@@ -319,7 +316,7 @@ pub fn restore(store: &Store, sandbox: &Sandbox, held: &FileLock, checkpoint: &C
         version: VERSION,
         number: before,
         label: None,
-        at: now(),
+        at: sandbox_sys::clock::unix_seconds(),
         before: Some(checkpoint.number),
     }))
 }

@@ -15,7 +15,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The conversations of one repository.
 #[derive(Default)]
@@ -232,7 +231,7 @@ impl Identity {
     pub(crate) fn line(&self) -> Vec<u8> {
         let date = self.date.as_deref().map(|date| date.strip_prefix('@').unwrap_or(date).to_owned());
         let date = date.unwrap_or_else(|| {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+            let now = sandbox_sys::clock::unix_seconds();
             format!("{now} +0000")
         });
         format!("{} <{}> {date}", plain(&self.name), plain(&self.email)).into_bytes()

@@ -56,6 +56,16 @@ fn number(text: &str) -> Result<u64, MergeError> {
     text.parse().map_err(|_| unexpected("git rev-list", text.as_bytes()).into())
 }
 
+/// The newest commit that all of these have; `None`: they have none.
+pub(crate) fn common_of(repo: &Repo, commits: &[String]) -> Result<Option<String>, MergeError> {
+    let answer = Answer::of(repo.pure().args(["merge-base", "--octopus"]).args(commits))?;
+    match answer.code() {
+        Some(0) => Ok(Some(answer.line()?)),
+        Some(1) => Ok(None),
+        _ => Err(answer.failed().into()),
+    }
+}
+
 /// The best common ancestor.
 pub(crate) fn merge_base(repo: &Repo, a: Oid, b: Oid) -> Result<Option<Oid>, MergeError> {
     let answer = Answer::of(repo.pure().args(["merge-base", &a.to_string(), &b.to_string()]))?;

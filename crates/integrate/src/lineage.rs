@@ -1,10 +1,9 @@
 //! What tips have in common, from one walk over the part of the history in which they differ.
 
 use crate::error::MergeError;
-use crate::inspect::Relation;
+use crate::inspect::{Relation, common_of};
 use crate::matrix::Pair;
 use crate::repo::Repo;
-use crate::run::Answer;
 use sandbox_git::Oid;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
@@ -36,12 +35,7 @@ fn add(bits: &mut Bits, more: &[u64]) {
 impl Lineage {
     pub fn read(repo: &Repo, tips: &[Oid]) -> Result<Self, MergeError> {
         let names: Vec<String> = tips.iter().map(Oid::to_string).collect();
-        let common = Answer::of(repo.pure().args(["merge-base", "--octopus"]).args(&names))?;
-        let common = match common.code() {
-            Some(0) => Some(common.line()?),
-            Some(1) => None,
-            _ => return Err(common.failed().into()),
-        };
+        let common = common_of(repo, &names)?;
         let mut git = repo.pure().args(["rev-list", "--topo-order", "--parents"]).args(&names);
         if let Some(common) = &common {
             git = git.arg(format!("^{common}"));

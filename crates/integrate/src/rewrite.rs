@@ -1,7 +1,7 @@
 //! Histories beside each other: several tips in one picture, and a branch with what it was before.
 
 use crate::error::MergeError;
-use crate::inspect::merge_base;
+use crate::inspect::{common_of, merge_base};
 use crate::repo::{Repo, parse_oid};
 use crate::run::{Answer, unexpected};
 use sandbox_git::{GitCommand, Oid};
@@ -32,12 +32,7 @@ pub struct GraphCommit {
 /// Draws the histories of tips, down to the commit that all of them have.
 pub fn graph(repo: &Repo, tips: &[Oid], limit: Option<u32>) -> Result<Vec<GraphLine>, MergeError> {
     let names: Vec<String> = tips.iter().map(Oid::to_string).collect();
-    let common = Answer::of(repo.pure().args(["merge-base", "--octopus"]).args(&names))?;
-    let common = match common.code() {
-        Some(0) => Some(common.line()?),
-        Some(1) => None,
-        _ => return Err(common.failed().into()),
-    };
+    let common = common_of(repo, &names)?;
     let format = "--format=%x01%H%x01%an%x01%ct%x01%s";
     let mut git = repo.pure().args(["log", "--graph", "--no-color", "--no-show-signature", "--no-mailmap"]);
     git = git.args(["--no-notes", "--no-decorate", format]);

@@ -1,7 +1,7 @@
 //! `merge --markers`: a merge that conflicts is left in progress here, with conflict markers in the files, as
 //! `git merge` leaves it. The user's own git does it, without hooks, once what comes in was told.
 
-use super::not_merged;
+use super::{count_are, not_merged};
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
@@ -88,8 +88,4 @@ fn clean(context: &Context, here: &Path) -> Result<(), CliError> {
         count_are(files)
     ))
     .hint("nothing was written; commit it or `git stash` it first"))
-}
-
-fn count_are(files: usize) -> String {
-    format!("{} {}", count(files, "file"), if files == 1 { "is" } else { "are" })
 }
