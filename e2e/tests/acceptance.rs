@@ -195,20 +195,7 @@ fn entries(dir: &Path) -> Vec<PathBuf> {
 
 /// Whatever a command must not leave behind, on the host and in the state directory.
 fn leftovers(env: &TestEnv, repo: &Repo<'_>) -> Vec<String> {
-    let mut left = Vec::new();
-    let mut dirs = vec![repo.dir().join(".git")];
-    while let Some(dir) = dirs.pop() {
-        for path in entries(&dir) {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let ours = name.starts_with("tmp_") || name.starts_with(".sandbox");
-            if ours || name.ends_with(".lock") || name.ends_with(".keep") {
-                left.push(path.display().to_string());
-            }
-            if path.is_dir() && !path.is_symlink() {
-                dirs.push(path);
-            }
-        }
-    }
+    let mut left = repo.left_in_git();
     left.extend(
         ["open", "tmp"].iter().flat_map(|part| entries(&env.state().join(part))).map(|p| p.display().to_string()),
     );

@@ -111,6 +111,25 @@ impl<'e> Repo<'e> {
         self.id("HEAD")
     }
 
+    /// What no command may leave behind in its git directory: temporary files, locks, marks of packs.
+    pub fn left_in_git(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        let mut dirs = vec![self.dir().join(".git")];
+        while let Some(dir) = dirs.pop() {
+            for path in std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()) {
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let ours = name.starts_with("tmp_") || name.starts_with(".sandbox");
+                if ours || name.ends_with(".lock") || name.ends_with(".keep") {
+                    left.push(path.display().to_string());
+                }
+                if path.is_dir() && !path.is_symlink() {
+                    dirs.push(path);
+                }
+            }
+        }
+        left
+    }
+
     /// Returns the full id that a revision names.
     ///
     /// # Panics

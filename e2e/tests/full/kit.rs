@@ -149,20 +149,7 @@ pub fn sound(repo: &Repo<'_>, what: &str) {
 /// Whatever a command must not leave behind, on the host and in the state directory.
 #[track_caller]
 pub fn nothing_left(repo: &Repo<'_>, state: &Path, what: &str) {
-    let mut left = Vec::new();
-    let mut dirs = vec![repo.dir().join(".git")];
-    while let Some(dir) = dirs.pop() {
-        for path in entries(&dir) {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let ours = name.starts_with("tmp_") || name.starts_with(".sandbox");
-            if ours || name.ends_with(".lock") || name.ends_with(".keep") {
-                left.push(path.display().to_string());
-            }
-            if path.is_dir() && !path.is_symlink() {
-                dirs.push(path);
-            }
-        }
-    }
+    let mut left = repo.left_in_git();
     // An empty directory that could not be removed any more, nor its lock be made: `gc` takes it a day later.
     let empty = |path: &PathBuf| {
         let merge = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("integrate."));
