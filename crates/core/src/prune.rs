@@ -78,7 +78,7 @@ pub struct Item {
 /// The least days until something goes that is so many seconds old by the clock, and so many days by what the store
 /// has seen pass.
 fn left(most: u64, age: u64, seen: u64) -> u64 {
-    let clock = most.saturating_mul(86_400).saturating_add(1).saturating_sub(age).div_ceil(86_400);
+    let clock = most.saturating_mul(86_400).saturating_sub(age).div_ceil(86_400);
     clock.max(most.saturating_sub(seen))
 }
 
