@@ -144,9 +144,12 @@ pub struct Spawn {
     /// Drop it when its command has ended and nothing is left to bring home
     #[arg(long)]
     pub rm: bool,
-    /// How to isolate (see `git sandbox doctor`)
+    /// How to isolate: namespace, qemu, or auto (sandbox.driver; see `git sandbox doctor`)
     #[arg(long, value_name = "DRIVER")]
     pub driver: Option<String>,
+    /// No weaker a wall than this: namespaces on the host's kernel, or a virtual machine (sandbox.minIsolation)
+    #[arg(long, value_name = "WALL")]
+    pub isolation: Option<IsolationWish>,
     /// Exactly the tracked files of a revision, nothing else
     #[arg(long, value_name = "REV", conflicts_with = "clean")]
     pub from: Option<String>,
@@ -284,6 +287,15 @@ pub enum Keep {
     Passing,
     /// The best one
     Best,
+}
+
+/// How hard the wall of a sandbox is at least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum IsolationWish {
+    /// Kernel namespaces; one shared kernel
+    Namespace,
+    /// A virtual machine with a kernel of its own
+    Vm,
 }
 
 /// How a sandbox's tree is put together.

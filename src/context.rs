@@ -177,6 +177,14 @@ impl Context {
         }
     }
 
+    /// Where is what a command can make again: `GIT_SANDBOX_CACHE`, `$XDG_CACHE_HOME/git-sandbox`, `~/.cache/git-sandbox`.
+    pub fn cache_dir(&self) -> PathBuf {
+        let absolute = |name: &str| self.vars.get(name).filter(|dir| dir.starts_with('/')).map(PathBuf::from);
+        absolute("GIT_SANDBOX_CACHE").unwrap_or_else(|| {
+            absolute("XDG_CACHE_HOME").unwrap_or_else(|| self.home.join(".cache")).join("git-sandbox")
+        })
+    }
+
     /// `sandbox.stateDir`, if any configuration may set it.
     fn state_setting(&self) -> Option<String> {
         self.setting("sandbox.stateDir")

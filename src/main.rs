@@ -35,6 +35,7 @@ mod terminal;
 mod text;
 mod verbs;
 mod view;
+mod vm;
 mod wall;
 mod with;
 

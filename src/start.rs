@@ -6,7 +6,6 @@ use crate::context::Context;
 use crate::error::CliError;
 use crate::terminal::features;
 use crate::wall::{Demands, weak_words};
-use sandbox_core::assemble::launch_spec;
 use sandbox_core::connection::{Connection, ConnectionError};
 use sandbox_core::launch::{Mode, Network};
 use sandbox_core::sandbox::{Sandbox, SandboxError, State};
@@ -43,7 +42,7 @@ pub fn start(
     demands.refuse_lowering(context, &sandbox.record.allow_weak)?;
     store.has_room(Need::default())?;
     empty_tmp(sandbox)?;
-    let mut spec = launch_spec(store, sandbox, Mode::Work, &context.program)?;
+    let mut spec = crate::vm::launch_spec(context, store, sandbox, Mode::Work)?;
     spec.require.extend(demands.require);
     write_json(&sandbox.dir.launch(), &spec, false)?;
     let log_dir = sandbox.dir.path().join("log");

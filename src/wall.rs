@@ -79,7 +79,7 @@ impl Demands {
                 word(min)
             ))
             .hint(format!(
-                "{MIN_ISOLATION} or `min-isolation` of '.sandbox.toml' asks for it; `git sandbox doctor` lists the drivers that work here"
+                "`--isolation`, {MIN_ISOLATION} or `min-isolation` of '.sandbox.toml' asks for it; `git sandbox doctor` lists the drivers that work here"
             ))),
             _ => Ok(()),
         }
@@ -132,6 +132,7 @@ pub fn weak_words(record: &SandboxRecord) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sandbox_core::launch::VmSettings;
 
     #[test]
     fn lists_of_layers_add_up() {
@@ -155,7 +156,8 @@ mod tests {
 
     #[test]
     fn layers_are_named_as_doctor_names_them() {
-        let checks: Vec<String> = sandbox_drivers::all().iter().flat_map(|d| d.check()).map(|c| c.name).collect();
+        let checks: Vec<String> =
+            sandbox_drivers::all().iter().flat_map(|d| d.check(&VmSettings::default())).map(|c| c.name).collect();
         for layer in LOWERABLE {
             assert!(checks.iter().any(|name| name == layer), "{layer}: {checks:?}");
         }

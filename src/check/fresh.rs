@@ -37,7 +37,8 @@ impl<'a> Fresh<'a> {
     pub fn of(context: &'a Context, store: &'a Store, repo: &'a HostRepo, project: Project) -> Result<Self, CliError> {
         let top = repo.worktree()?;
         prepare::refuse_place(context, store, top)?;
-        let driver = spawn::chosen_driver(context, None)?;
+        let min = Demands::read(context, Some(&project))?.min;
+        let driver = spawn::chosen_driver(context, None, min)?;
         let user = context.user(top)?;
         let wish = view::wish(context, None)?;
         let view = view::look(context, store, spawn::driver(&driver)?, (user.uid, user.gid), wish)?;
@@ -66,7 +67,8 @@ impl<'a> Fresh<'a> {
         let extra: Vec<PathBuf> = context.settings("sandbox.toolchain").iter().map(PathBuf::from).collect();
         let toolchains = host_view::toolchains(&context.home, &path, &extra, &[top.to_owned()]);
         let demands = Demands::read(context, Some(&self.project))?;
-        demands.refuse_weaker(spawn::driver(&self.driver)?)?;
+        let driver = spawn::driver(&self.driver)?;
+        demands.refuse_weaker(driver)?;
         let record = SandboxRecord {
             sequence: 0,
             id: SandboxId::random(),
@@ -83,7 +85,7 @@ impl<'a> Fresh<'a> {
             env: host_view::environment(&context.vars).into_iter().collect(),
             network,
             preset: None,
-            limits: self.project.tighten(spawn::limits(context, &spawn::AskedLimits::default())?),
+            limits: self.project.tighten(spawn::limits(context, &spawn::AskedLimits::default(), driver.isolation())?),
             toolchains: toolchains.into_iter().map(|mount| (mount.source, mount.at)).collect(),
             links: spawn::links(context, top),
             timeout: None,

@@ -3,7 +3,6 @@
 use super::task::{OUTCOME, OUTPUT, Outcome, PACK, TASK, Task};
 use crate::context::Context;
 use crate::error::CliError;
-use sandbox_core::assemble::launch_spec;
 use sandbox_core::check::CheckBox;
 use sandbox_core::launch::Mode;
 use sandbox_core::store::{Store, read_json, write_json};
@@ -67,7 +66,7 @@ impl<K: Clone + PartialEq> Runner<K> {
         pack: &[u8],
     ) -> Result<(), CliError> {
         let dir = place.sandbox.dir.path().to_owned();
-        let spec = launch_spec(store, &place.sandbox, Mode::Work, &context.program)?;
+        let spec = crate::vm::launch_spec(context, store, &place.sandbox, Mode::Work)?;
         write_json(&place.sandbox.dir.launch(), &spec, false)?;
         write_json(&dir.join(TASK), task, false)?;
         let file = dir.join(PACK);

@@ -36,10 +36,11 @@ struct DriverReport {
 }
 
 pub fn run(context: &Context, args: &cli::Doctor) -> Outcome {
+    let settings = crate::vm::settings(context)?;
     let drivers: Vec<DriverReport> = sandbox_drivers::all()
         .iter()
         .map(|driver| {
-            let checks = driver.check();
+            let checks = driver.check(&settings);
             let usable = checks.iter().all(|check| check.verdict != Verdict::Missing);
             DriverReport { name: driver.name(), isolation: driver.isolation(), usable, checks }
         })

@@ -7,7 +7,6 @@ use crate::error::{CliError, Outcome};
 use crate::inside;
 use crate::start::refused;
 use crate::text::escape_lines;
-use sandbox_core::assemble::launch_spec;
 use sandbox_core::commit_back::{self, Brought};
 use sandbox_core::connection::{Connection, ConnectionError};
 use sandbox_core::launch::Mode;
@@ -123,7 +122,7 @@ pub fn helper<T>(
     _lock: &FileLock,
     act: impl FnOnce(&mut Connection) -> Result<T, CliError>,
 ) -> Result<T, CliError> {
-    let spec = launch_spec(store, sandbox, Mode::Helper, &context.program)?;
+    let spec = crate::vm::launch_spec(context, store, sandbox, Mode::Helper)?;
     let driver = super::spawn::driver(&sandbox.record.driver)?;
     alone();
     let mut machine = driver.launch(&spec)?;

@@ -21,9 +21,8 @@ use crate::view;
 use crate::wall::{Demands, weak_words};
 use crate::with;
 use rustix::termios::isatty;
-use sandbox_core::assemble::launch_spec;
 use sandbox_core::connection::Connection;
-use sandbox_core::driver::Driver;
+use sandbox_core::driver::{Driver, Isolation};
 use sandbox_core::host_repo::HostRepo;
 use sandbox_core::host_view;
 use sandbox_core::id::{Name, SandboxId};
@@ -127,7 +126,10 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
     }
     let top = repo.top_or_gitdir().to_owned();
     Demands::read(context, None)?.refuse_lowering(context, &args.allow_weak)?;
-    let driver_name = chosen_driver(context, args.driver.as_deref())?;
+    let mut project = Project::read(&top)?;
+    let mut demands = Demands::read(context, Some(&project))?;
+    demands.min = demands.min.max(args.isolation.map(isolation));
+    let driver_name = chosen_driver(context, args.driver.as_deref(), demands.min)?;
     let driver = driver(&driver_name)?;
     prepare::refuse_place(context, store, &top)?;
     let mut user = context.user(&top)?;
@@ -135,7 +137,6 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
     let wish_view = view::wish(context, args.view)?;
     let view = view::look(context, store, driver, (user.uid, user.gid), wish_view)?;
     view.choose(None)?;
-    let mut project = Project::read(&top)?;
     let places = with::places(context, store, repo, &top, args, &project)?;
     for place in &places {
         project.and(&place.project);
@@ -149,7 +150,9 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
     }
 
     // Everything that may be wrong with the request, before the tree is captured.
-    let demands = Demands::read(context, Some(&project))?;
+    let asked_for = demands.min;
+    demands = Demands::read(context, Some(&project))?;
+    demands.min = demands.min.max(asked_for);
     demands.refuse_weaker(driver)?;
     let preset = presets::choose(context, args.preset.as_deref(), args.command.first().map(OsString::as_os_str))?;
     let network = presets::network::choose(context, args, &project, preset.as_ref())?;
@@ -159,7 +162,7 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
     };
     let asked_limits =
         AskedLimits { memory: args.memory.as_deref(), cpus: args.cpus, pids: args.pids, disk: args.disk.as_deref() };
-    let limits = project.tighten(limits(context, &asked_limits)?);
+    let limits = project.tighten(limits(context, &asked_limits, driver.isolation())?);
     let timeout = args.timeout.as_deref().map(time).transpose()?.into_iter().chain(project.timeout).min();
     let asked = variables(context, &args.env)?;
     let mut carried = Carried::look(context, store, repo, args, preset, &top)?;
@@ -212,6 +215,7 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
         rescue_every: super::rescue::every(context)?,
         forked: None,
     };
+    driver.refuse(&record)?;
     if args.dry_run {
         let name = names.into_iter().next().flatten().unwrap_or(record.name);
         let argv = own_argv(args, &name, 1);
@@ -723,7 +727,7 @@ fn detached(
 }
 
 fn dry_run(context: &Context, store: &Store, sandbox: &Sandbox, carried: &Carried, policy: Option<&Policy>) -> Outcome {
-    let spec = launch_spec(store, sandbox, Mode::Work, &context.program)?;
+    let spec = crate::vm::launch_spec(context, store, sandbox, Mode::Work)?;
     print!("{}", driver(&sandbox.record.driver)?.plan(&spec)?);
     for item in carried.items() {
         println!("carry     ~/{}", escape(&item.at.to_string_lossy()));
@@ -746,16 +750,24 @@ pub fn driver(name: &str) -> Result<&'static dyn Driver, CliError> {
     })
 }
 
-/// The driver that is asked for, else the first that this program has.
-pub fn chosen_driver(context: &Context, flag: Option<&str>) -> Result<String, CliError> {
+/// The driver that is asked for, else the first that this program has with a wall as hard as is asked for.
+pub fn chosen_driver(context: &Context, flag: Option<&str>, min: Option<Isolation>) -> Result<String, CliError> {
     let name = flag.map(str::to_owned).or_else(|| context.setting("sandbox.driver")).unwrap_or_else(|| "auto".into());
     if name != "auto" {
         return Ok(name);
     }
-    sandbox_drivers::all()
-        .first()
-        .map(|driver| driver.name().to_owned())
-        .ok_or_else(|| CliError::new("this program has no driver"))
+    let all = sandbox_drivers::all();
+    let hard = all.iter().find(|driver| min.is_none_or(|min| driver.isolation() >= min));
+    // Where none is, what is missing is said of the first.
+    let driver = hard.or(all.first()).ok_or_else(|| CliError::new("this program has no driver"))?;
+    Ok(driver.name().to_owned())
+}
+
+fn isolation(wish: cli::IsolationWish) -> Isolation {
+    match wish {
+        cli::IsolationWish::Namespace => Isolation::Namespace,
+        cli::IsolationWish::Vm => Isolation::Vm,
+    }
 }
 
 /// Where programs are looked for: `PATH`, and before it the directory of a command that is named by
@@ -803,17 +815,22 @@ pub struct AskedLimits<'a> {
 }
 
 /// The limits of a sandbox: what is asked for, what is set, else what everybody gets.
-pub fn limits(context: &Context, args: &AskedLimits<'_>) -> Result<Limits, CliError> {
+pub fn limits(context: &Context, args: &AskedLimits<'_>, isolation: Isolation) -> Result<Limits, CliError> {
     let bytes = |text: &str| parse_size(text).filter(|size| *size > 0);
-    let memory = match (args.memory, context.setting("sandbox.memory")) {
+    // A machine of its own has its memory from the start, and all of it: another size may suit it.
+    let (key, own) = match isolation {
+        Isolation::Vm if context.setting("sandbox.vm.memory").is_some() => ("sandbox.vm.memory", true),
+        _ => ("sandbox.memory", false),
+    };
+    let memory = match (args.memory, context.setting(key)) {
         (Some("none"), _) => None,
         (Some(text), _) => Some(bytes(text).ok_or_else(|| {
             CliError::usage(format!("'{}' is not a size", escape(text))).hint("for example 512m, 4g, or none")
         })?),
-        (None, Some(text)) if text == "none" => None,
+        (None, Some(text)) if text == "none" && !own => None,
         (None, Some(text)) => Some(bytes(&text).ok_or_else(|| {
-            CliError::new(format!("'{}' is not a value of sandbox.memory", escape(&text)))
-                .hint("it is a size such as 4g, or none")
+            let hint = if own { "it is a size such as 4g" } else { "it is a size such as 4g, or none" };
+            CliError::new(format!("'{}' is not a value of {key}", escape(&text))).hint(hint)
         })?),
         (None, None) => Some(DEFAULT_MEMORY.min(machine_memory() / 2)),
     };

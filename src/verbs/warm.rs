@@ -8,6 +8,7 @@ use crate::error::{CliError, Outcome};
 use crate::prepare::{self, Asked};
 use crate::project::Project;
 use crate::view;
+use crate::wall::Demands;
 use sandbox_core::prepare::Source;
 use sandbox_sys::lock::FileLock;
 use serde::Serialize;
@@ -52,7 +53,8 @@ fn warm(context: &Context, args: &cli::Warm) -> Outcome {
     let user = context.user(&top)?;
     let project = Project::read(&top)?;
     // What no sandbox could stand on is not captured.
-    let driver = sandbox_drivers::all().first().copied();
+    let min = Demands::read(context, None)?.min;
+    let driver = sandbox_drivers::by_name(&super::spawn::chosen_driver(context, None, min)?);
     let wish = view::wish(context, None)?;
     let view = driver.map(|driver| view::look(context, &store, driver, (user.uid, user.gid), wish)).transpose()?;
     view.iter().try_for_each(|view| view.choose(None).map(drop))?;

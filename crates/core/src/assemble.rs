@@ -113,6 +113,7 @@ pub fn launch_spec(store: &Store, sandbox: &Sandbox, mode: Mode, program: &Path)
         require: record.require.clone(),
         nested: record.nested,
         program: program.to_owned(),
+        vm: None,
     })
 }
 

@@ -7,7 +7,8 @@
 //!                            gone: nothing of it runs any more
 //! ```
 
-use crate::launch::LaunchSpec;
+use crate::launch::{LaunchSpec, VmSettings};
+use crate::record::SandboxRecord;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -32,8 +33,21 @@ pub trait Driver: Sync {
     /// How hard its wall is.
     fn isolation(&self) -> Isolation;
 
-    /// What it can do on this machine, what not and why: the lines of `doctor`. Changes nothing.
-    fn check(&self) -> Vec<Check>;
+    /// What it can do on this machine, what not and why: the lines of `doctor`. Changes nothing that is not made
+    /// again: what took time to find out is remembered below `settings.cache`.
+    fn check(&self, settings: &VmSettings) -> Vec<Check>;
+
+    /// Refuses by name what this driver cannot do of what a sandbox is asked to be.
+    fn refuse(&self, record: &SandboxRecord) -> Result<(), DriverError> {
+        let _ = record;
+        Ok(())
+    }
+
+    /// What a sandbox writes lies in directories of the host, for whoever looks at one that does not run. Else it is
+    /// on a disk that only the guest's kernel mounts: it is asked, or a helper over that disk is.
+    fn writes_on_host(&self) -> bool {
+        true
+    }
 
     /// Why no overlay of a sandbox can have its upper directory at `place`, in words; `None` when one can, and from
     /// a driver that needs none. What is not known of the file system is tried as `uid` and `gid`, in an empty

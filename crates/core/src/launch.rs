@@ -71,6 +71,60 @@ pub struct LaunchSpec {
     pub nested: bool,
     /// Absolute path of our own binary on the host.
     pub program: PathBuf,
+    /// What a driver with a kernel of its own needs besides; the others have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm: Option<Vm>,
+}
+
+/// A virtual machine's own things on the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vm {
+    /// The sandbox's directory: its disk, its console log and its sockets are there.
+    pub dir: PathBuf,
+    /// What the user has set.
+    pub settings: VmSettings,
+}
+
+/// How virtual machines are run here, the same for all of a user.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmSettings {
+    /// A directory for what can be made again: unpacked kernels, initramfs images, verdicts about acceleration.
+    pub cache: PathBuf,
+    /// The guest kernel (`sandbox.vm.kernel`); one is looked for without it.
+    #[serde(default)]
+    pub kernel: Option<PathBuf>,
+    /// What runs the guest's instructions (`sandbox.vm.accel`).
+    #[serde(default)]
+    pub accel: Accel,
+}
+
+/// What runs a guest's instructions (`sandbox.vm.accel`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Accel {
+    /// The processor where it really can, which a probe decides, else emulation.
+    #[default]
+    Auto,
+    /// The processor, through `/dev/kvm`, or nothing.
+    Kvm,
+    /// Emulation.
+    Tcg,
+}
+
+impl Accel {
+    /// Reads the setting.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Auto, Self::Kvm, Self::Tcg].into_iter().find(|accel| accel.as_str() == text)
+    }
+
+    /// Its name in the setting.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
 }
 
 /// What the sandbox is for.

@@ -3,7 +3,7 @@
 use sandbox_core::connection::{Connection, ConnectionError};
 use sandbox_core::driver::{Check, Driver, DriverError, Isolation, Machine, ProcessIdentity};
 use sandbox_core::id::SandboxId;
-use sandbox_core::launch::{LaunchSpec, Limits, Mode, Mount, Network, User};
+use sandbox_core::launch::{LaunchSpec, Limits, Mode, Mount, Network, User, VmSettings};
 use sandbox_core::record::StatusRecord;
 use sandbox_core::space::Reserve;
 use sandbox_core::store::{SandboxDir, Store, make_dir, read_json};
@@ -124,7 +124,7 @@ impl Driver for Scripted {
     fn isolation(&self) -> Isolation {
         Isolation::Namespace
     }
-    fn check(&self) -> Vec<Check> {
+    fn check(&self, _: &VmSettings) -> Vec<Check> {
         Vec::new()
     }
     fn plan(&self, _: &LaunchSpec) -> Result<String, DriverError> {
@@ -213,6 +213,7 @@ fn spec() -> LaunchSpec {
         require: vec![],
         nested: false,
         program: "/bin/false".into(),
+        vm: None,
     }
 }
 

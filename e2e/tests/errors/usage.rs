@@ -234,7 +234,7 @@ fn a_setting_that_is_not_valid() {
     assert_snapshot!(set("sandbox.minIsolation", "vm"), @r#"
         ---- stderr
         error: the driver 'namespace' isolates by namespace, and at least vm is asked for
-        hint: sandbox.minIsolation or `min-isolation` of '.sandbox.toml' asks for it; `git sandbox doctor` lists the drivers that work here
+        hint: `--isolation`, sandbox.minIsolation or `min-isolation` of '.sandbox.toml' asks for it; `git sandbox doctor` lists the drivers that work here
         ---- status 125
         "#);
     assert_snapshot!(set("sandbox.driver", "teleport"), @r#"
@@ -242,6 +242,37 @@ fn a_setting_that_is_not_valid() {
         error: there is no driver 'teleport'
         hint: one of: namespace; `git sandbox doctor` tells about them
         ---- status 129
+        "#);
+    nothing_half_made(&repo);
+}
+
+#[test]
+fn settings_of_virtual_machines_that_are_not_valid() {
+    let env = TestEnv::new();
+    let repo = plain(&env);
+    let set = |key: &str, value: &str| {
+        repo.git(&["config", key, value]).ok();
+        let output = repo.sandbox(&["doctor"]);
+        repo.git(&["config", "--unset", key]).ok();
+        output
+    };
+    assert_snapshot!(set("sandbox.vm.accel", "turbo"), @r#"
+        ---- stderr
+        error: 'turbo' is not a value of sandbox.vm.accel
+        hint: it is auto (KVM where it really works), kvm, or tcg (emulation)
+        ---- status 128
+        "#);
+    assert_snapshot!(set("sandbox.vm.kernel", "vmlinuz"), @r#"
+        ---- stderr
+        error: 'vmlinuz' is not an absolute path
+        hint: sandbox.vm.kernel names the guest's kernel, for example /boot/vmlinuz-6.1.0-cloud-amd64
+        ---- status 128
+        "#);
+    assert_snapshot!(repo.sandbox(&["spawn", "--driver", "namespace", "--isolation", "vm", "x", "--", "true"]), @r#"
+        ---- stderr
+        error: the driver 'namespace' isolates by namespace, and at least vm is asked for
+        hint: `--isolation`, sandbox.minIsolation or `min-isolation` of '.sandbox.toml' asks for it; `git sandbox doctor` lists the drivers that work here
+        ---- status 125
         "#);
     nothing_half_made(&repo);
 }

@@ -43,7 +43,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 use sandbox_core::driver::{Check, Driver, DriverError, Isolation, Machine, ProcessIdentity};
-use sandbox_core::launch::{LaunchSpec, Mode, NESTED_COST, Network, Tree, TreeView};
+use sandbox_core::launch::{LaunchSpec, Mode, NESTED_COST, Network, Tree, TreeView, VmSettings};
 use sandbox_protocol::{AgentConfig, AgentTree, AgentUser, Decoder, FilterBytes, Message};
 use sandbox_sys::namespace::{self, Forked, Namespaces};
 use sandbox_sys::socket::{message_pair, receive};
@@ -75,7 +75,7 @@ impl Driver for Namespace {
         Isolation::Namespace
     }
 
-    fn check(&self) -> Vec<Check> {
+    fn check(&self, _settings: &VmSettings) -> Vec<Check> {
         check::all()
     }
 

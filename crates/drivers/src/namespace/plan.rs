@@ -490,6 +490,7 @@ pub(crate) mod tests {
             require: vec![],
             nested: false,
             program: "/usr/local/bin/git-sandbox".into(),
+            vm: None,
         }
     }
 

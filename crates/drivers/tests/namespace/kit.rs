@@ -105,6 +105,7 @@ impl Kit {
             require: vec![],
             nested: false,
             program: std::env::current_exe().unwrap(),
+            vm: None,
         };
         Self { dir, spec }
     }

@@ -159,7 +159,7 @@ pub fn frozen_and_thawed() -> Result<(), String> {
 }
 
 pub fn the_machine_is_checked() -> Result<(), String> {
-    let checks = sandbox_drivers::namespace::Namespace.check();
+    let checks = sandbox_drivers::namespace::Namespace.check(&sandbox_core::launch::VmSettings::default());
     for check in &checks {
         assert_ne!(check.verdict, Verdict::Missing, "{check:?}");
         assert!(!check.found.is_empty());
