@@ -31,6 +31,8 @@ pub const TESTS: &[Need] = &[
     Need { program: "mkfs.btrfs", package: "btrfs-progs", without: "reflinks on Btrfs" },
     Need { program: "fuse2fs", package: "fuse2fs", without: "a state directory on FUSE" },
     Need { program: "mkfs.xfs", package: "xfsprogs", without: "reflinks on XFS" },
+    Need { program: "systemd-analyze", package: "systemd", without: "checking the mirror's unit" },
+    Need { program: "kubectl", package: "kubernetes-client", without: "the mirror's manifests with kubectl" },
 ];
 
 /// Installs what is missing when that is possible, and says what is still missing.

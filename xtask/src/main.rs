@@ -7,6 +7,7 @@
 
 mod bench;
 mod build;
+mod clients;
 mod install;
 mod runner;
 mod test;

@@ -12,9 +12,9 @@
 //! overlay can stand on, and run from there: nothing of the build directory changes meanwhile.
 
 use crate::build::{self, Built, TestExecutable};
-use crate::install;
 use crate::runner::{self, Totals};
 use crate::user::User;
+use crate::{clients, install};
 use sandbox_testkit::{Git, gits, is_root};
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -131,7 +131,8 @@ pub fn run(options: &Options) -> Result<bool, String> {
     let built = build::tests()?;
     println!("built {} test executables in {:.0} s", built.tests.len(), start.elapsed().as_secs_f64());
     let suite = options.all.then(|| install::pjdfstest(!options.no_install)).flatten();
-    let stage = Stage { users: plan.passes.len().max(1) as u64, ..Stage::new(&built, suite.as_deref())? };
+    let tools = clients::install(!options.no_install);
+    let stage = Stage { users: plan.passes.len().max(1) as u64, ..Stage::new(&built, suite.as_deref(), &tools)? };
     let mut totals = Totals::default();
     for left_out in &plan.left_out {
         *totals.skipped.entry(format!("a whole pass, {left_out}")).or_default() += 1;
@@ -159,13 +160,15 @@ struct Stage {
     product: Option<PathBuf>,
     /// pjdfstest, for the tests that only `--all` runs.
     suite: Option<PathBuf>,
+    /// Clients of other makes, copied.
+    tools: PathBuf,
     tests: Vec<TestExecutable>,
     /// How many passes share the time of a soak.
     users: u64,
 }
 
 impl Stage {
-    fn new(built: &Built, suite: Option<&Path>) -> Result<Self, String> {
+    fn new(built: &Built, suite: Option<&Path>, tools: &Path) -> Result<Self, String> {
         let base = disk()?;
         let make = || -> std::io::Result<Self> {
             let dir = tempfile::Builder::new().prefix("git-sandbox-test.").tempdir_in(&base)?;
@@ -180,11 +183,16 @@ impl Stage {
             };
             let product = built.product.as_ref().map(|from| copy(from, "git-sandbox")).transpose()?;
             let suite = suite.map(|from| copy(from, "pjdfstest")).transpose()?;
+            // Elsewhere the ordinary user might not reach it.
+            let copied = dir.path().join("tools");
+            if tools.is_dir() {
+                Command::new("cp").args(["-R", "--reflink=auto"]).arg(tools).arg(&copied).status()?;
+            }
             let mut tests = built.tests.clone();
             for test in &mut tests {
                 test.path = copy(&test.path, &test.name.replace('/', "-"))?;
             }
-            Ok(Self { dir, product, suite, tests, users: 1 })
+            Ok(Self { dir, product, suite, tools: copied, tests, users: 1 })
         };
         make().map_err(|error| format!("cannot copy the tests to '{}': {error}", base.display()))
     }
@@ -251,6 +259,7 @@ impl Stage {
             .env("TMPDIR", temp)
             .env("LANG", "C.UTF-8")
             .env("TESTKIT_GIT", &pass.git.path)
+            .env("TESTKIT_TOOLS", &self.tools)
             .env("CARGO_MANIFEST_DIR", &test.manifest_dir)
             .env("INSTA_WORKSPACE_ROOT", build::workspace())
             .env("INSTA_UPDATE", "no");
