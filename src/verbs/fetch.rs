@@ -7,6 +7,7 @@ use crate::error::{CliError, Outcome};
 use crate::inside;
 use crate::start::refused;
 use crate::text::escape_lines;
+use sandbox_core::brought;
 use sandbox_core::commit_back::{self, Brought};
 use sandbox_core::connection::{Connection, ConnectionError};
 use sandbox_core::launch::Mode;
@@ -65,7 +66,7 @@ pub fn bring_to_read(context: &Context, store: &Store, sandbox: &Sandbox) -> Res
 
 /// Of one that does not run: a read-only helper over its directories answers instead of it.
 fn stopped(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<String, CliError> {
-    if !work::git_changed(store, sandbox)? {
+    if !may_have_news(context, store, sandbox)? {
         return Ok(String::new());
     }
     // Before the lock, which is written to.
@@ -73,9 +74,14 @@ fn stopped(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<String
     bring_locked(context, store, sandbox, &sandbox.take(Duration::from_secs(10))?)
 }
 
+/// Something was written in a git directory of it, and that is not known to be home.
+fn may_have_news(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<bool, CliError> {
+    Ok(work::git_changed(store, sandbox)? && !brought::is_home(context.git()?, store, sandbox))
+}
+
 /// As [`bring`], of a sandbox whose lock is held and that does not run.
 pub fn bring_locked(context: &Context, store: &Store, sandbox: &Sandbox, lock: &FileLock) -> Result<String, CliError> {
-    if !work::git_changed(store, sandbox)? {
+    if !may_have_news(context, store, sandbox)? {
         return Ok(String::new());
     }
     store.writable()?;

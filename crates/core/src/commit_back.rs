@@ -10,6 +10,7 @@
 //!   move   ─► objects, then one ref transaction           (Landing::move_to_host)
 //! ```
 
+use crate::brought::Seen;
 use crate::connection::{Connection, ConnectionError};
 use crate::gitdir::{GitDirError, granted_refs};
 use crate::host_repo::{HostRepo, HostRepoError};
@@ -154,17 +155,18 @@ pub fn commit_back(connection: &mut Connection, git: &Git, store: &Store, sandbo
     // One that was killed: what it left is gone before the next begins, and a git of it that still writes is waited for.
     let home = Home::Sandbox(sandbox.record.id.clone());
     recover::run(store, &mut recover::NoHands, recover::Which::Of(&home, &[Verb::Import], Duration::from_secs(10)))?;
-    let mut brought = Brought::default();
+    let (mut brought, mut seen) = (Brought::default(), Seen::before(store, sandbox));
     // One that cannot take its commits does not keep the others from theirs.
     let mut failed = None;
     for tree in sandbox.trees().filter(|tree| tree.mount().has_commits()) {
-        if let Err(error) = bring_tree(connection, git, store, &tree, &mut brought) {
+        if let Err(error) = bring_tree(connection, git, store, &tree, &mut brought, &mut seen) {
             failed.get_or_insert(error);
         }
     }
     if let Some(error) = failed {
         return Err(error);
     }
+    seen.keep(sandbox)?;
     let refused = refused_lines(&brought);
     write_json(&refused_file(sandbox), &refused, false)?;
     Ok(brought)
@@ -177,6 +179,7 @@ fn bring_tree(
     store: &Store,
     sandbox: &Sandbox,
     brought: &mut Brought,
+    seen: &mut Seen,
 ) -> Result<()> {
     let snapshot = sandbox.snapshot(store)?;
     // Inner repositories first: a commit of the outer one that names theirs is never without them.
@@ -191,7 +194,7 @@ fn bring_tree(
             nested_host(view, &snapshot, &work::host(store, sandbox)?)?
         };
         let mut job = Job { git, store, sandbox, snapshot: &snapshot, view, host: &host, number: n };
-        job.bring(connection, &state, brought)?;
+        job.bring(connection, &state, brought, seen)?;
     }
     Ok(())
 }
@@ -242,7 +245,13 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn bring(&mut self, connection: &mut Connection, state: &RepoState, brought: &mut Brought) -> Result<()> {
+    fn bring(
+        &mut self,
+        connection: &mut Connection,
+        state: &RepoState,
+        brought: &mut Brought,
+        seen: &mut Seen,
+    ) -> Result<()> {
         let name = &self.sandbox.record.name;
         let repo = self.store.repo(&self.sandbox.mount().repo);
         let all = RefStore::read(self.git, self.host.git_dir(), self.host.common_dir())?;
@@ -262,7 +271,11 @@ impl Job<'_> {
         };
         let plan = plan_refs(name, state, &base, &own, self.host.format());
         brought.refused.extend(plan.refused.iter().map(|refused| (self.named(&refused.inner), refused.reason.clone())));
+        if !plan.refused.is_empty() {
+            seen.doubt();
+        }
         if plan.updates.is_empty() {
+            seen.home(self.sandbox, self.number, &own);
             return Ok(());
         }
         let view =
@@ -279,7 +292,10 @@ impl Job<'_> {
         let mut updates: Vec<Update> = Vec::new();
         for planned in &plan.updates {
             match refused.get(&planned.name) {
-                Some(reason) => brought.refused.push((self.named(&planned.inner), (*reason).clone())),
+                Some(reason) => {
+                    brought.refused.push((self.named(&planned.inner), (*reason).clone()));
+                    seen.doubt();
+                }
                 None => updates.push(Update { name: planned.name.clone(), old: planned.old, new: Some(planned.new) }),
             }
         }
@@ -300,6 +316,13 @@ impl Job<'_> {
                 op.end(End::Failed);
                 return Err(error.into());
             }
+        }
+        let mut own = own;
+        own.extend(updates.iter().filter_map(|update| Some((update.name.clone(), update.new?))));
+        if plan_refs(name, state, &base, &own, self.host.format()).updates.is_empty() {
+            seen.home(self.sandbox, self.number, &own);
+        } else {
+            seen.doubt();
         }
         for planned in plan.updates.iter().filter(|planned| !refused.contains_key(&planned.name)) {
             brought.lines.push(self.line(planned));

@@ -7,6 +7,7 @@
 
 pub mod assemble;
 pub mod auto_commit;
+pub mod brought;
 pub mod check;
 pub mod checkpoint;
 pub mod commit_back;

@@ -2,6 +2,8 @@
 
 use crate::Subject;
 use sandbox_testkit::{Repo, State, wait_until};
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 over_views! {
@@ -20,6 +22,8 @@ over_views! {
     log_and_diff_show_what_was_made,
     files_can_be_copied,
     a_commit_can_be_made_from_outside,
+    what_is_home_is_not_asked_for_again,
+    what_leads_out_of_a_git_directory_is_asked_for_each_time,
 }
 
 /// Everything in the host's git directory but objects and what may change, with its contents.
@@ -276,4 +280,74 @@ fn a_commit_can_be_made_from_outside(subject: &Subject) {
     assert_eq!(repo.git(&["show", "sandbox/s:never-committed.txt"]).ok(), "never\n");
     repo.sandbox(&["branch", "s", "topic/x"]).ok();
     assert_eq!(repo.id("topic/x"), repo.id("sandbox/s"));
+}
+
+/// Each commit-back that finds nothing more to bring writes `brought.json` anew.
+fn asked(subject: &Subject) -> Option<u64> {
+    let found = |entry: std::fs::DirEntry| std::fs::metadata(entry.path().join("brought.json")).ok();
+    let mut all = std::fs::read_dir(subject.env.state().join("sandboxes")).unwrap();
+    all.find_map(|entry| found(entry.unwrap())).map(|meta| meta.ino())
+}
+
+/// The git directory of the only sandbox, where its own changes are.
+fn own_git_dir(subject: &Subject) -> std::path::PathBuf {
+    let mut all = std::fs::read_dir(subject.env.state().join("sandboxes")).unwrap();
+    all.next().unwrap().unwrap().path().join("trees/0/upper/.git")
+}
+
+fn what_is_home_is_not_asked_for_again(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    let script = "git commit -q --allow-empty -m One; git commit -q --allow-empty -m Two; git rev-parse HEAD^ HEAD";
+    let made = subject.spawn(&repo, &["s"], script).ok();
+    let (one, two) = made.trim().split_once('\n').unwrap();
+    // What git does at its end may have come after the last import: then it is asked once.
+    repo.sandbox(&["fetch", "s"]).ok();
+    let known = asked(subject).expect("everything is home");
+    for verb in [&["fetch", "s"][..], &["log", "s"], &["diff", "s"], &["conflicts"], &["merge", "--dry-run", "s"]] {
+        repo.sandbox(verb).expect(0);
+        assert_eq!(asked(subject), Some(known), "{verb:?} asked again");
+    }
+    // A ref here that somebody moved or deleted.
+    for change in [["update-ref", "refs/sandbox/s", one], ["update-ref", "-d", "refs/sandbox/s"]] {
+        repo.git(&change).ok();
+        repo.sandbox(&["fetch", "s"]).ok();
+        assert_eq!(repo.id("refs/sandbox/s"), two, "{change:?}");
+        assert!(asked(subject).is_some());
+    }
+    // A ref there, written with the size and the time that it had.
+    let file = own_git_dir(subject).join("refs/heads/main");
+    let times = std::fs::metadata(&file).unwrap().modified().unwrap();
+    let mut open = std::fs::OpenOptions::new().write(true).open(&file).unwrap();
+    open.write_all(format!("{one}\n").as_bytes()).unwrap();
+    open.set_modified(times).unwrap();
+    repo.sandbox(&["fetch", "s"]).ok();
+    assert_eq!(repo.id("refs/sandbox/s"), one);
+    // A record that is no more what was written.
+    let record = own_git_dir(subject).join("../../../../brought.json");
+    let text = std::fs::read_to_string(&record).unwrap();
+    std::fs::write(&record, text.replacen("inside", "inSide", 1)).unwrap();
+    std::fs::write(&file, format!("{two}\n")).unwrap();
+    repo.sandbox(&["fetch", "s"]).ok();
+    assert_eq!(repo.id("refs/sandbox/s"), two);
+    // And what it commits in another life.
+    repo.sandbox(&["start", "s"]).ok();
+    let three = subject.exec(&repo, "s", "git commit -q --allow-empty -m Three; git rev-parse HEAD").ok();
+    repo.sandbox(&["stop", "s"]).ok();
+    repo.sandbox(&["fetch", "s"]).ok();
+    assert_eq!(repo.id("refs/sandbox/s"), three.trim());
+}
+
+fn what_leads_out_of_a_git_directory_is_asked_for_each_time(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    let script = "git commit -q --allow-empty -m One && mkdir there && mv .git/refs/heads there/ &&
+        ln -s ../../there/heads .git/refs/heads && git commit -q --allow-empty -m Two && git rev-parse HEAD";
+    let two = subject.spawn(&repo, &["s"], script).ok();
+    repo.sandbox(&["fetch", "s"]).ok();
+    assert_eq!(repo.id("refs/sandbox/s"), two.trim());
+    assert_eq!(asked(subject), None, "nobody can tell what is behind the link");
+    // Nothing in the git directory changes.
+    let file = own_git_dir(subject).join("../there/heads/main");
+    std::fs::write(file, format!("{}\n", repo.id("HEAD"))).unwrap();
+    repo.sandbox(&["fetch", "s"]).ok();
+    assert_eq!(repo.id("refs/sandbox/s"), repo.id("HEAD"));
 }
