@@ -21,4 +21,5 @@ pub mod pty;
 pub mod seccomp;
 pub mod signals;
 pub mod socket;
+pub mod vsock;
 pub mod writeback;
