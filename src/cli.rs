@@ -1124,7 +1124,7 @@ pub struct Watch {
 /// Look at the machine.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  git sandbox doctor\n  git sandbox doctor --require isolation=namespace,limits=memory"
+    after_help = "Examples:\n  git sandbox doctor\n  git sandbox doctor --require isolation=namespace,limits=memory\n  git sandbox doctor --fix"
 )]
 pub struct Doctor {
     /// As JSON
@@ -1136,6 +1136,9 @@ pub struct Doctor {
     /// Make a sandbox and try in it everything that must not work; status 1 if something does
     #[arg(long)]
     pub probe: bool,
+    /// Get what can be had without root first: unpack the distribution's kernel for virtual machines
+    #[arg(long)]
+    pub fix: bool,
 }
 
 /// Install what cannot be in the binary.

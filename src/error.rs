@@ -19,6 +19,7 @@ use sandbox_core::space::{NoRoom, is_full};
 use sandbox_core::store::StoreError;
 use sandbox_core::view::ViewError;
 use sandbox_core::work::WorkError;
+use sandbox_drivers::vm::kernel_package::PackageError;
 use sandbox_protocol::FailureKind;
 use sandbox_supervisor::SuperviseError;
 use serde::{Deserialize, Serialize};
@@ -280,6 +281,21 @@ impl From<DriverError> for CliError {
             DriverError::NotReady { .. } | DriverError::Step { .. } => {
                 failure.hint("`git sandbox doctor` looks at what this machine allows")
             }
+        }
+    }
+}
+
+impl From<PackageError> for CliError {
+    fn from(error: PackageError) -> Self {
+        let failure = Self::chain(&error);
+        match &error {
+            PackageError::NoManager => {
+                failure.hint("sandbox.vm.kernel names a kernel image, with its modules in '/lib/modules'")
+            }
+            PackageError::NoPackage => failure.hint("`sudo apt-get update` reads the lists of packages"),
+            PackageError::Command { .. } => failure
+                .hint("`sudo apt-get update` if the lists are old; else without a network there is nothing to be had"),
+            PackageError::NoImage { .. } | PackageError::Io { .. } => failure,
         }
     }
 }

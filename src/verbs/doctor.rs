@@ -9,8 +9,10 @@ use crate::probe::{Finding, Outcome as Probed};
 use crate::text::{count, escape, size};
 use crate::view;
 use sandbox_core::driver::{Check, Isolation, Verdict};
+use sandbox_core::launch::VmSettings;
 use sandbox_core::store::Store;
 use sandbox_core::tree_view::Wish;
+use sandbox_drivers::vm::{accel, kernel_package};
 use sandbox_git::Version;
 use serde::Serialize;
 
@@ -37,6 +39,9 @@ struct DriverReport {
 
 pub fn run(context: &Context, args: &cli::Doctor) -> Outcome {
     let settings = crate::vm::settings(context)?;
+    if args.fix {
+        fix(&settings)?;
+    }
     let drivers: Vec<DriverReport> = sandbox_drivers::all()
         .iter()
         .map(|driver| {
@@ -74,6 +79,15 @@ pub fn run(context: &Context, args: &cli::Doctor) -> Outcome {
             .status(1));
     }
     Ok(if report.drivers.iter().any(|driver| driver.usable) { 0 } else { 1 })
+}
+
+/// Gets a guest kernel where none is set, and has it tried again what runs guests.
+fn fix(settings: &VmSettings) -> Result<(), CliError> {
+    if settings.kernel.is_none() {
+        let image = kernel_package::unpack(&settings.cache)?;
+        eprintln!("guest kernel: '{}'", escape(&image.to_string_lossy()));
+    }
+    accel::forget(&settings.cache).map_err(CliError::io(format!("write '{}'", settings.cache.display())))
 }
 
 fn print(report: &Report) {

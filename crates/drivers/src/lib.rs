@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod namespace;
+pub mod vm;
 
 use sandbox_core::driver::Driver;
 

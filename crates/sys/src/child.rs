@@ -60,6 +60,25 @@ pub fn inherit(command: &mut Command, fd: OwnedFd) -> i32 {
     number
 }
 
+/// Ends the child when the thread that starts it ends, however that happens; nothing that the child executes may
+/// change its credentials, which would undo it.
+pub fn die_with_us(command: &mut Command) {
+    let us = std::process::id();
+    // SAFETY: the closure makes only async-signal-safe system calls and allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // It may have happened before.
+            if libc::getppid() as u32 != us {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            Ok(())
+        });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,6 +98,18 @@ mod tests {
         let mut back = String::new();
         ours.read_to_string(&mut back).unwrap();
         assert_eq!(back, "x\n");
+    }
+
+    #[test]
+    fn a_child_ends_with_the_thread_that_started_it() {
+        let mut child = std::thread::spawn(|| {
+            let mut command = Command::new("/bin/sleep");
+            die_with_us(&mut command);
+            command.arg("1000").spawn().unwrap()
+        })
+        .join()
+        .unwrap();
+        assert!(!child.wait().unwrap().success());
     }
 
     #[test]
