@@ -39,7 +39,7 @@ impl Scenario {
     }
 }
 
-const NUMBER: usize = 16;
+const NUMBER: usize = 17;
 
 static SCENARIOS: [Scenario; NUMBER] = [
     Scenario::new("spawn", |_| {}, &["spawn", "-q", "x", "--", "true"]),
@@ -58,6 +58,7 @@ static SCENARIOS: [Scenario; NUMBER] = [
     Scenario::new("check", committed, &["merge", "--check", "true", "x"]).shared(),
     Scenario::new("checkpoint", committed, &["checkpoint", "x"]),
     Scenario::new("restore", kept, &["restore", "x", "1"]),
+    Scenario::new("finish", resolved, &["merge", "--no-ff", "--edit", "--sign", "x"]),
 ];
 
 /// A commit of many objects, uncommitted edits on both sides.
@@ -124,6 +125,24 @@ fn kept(repo: &Repo<'_>) {
     let script = "echo more >more; rm left; git commit -qam again --allow-empty; echo home >~/home";
     repo.sandbox(&["exec", "x", "--", "sh", "-ec", script]).ok();
     repo.sandbox(&["stop", "x"]).ok();
+}
+
+/// Its tip is a merge that resolved a conflict, which is to be remembered; messages are edited and commits signed.
+fn resolved(repo: &Repo<'_>) {
+    let script = "git checkout -qb side && sed -i 's/^1$/side/' a && git commit -qam side && git checkout -q main && \
+                  sed -i 's/^1$/main/' a && git commit -qam main && ! git merge -q side && \
+                  printf 'both\\n2\\n3\\n' >a && git commit -qam merged";
+    repo.sandbox(&["spawn", "-q", "--clean", "x", "--", "sh", "-ec", script]).ok();
+    let signs = repo.env().root().join("signs");
+    fs::write(&signs, "#!/bin/sh\ncat >/dev/null; echo '[GNUPG:] SIG_CREATED ' >&2; echo signed\n").expect("it is new");
+    fs::set_permissions(&signs, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    for (key, value) in [
+        ("rerere.enabled", "true"),
+        ("core.editor", "sed -i '1s/^/Edited: /'"),
+        ("gpg.program", signs.to_str().expect("it is text")),
+    ] {
+        repo.git(&["config", key, value]).ok();
+    }
 }
 
 fn trashed(repo: &Repo<'_>) {
@@ -452,7 +471,7 @@ macro_rules! scenarios {
 
 scenarios! {
     create 0 import 1 merge 2 drop_saved 3 drop_into_the_trash 4 trash_empty 5 gc 6 rescue 7 drop_with_a_rescue 8
-    merge_of_two_repositories 9 apply 10 undo 11 branch 12 merge_with_a_check 13 checkpoint 14 restore 15
+    merge_of_two_repositories 9 apply 10 undo 11 branch 12 merge_with_a_check 13 checkpoint 14 restore 15 finish 16
 }
 
 /// As long as the sandbox is there, so is what was rescued from it.

@@ -24,6 +24,7 @@ pub const TESTS: &[Need] = &[
     Need { program: "bwrap", package: "bubblewrap", without: "a sandbox inside a sandbox" },
     Need { program: "ip", package: "iproute2", without: "names that lead elsewhere than they should" },
     Need { program: "gdb", package: "gdb", without: "a debugger inside" },
+    Need { program: "gpg", package: "gnupg", without: "signatures with gpg" },
     Need { program: "sqlite3", package: "sqlite3", without: "a database inside" },
     Need { program: "tmux", package: "tmux", without: "a terminal multiplexer inside" },
     Need { program: "getfattr", package: "attr", without: "comparing extended attributes" },

@@ -189,7 +189,7 @@ impl Change<'_> {
 }
 
 /// A point at which a test may stop us.
-fn stop(name: &'static str, at: &Path) -> Result<(), MergeError> {
+pub(crate) fn stop(name: &'static str, at: &Path) -> Result<(), MergeError> {
     sandbox_sys::fault::point(name).map_err(MergeError::io("write", at))
 }
 

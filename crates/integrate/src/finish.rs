@@ -7,6 +7,7 @@
 //!
 //! A plan is made without either, so that showing one asks for nothing, and one that is refused costs no passphrase.
 
+use crate::apply::stop;
 use crate::database::Stored;
 use crate::error::{MergeError, Said};
 use crate::plan::{Identity, MergePlan, What};
@@ -58,6 +59,7 @@ pub fn finish_commits(
             *parent = now.get(parent).copied().unwrap_or(*parent);
         }
         if let Some(edit) = &mut editor {
+            stop("finish.edit", repo.gitdir())?;
             let message = commit.text();
             let draft = Draft { message: &message, parents: &commit.parents };
             match edit(&draft).map_err(MergeError::io("edit", repo.gitdir()))? {
@@ -66,7 +68,10 @@ pub fn finish_commits(
             }
         }
         let new = match signing {
-            Some(signing) => signed(repo, &commit, &plan.identity, signing)?,
+            Some(signing) => {
+                stop("finish.sign", repo.gitdir())?;
+                signed(repo, &commit, &plan.identity, signing)?
+            }
             None => repo.write_commit(&commit)?,
         };
         now.insert(id, new);

@@ -110,6 +110,7 @@ impl Repo {
         let lock = dir.path().join("lock");
         let lock = FileLock::exclusive(&lock).map_err(MergeError::io("lock", lock))?;
         make_bare(&dir.path().join("git"), format, &common, &objects).map_err(MergeError::io("create", dir.path()))?;
+        crate::rerere::sweep(&common);
         Ok(Self {
             database: Database::default(),
             git: git.clone(),

@@ -250,6 +250,20 @@ fn copy_entry(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// What an entry of the host's `rr-cache` is called until it is whole; with the number of the process.
+const UNFINISHED: &str = ".sandbox-";
+
+/// Removes entries whose makers were killed.
+pub(crate) fn sweep(common_dir: &Path) {
+    for entry in fs::read_dir(common_dir.join("rr-cache")).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let maker = name.to_str().and_then(|name| name.strip_prefix(UNFINISHED)?.parse::<u32>().ok());
+        if maker.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// Records how merge commits that have landed resolved their conflicts, in the host's `rr-cache`. What is recorded
 /// there already stays. Returns the paths.
 fn record(merger: &mut Merger<'_>, cache: &Path, merges: &[Oid]) -> Result<Vec<RepoPath>, MergeError> {
@@ -278,9 +292,10 @@ fn record(merger: &mut Merger<'_>, cache: &Path, merges: &[Oid]) -> Result<Vec<R
             }
             let place = || -> io::Result<()> {
                 fs::create_dir_all(cache)?;
-                let temp = cache.join(format!(".sandbox-{}", std::process::id()));
+                let temp = cache.join(format!("{UNFINISHED}{}", std::process::id()));
                 gone(fs::remove_dir_all(&temp))?;
                 copy_entry(&from, &temp)?;
+                sandbox_sys::fault::point("finish.learn").inspect_err(|_| drop(fs::remove_dir_all(&temp)))?;
                 let placed = fs::rename(&temp, &to);
                 if placed.is_err() {
                     gone(fs::remove_dir_all(&temp))?;

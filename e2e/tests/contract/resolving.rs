@@ -1,7 +1,7 @@
 //! Conflicts that are decided, messages that are edited, signatures, and what is told of histories.
 
 use crate::Subject;
-use sandbox_testkit::{Output, Repo, State, tree_digest};
+use sandbox_testkit::{Output, Repo, State, skip, tree_digest, which};
 use std::os::unix::fs::PermissionsExt;
 
 over_views_at_length! {
@@ -11,6 +11,8 @@ over_views_at_length! {
     a_conflict_is_resolved_in_a_sandbox_and_remembered,
     a_message_is_edited,
     commits_are_signed_on_the_host,
+    commits_are_signed_with_gpg,
+    what_was_recorded_here_is_used_where_a_conflict_is_resolved,
     what_makes_no_sense_together_is_refused,
     files_are_applied_by_their_paths,
     several_histories_are_one_picture,
@@ -287,6 +289,70 @@ fn commits_are_signed_on_the_host(subject: &Subject) {
     // The key is on the host only.
     assert_eq!(subject.exec(&repo, "f", &format!("test ! -e {}", key.display())).status, 0);
     repo.sandbox(&["stop", "--all"]).expect(0);
+}
+
+/// A program of the host's own home, which is ended with the test.
+struct Agent<'r>(&'r Repo<'r>);
+
+impl Drop for Agent<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.sh("gpgconf --kill all");
+    }
+}
+
+fn commits_are_signed_with_gpg(subject: &Subject) {
+    if which("gpg").is_none() {
+        skip!("no gpg");
+    }
+    let repo = two(subject);
+    let _agent = Agent(&repo);
+    let made = "mkdir -m 700 ~/.gnupg && gpg --batch -q --passphrase '' --quick-generate-key 'Dev <dev@example.com>' \
+                ed25519 sign never 2>/dev/null && gpg --batch --list-secret-keys --with-colons";
+    let listed = repo.sh(made).ok();
+    let key = listed.lines().find_map(|line| line.strip_prefix("fpr:")).unwrap().trim_matches(':').to_owned();
+    repo.sandbox(&["merge", &format!("--sign={key}"), "--resolve", "ours", "b"]).expect(0);
+    let told = repo.git(&["log", "-1", "--format=%G? %GF"]).ok();
+    assert_eq!(told, format!("G {key}\n"));
+    repo.git(&["verify-commit", "HEAD"]).ok();
+    // Any other key: nothing is written.
+    subject.spawn(&repo, &["-q", "c"], "echo c >c; git add c; git commit -qm c").ok();
+    let before = state(&repo);
+    let seen = repo.sandbox(&["merge", "--no-ff", "--sign=0123456789ABCDEF0123456789ABCDEF01234567", "c"]).expect(128);
+    assert!(
+        seen.stderr.contains("error: cannot sign the commit\ncaused by: ") && seen.stderr.contains("gpg"),
+        "{seen}"
+    );
+    assert_eq!(state(&repo), before);
+    // Neither the key nor its agent is inside.
+    let look = "test ! -e ~/.gnupg && ! env | grep -i gpg && ! find / -name 'S.gpg-agent*' 2>/dev/null | grep .";
+    assert_eq!(subject.exec(&repo, "c", look).status, 0);
+    repo.sandbox(&["stop", "--all"]).expect(0);
+}
+
+/// Of two conflicts one was resolved here before: inside, only the other is left, and both are remembered here.
+fn what_was_recorded_here_is_used_where_a_conflict_is_resolved(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    repo.git(&["config", "rerere.enabled", "true"]).ok();
+    subject.spawn(&repo, &["-q", "a"], "sed -i 's/^line 1$/AAA/' src/b.c; echo A >src/a.c; git commit -qam A").ok();
+    subject.spawn(&repo, &["-q", "one"], "sed -i 's/^line 1$/BBB/' src/b.c; git commit -qam One").ok();
+    subject.spawn(&repo, &["-q", "b"], "sed -i 's/^line 1$/BBB/' src/b.c; echo B >src/a.c; git commit -qam B").ok();
+    repo.sandbox(&["merge", "a"]).expect(0);
+    let start = repo.id("HEAD");
+    repo.git(&["merge", "-q", "sandbox/one"]);
+    repo.write("src/b.c", repo.read("src/b.c").replace("<<<<<<< HEAD\n", "").replace("=======\n", ""));
+    repo.sh("sed -i '/^>>>>>>> /d' src/b.c && git commit -qam Resolved && git reset -q --hard HEAD^").ok();
+    assert_eq!(repo.id("HEAD"), start);
+    let script =
+        "grep -c '^<<<<<<<' src/a.c && ! grep '^<<<<<<<' src/b.c && grep -q ^AAA src/b.c && grep -q ^BBB src/b.c &&
+        printf 'A\\nB\\n' >src/a.c && git add -A && git commit -qm Both";
+    repo.sandbox(&["merge", "--into-sandbox", "b", "--", "sh", "-ec", script]).expect(0);
+    repo.sandbox(&["merge", "b-merge"]).expect(0);
+    let merged = repo.read("src/b.c");
+    assert!(merged.starts_with("AAA\nBBB\n") && repo.read("src/a.c") == "A\nB\n", "{merged}");
+    repo.git(&["reset", "-q", "--hard", &start]).ok();
+    let seen = repo.sandbox(&["merge", "b"]).expect(0);
+    assert_eq!(seen.stderr.matches("as it was resolved before (git rerere)").count(), 2, "{seen}");
+    assert_eq!(repo.read("src/b.c"), merged);
 }
 
 fn what_makes_no_sense_together_is_refused(subject: &Subject) {
