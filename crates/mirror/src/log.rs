@@ -36,6 +36,7 @@ impl Level {
 /// How bad an event is.
 pub fn level(event: &Event) -> Level {
     use crate::event::Outcome;
+    #[allow(unreachable_patterns, reason = "what says nothing of itself")]
     match event {
         Event::Served(served) if served.outcome == Outcome::Failed => Level::Error,
         // Probes and scrapes come every few seconds.
@@ -43,6 +44,7 @@ pub fn level(event: &Event) -> Level {
         Event::Served(_) => Level::Info,
         Event::Cache(CacheEvent::Failed) | Event::Trouble { .. } => Level::Error,
         Event::Cache(_) => Level::Debug,
+        _ => Level::Info,
     }
 }
 
@@ -51,10 +53,12 @@ pub fn line(event: &Event, at: u64) -> String {
     let mut fields = Map::new();
     fields.insert("at".to_owned(), json!(at));
     fields.insert("level".to_owned(), json!(level(event).word()));
+    #[allow(unreachable_patterns, reason = "what has no fields of its own yet is told as it is")]
     let more = match event {
         Event::Served(served) => request(served),
         Event::Cache(cache) => self::cache(cache),
         Event::Trouble { what } => json!({ "event": "trouble", "what": what }),
+        other => json!({ "event": "other", "what": format!("{other:?}") }),
     };
     if let Value::Object(more) = more {
         fields.extend(more);

@@ -4,6 +4,7 @@
 //! ref, a session) is never a label. Written in the text format of OpenMetrics 1.0, which Prometheus reads.
 
 use crate::event::{CacheEvent, Event, GitService, Observer, Outcome, Served, Shape};
+use crate::name::RepoName;
 use crate::status_page::Status;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -12,8 +13,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
-use std::sync::Mutex;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 
 /// The media type of what [`Metrics::render`] returns.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -25,6 +26,15 @@ type Seconds<const N: usize> = Family<Labels<N>, Histogram, fn() -> Histogram>;
 /// A millisecond to a good ten minutes.
 fn seconds() -> Histogram {
     Histogram::new([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0])
+}
+
+/// How much one repository was used since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Requests that have ended.
+    pub requests: u64,
+    /// Bytes that clients got.
+    pub sent: u64,
 }
 
 /// The numbers of one process. Cheap to update from any thread.
@@ -46,6 +56,8 @@ pub struct Metrics {
     cache_evicted: Counter,
     cache_failures: Counter,
     troubles: Counter,
+    /// By repository, which the registry bounds.
+    used: Mutex<HashMap<RepoName, Used>>,
     /// What is set when somebody asks.
     now: Mutex<Now>,
 }
@@ -85,6 +97,7 @@ impl Metrics {
             cache_evicted: Counter::default(),
             cache_failures: Counter::default(),
             troubles: Counter::default(),
+            used: Mutex::default(),
             now: Mutex::default(),
             registry: Registry::default(),
         };
@@ -133,6 +146,12 @@ impl Metrics {
         self.queue_seconds.observe(served.queued.as_secs_f64());
         self.bytes.get_or_create(&[("direction", "received")]).inc_by(served.received);
         self.bytes.get_or_create(&[("direction", "sent")]).inc_by(served.sent);
+        if let Some(repo) = &served.repo {
+            let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+            let used = used.entry(repo.clone()).or_default();
+            used.requests += 1;
+            used.sent += served.sent;
+        }
         if served.outcome == Outcome::Redirected {
             let reason = if served.repo.is_some() { "cold" } else { "unregistered" };
             self.fallback.get_or_create(&[("reason", reason)]).inc();
@@ -155,6 +174,11 @@ impl Metrics {
         };
     }
 
+    /// How much each repository was used.
+    pub fn by_repository(&self) -> HashMap<RepoName, Used> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Packs that the cache had, and that it had not, since the start.
     pub fn cache_use(&self) -> (u64, u64) {
         (self.cache_hits.get(), self.cache_misses.get())
@@ -163,7 +187,7 @@ impl Metrics {
     /// Writes all, with the state of now. Names of repositories that `status` leaves out are left out here.
     pub fn render(&self, status: &Status) -> String {
         // One scrape at a time: what is set here is read below.
-        let now = self.now.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
         now.set(status);
         let mut text = String::new();
         // Writing to a string does not fail.
@@ -199,12 +223,14 @@ impl Now {
 
 impl Observer for Metrics {
     fn observe(&self, event: &Event) {
+        #[allow(unreachable_patterns, reason = "what has no number yet")]
         match event {
             Event::Served(served) => self.served(served),
             Event::Cache(event) => self.cache(event),
             Event::Trouble { .. } => {
                 self.troubles.inc();
             }
+            _ => {}
         }
     }
 }
@@ -257,6 +283,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::event::Transport;
     use crate::status_page::tests::status;
+    use std::time::Duration;
 
     pub(crate) fn served() -> Served {
         Served {
