@@ -24,6 +24,8 @@ pub enum Event {
     Served(Served),
     /// The pack cache was asked, or changed.
     Cache(CacheEvent),
+    /// A repository was asked of its upstream.
+    Refreshed(Refreshed),
     /// A listener, or the service itself, cannot do what it should; text is safe to print.
     Trouble {
         /// What could not be done.
@@ -145,4 +147,48 @@ pub enum CacheEvent {
     },
     /// It could not be used; clients are served without it.
     Failed,
+}
+
+/// Why a repository was refreshed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Trigger {
+    /// Its interval, or a wait after a failure, was over.
+    Due,
+    /// A forge's webhook.
+    Webhook,
+    /// Somebody waits for refs or commits.
+    Ensure,
+    /// The administrator.
+    Admin,
+}
+
+impl Trigger {
+    /// A word for metrics and logs.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Due => "due",
+            Self::Webhook => "webhook",
+            Self::Ensure => "ensure",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// A refresh that ended.
+#[derive(Clone, Debug)]
+pub struct Refreshed {
+    /// The repository.
+    pub repo: RepoName,
+    /// Why it began.
+    pub trigger: Trigger,
+    /// `ok`, `cloned`, or the word of a [`Trouble`](crate::refresh::Trouble).
+    pub outcome: &'static str,
+    /// What went wrong; safe to print, without any secret.
+    pub error: Option<String>,
+    /// How long it took.
+    pub took: Duration,
+    /// Refs that were made, moved or deleted.
+    pub changed: usize,
+    /// Bytes of packs that came.
+    pub bytes: u64,
 }

@@ -29,6 +29,8 @@
 #![forbid(unsafe_code)]
 
 pub mod catalog;
+pub mod config;
+pub mod credential;
 pub mod event;
 pub mod identity;
 pub mod layout;
@@ -37,8 +39,11 @@ pub mod measure;
 pub mod metrics;
 pub mod name;
 pub mod operate;
+pub mod refresh;
+pub mod registry;
 pub mod repo;
 pub mod serve;
 pub mod service;
 pub mod status_page;
 pub mod tls;
+pub mod webhook;

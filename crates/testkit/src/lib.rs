@@ -31,6 +31,7 @@ mod pty;
 mod repo;
 mod states;
 mod tls;
+mod upstream;
 
 pub use agent::StandIn;
 pub use corpus::Corpus;
@@ -46,6 +47,7 @@ pub use pty::Pty;
 pub use repo::{Repo, set_mtimes};
 pub use states::State;
 pub use tls::Origin;
+pub use upstream::{Faults, GitDaemon, Upstream, begin, push_commit};
 
 /// Ends the test as skipped: prints `SKIP: ` and the reason, and returns from the function.
 #[macro_export]

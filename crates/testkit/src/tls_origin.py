@@ -11,9 +11,14 @@ DIR holds cert.pem and key.pem. `DIR/ports` gets both ports, `DIR/log` a line fo
     /files/...      what is below DIR/files
     /git/...        repositories below DIR/git, by git's own CGI program
     anything else   "reached NAME"
+
+`DIR/faults` (JSON) says what /git/... does wrong: see `upstream.rs`.
 """
 
+import base64
+import json
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -39,7 +44,8 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self):
         scheme = self.server.scheme
         host = self.headers.get("Host", "-")
-        note(f"{scheme} {host} {self.command} {self.path}")
+        scheme_of_auth = self.headers.get("Authorization", "").partition(" ")[0]
+        note(f"{scheme} {host} {self.command} {self.path}" + (f" auth={scheme_of_auth}" if scheme_of_auth else ""))
         path = self.path.partition("?")[0]
         body = self.body()
         if path == "/redir":
@@ -51,10 +57,38 @@ class Handler(BaseHTTPRequestHandler):
         if path.startswith("/files/"):
             return self.file(path.removeprefix("/files/"))
         if path.startswith("/git/"):
-            return self.git(path.removeprefix("/git"), body)
+            return self.fault(path) or self.git(path.removeprefix("/git"), body)
         return self.reply(200, f"reached {host.partition(':')[0]}\n".encode())
 
     do_GET = do_POST = do_HEAD = answer
+
+    def fault(self, path):
+        """Does what the faults say; true if that was the answer."""
+        self.cut = None
+        try:
+            faults = json.loads((DIR / "faults").read_text())
+        except FileNotFoundError:
+            return False
+        if faults["only"] and faults["only"] not in self.path:
+            return False
+        time.sleep(faults["delay_ms"] / 1000)
+        if faults["auth"]:
+            right = "Basic " + base64.b64encode(faults["auth"].encode()).decode()
+            if self.headers.get("Authorization") != right:
+                self.reply(401, b"who?\n", WWW_Authenticate='Basic realm="test"')
+                return True
+        more = {} if faults["retry_after"] is None else {"Retry_After": str(faults["retry_after"])}
+        if faults["redirect"]:
+            for tail in ["/info/refs", "/git-upload-pack"]:
+                if path.endswith(tail):
+                    query = self.path.partition("?")[2]
+                    self.reply(301, b"", Location=faults["redirect"] + tail + (f"?{query}" if query else ""))
+                    return True
+        if faults["status"]:
+            self.reply(faults["status"], b"no\n", **more)
+            return True
+        self.cut = faults["cut"]
+        return False
 
     def body(self):
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
@@ -72,7 +106,13 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command != "HEAD":
+        cut = getattr(self, "cut", None)
+        if cut is not None and cut < len(body):
+            self.wfile.write(body[:cut])
+            self.wfile.flush()
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+        elif self.command != "HEAD":
             self.wfile.write(body)
 
     def hold(self):

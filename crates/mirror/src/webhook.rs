@@ -1,0 +1,222 @@
+//! Webhooks: a forge says that something was pushed, and the mirror looks at once.
+//!
+//! ```text
+//! POST /hooks/{provider} ─► body (capped) ─► signature (constant time) ─► whose repository ─► refresh
+//!
+//! github    X-Hub-Signature-256: sha256=HEX       HMAC-SHA-256 of the body
+//! gitlab    X-Gitlab-Token: SECRET                the secret itself
+//! gitea     X-Gitea-Signature: HEX                HMAC-SHA-256 of the body (Forgejo and Gogs as well)
+//! generic   X-Signature-256: sha256=HEX           HMAC-SHA-256 of the body: {"url": "…"} or {"repo": "host/o/n"}
+//! ```
+//!
+//! What a delivery says is only a reason to look: the refs are always read from the upstream itself. So a delivery
+//! that comes twice, late or in the wrong order does no harm, and none is remembered.
+
+use hmac::{Hmac, KeyInit, Mac};
+use hyper::StatusCode;
+use serde_json::Value;
+use sha2::Sha256;
+use std::str::FromStr;
+use subtle::ConstantTimeEq;
+
+/// The largest delivery that is read. What is larger is found by the next refresh.
+pub const MAX_BODY: usize = 4 << 20;
+
+/// Who sends webhooks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Provider {
+    /// github.com and GitHub Enterprise.
+    Github,
+    /// gitlab.com and GitLab.
+    Gitlab,
+    /// Gitea, Forgejo, Gogs.
+    Gitea,
+    /// Anything that can compute an HMAC.
+    Generic,
+}
+
+impl Provider {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Github, Self::Gitlab, Self::Gitea, Self::Generic];
+
+    /// As in configuration and paths.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Github => "github",
+            Self::Gitlab => "gitlab",
+            Self::Gitea => "gitea",
+            Self::Generic => "generic",
+        }
+    }
+
+    /// The header that proves who sent it.
+    fn header(self) -> &'static str {
+        match self {
+            Self::Github => "x-hub-signature-256",
+            Self::Gitlab => "x-gitlab-token",
+            Self::Gitea => "x-gitea-signature",
+            Self::Generic => "x-signature-256",
+        }
+    }
+}
+
+impl FromStr for Provider {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|provider| provider.as_str() == text).ok_or_else(|| {
+            format!("'{}' is none of 'github', 'gitlab', 'gitea', 'generic'", sandbox_git::printable(text.as_bytes()))
+        })
+    }
+}
+
+/// Why a delivery was not taken. What is told to the sender says nothing of repositories or secrets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Not configured, or not this provider.
+    #[error("no such webhook")]
+    Unknown,
+    /// No signature.
+    #[error("the signature is missing")]
+    Unsigned,
+    /// Another secret.
+    #[error("the signature does not match")]
+    Signature,
+    /// Over [`MAX_BODY`].
+    #[error("the delivery is too large")]
+    TooLarge,
+    /// Not JSON, or without a repository.
+    #[error("the delivery names no repository")]
+    Nameless,
+}
+
+impl Refusal {
+    /// The status that says so.
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::Unknown => StatusCode::NOT_FOUND,
+            Self::Unsigned | Self::Signature => StatusCode::UNAUTHORIZED,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Nameless => StatusCode::BAD_REQUEST,
+        }
+    }
+}
+
+/// Checks that whoever knows `secret` has sent this body, in a time that does not depend on how much of it is right.
+pub fn verify<'h>(
+    provider: Provider,
+    secret: &str,
+    header: impl Fn(&str) -> Option<&'h str>,
+    body: &[u8],
+) -> Result<(), Refusal> {
+    if body.len() > MAX_BODY {
+        return Err(Refusal::TooLarge);
+    }
+    let proof = header(provider.header()).ok_or(Refusal::Unsigned)?;
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("any length is a key");
+    let right = if provider == Provider::Gitlab {
+        // Of the same length whatever was sent.
+        let digest = |text: &str| sandbox_git::sha256(text.as_bytes());
+        bool::from(digest(proof).ct_eq(&digest(secret)))
+    } else {
+        mac.update(body);
+        let digits = proof.strip_prefix("sha256=").unwrap_or(proof);
+        unhex(digits).is_some_and(|sent| mac.verify_slice(&sent).is_ok())
+    };
+    if right { Ok(()) } else { Err(Refusal::Signature) }
+}
+
+fn unhex(digits: &str) -> Option<Vec<u8>> {
+    let value = |b: u8| char::from(b).to_digit(16).map(|digit| digit as u8);
+    (digits.len() == 64).then_some(())?;
+    digits.as_bytes().chunks_exact(2).map(|pair| Some(value(pair[0])? << 4 | value(pair[1])?)).collect()
+}
+
+/// Returns what the delivery calls its repository: URLs, or a name in the mirror. Empty: nothing to look at
+/// (a test of the connection).
+pub fn repositories(provider: Provider, body: &[u8]) -> Result<Vec<String>, Refusal> {
+    let body: Value = serde_json::from_slice(body).map_err(|_| Refusal::Nameless)?;
+    let (object, keys): (&Value, &[&str]) = match provider {
+        Provider::Github => (&body["repository"], &["clone_url", "ssh_url", "git_url"]),
+        Provider::Gitea => (&body["repository"], &["clone_url", "ssh_url"]),
+        Provider::Gitlab => (&body["project"], &["git_http_url", "git_ssh_url", "http_url", "ssh_url"]),
+        Provider::Generic => (&body, &["url", "repo"]),
+    };
+    let found: Vec<String> = keys.iter().filter_map(|key| object[*key].as_str()).map(str::to_owned).collect();
+    // An organisation's ping names none.
+    let ping = body["zen"].is_string() && object.is_null();
+    if found.is_empty() && !ping { Err(Refusal::Nameless) } else { Ok(found) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // From GitHub's documentation of "Validating webhook deliveries".
+    const SECRET: &str = "It's a Secret to Everybody";
+    const BODY: &[u8] = b"Hello, World!";
+    const SIGNATURE: &str = "757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
+
+    fn check(provider: Provider, name: &str, value: &str, body: &[u8]) -> Result<(), Refusal> {
+        verify(provider, SECRET, |asked| (asked == name).then_some(value), body)
+    }
+
+    #[test]
+    fn each_provider_proves_itself_in_its_way() {
+        let github = format!("sha256={SIGNATURE}");
+        assert_eq!(check(Provider::Github, "x-hub-signature-256", &github, BODY), Ok(()));
+        assert_eq!(check(Provider::Generic, "x-signature-256", &github, BODY), Ok(()));
+        assert_eq!(check(Provider::Gitea, "x-gitea-signature", SIGNATURE, BODY), Ok(()));
+        assert_eq!(check(Provider::Gitlab, "x-gitlab-token", SECRET, BODY), Ok(()));
+    }
+
+    #[test]
+    fn what_is_not_signed_by_the_secret_is_refused() {
+        let github = format!("sha256={SIGNATURE}");
+        for (provider, name, value) in [
+            (Provider::Github, "x-hub-signature-256", "sha256="),
+            (Provider::Github, "x-hub-signature-256", &SIGNATURE[..62]),
+            (Provider::Gitea, "x-gitea-signature", &"0".repeat(64)),
+            (Provider::Gitea, "x-gitea-signature", "\u{e9}"),
+            (Provider::Gitlab, "x-gitlab-token", "It's a Secret"),
+            (Provider::Gitlab, "x-gitlab-token", ""),
+        ] {
+            assert_eq!(check(provider, name, value, BODY), Err(Refusal::Signature), "{provider:?} {value}");
+        }
+        assert_eq!(check(Provider::Github, "x-hub-signature-256", &github, b"Hello, World?"), Err(Refusal::Signature));
+        // A signature of another provider's is none.
+        assert_eq!(check(Provider::Gitlab, "x-hub-signature-256", &github, BODY), Err(Refusal::Unsigned));
+        assert_eq!(check(Provider::Github, "x-gitlab-token", SECRET, BODY), Err(Refusal::Unsigned));
+        let large = vec![b' '; MAX_BODY + 1];
+        assert_eq!(check(Provider::Github, "x-hub-signature-256", &github, &large), Err(Refusal::TooLarge));
+    }
+
+    #[test]
+    fn the_repository_is_where_each_provider_names_it() {
+        let github =
+            br#"{"ref":"refs/heads/x","repository":{"clone_url":"https://h/o/n.git","ssh_url":"git@h:o/n.git"}}"#;
+        assert_eq!(repositories(Provider::Github, github).unwrap(), ["https://h/o/n.git", "git@h:o/n.git"]);
+        let gitlab = br#"{"object_kind":"push","project":{"git_http_url":"https://h/g/s/n.git"}}"#;
+        assert_eq!(repositories(Provider::Gitlab, gitlab).unwrap(), ["https://h/g/s/n.git"]);
+        assert_eq!(repositories(Provider::Generic, br#"{"repo":"h/o/n"}"#).unwrap(), ["h/o/n"]);
+        assert_eq!(repositories(Provider::Github, br#"{"zen":"Keep it simple."}"#).unwrap(), [""; 0]);
+        for bad in [&b"{}"[..], b"[]", b"not json", br#"{"repository":7}"#] {
+            assert_eq!(repositories(Provider::Gitea, bad), Err(Refusal::Nameless));
+        }
+    }
+
+    #[test]
+    fn every_refusal_has_its_status_and_tells_nothing() {
+        let all = [Refusal::Unknown, Refusal::Unsigned, Refusal::Signature, Refusal::TooLarge, Refusal::Nameless];
+        let told: Vec<_> = all.iter().map(|r| format!("{} {r}", r.status().as_u16())).collect();
+        assert_eq!(
+            told,
+            [
+                "404 no such webhook",
+                "401 the signature is missing",
+                "401 the signature does not match",
+                "413 the delivery is too large",
+                "400 the delivery names no repository",
+            ]
+        );
+    }
+}

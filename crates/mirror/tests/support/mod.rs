@@ -1,0 +1,161 @@
+//! A mirror's inner parts over upstreams of the testkit, for tests of what keeps it fresh.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use sandbox_git::{Git, HostEnv};
+use sandbox_mirror::catalog::{self, Catalog, Reader};
+use sandbox_mirror::config::Config;
+use sandbox_mirror::credential::Keeper;
+use sandbox_mirror::event::{Event, Observer, Refreshed, Trigger};
+use sandbox_mirror::layout::Layout;
+use sandbox_mirror::name::{RepoName, Upstream};
+use sandbox_mirror::refresh::{Parts, Refresher, Waited};
+use sandbox_mirror::registry::plan::Change;
+use sandbox_mirror::registry::{Origin, Registry, Spec, Status};
+use sandbox_testkit::TestEnv;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+/// What happened, kept.
+#[derive(Default)]
+pub struct Seen(Mutex<Vec<Event>>);
+
+impl Observer for Seen {
+    fn observe(&self, event: &Event) {
+        self.0.lock().unwrap().push(event.clone());
+    }
+}
+
+impl Seen {
+    /// All refreshes so far.
+    pub fn refreshes(&self) -> Vec<Refreshed> {
+        let one = |event: &Event| match event {
+            Event::Refreshed(refreshed) => Some(refreshed.clone()),
+            _ => None,
+        };
+        self.0.lock().unwrap().iter().filter_map(one).collect()
+    }
+
+    /// Everything, as text: what a log could say.
+    pub fn text(&self) -> String {
+        format!("{:?}", self.0.lock().unwrap())
+    }
+}
+
+/// The part of a mirror that keeps it fresh.
+pub struct Mirror {
+    pub git: Git,
+    pub layout: Layout,
+    pub registry: Registry,
+    pub catalog: Reader,
+    pub refresher: Refresher,
+    pub seen: Arc<Seen>,
+}
+
+/// Long intervals: what happens, a test has asked for. Loopback is allowed.
+pub const CONFIG: &str = "
+[refresh]
+interval = '1h'
+jitter = 0
+backoff_max = '1h'
+[upstream]
+allow_insecure = true
+allow_private = ['127.0.0.0/8', '::1/128']
+";
+
+impl Mirror {
+    /// Starts it, with more configuration and these variables for `env:` sources.
+    pub fn start(env: &TestEnv, more: &str, vars: &[(&str, &str)]) -> Self {
+        let config = Config::parse(&format!("{CONFIG}{more}"), false).unwrap();
+        let home = Some(env.home());
+        let git = Git::new(HostEnv { path: env.path(), home, ..HostEnv::default() }).unwrap();
+        let layout = Layout::new(env.root().join("store"));
+        layout.create().unwrap();
+        let (publisher, catalog) = catalog::channel(Catalog::default());
+        let registry = Registry::open(layout.registry(), layout.clone(), publisher, Vec::new()).unwrap();
+        let seen = Arc::new(Seen::default());
+        let vars: BTreeMap<_, _> = vars.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let refresher = Refresher::start(Parts {
+            git: git.clone(),
+            layout: layout.clone(),
+            registry: registry.clone(),
+            keeper: Keeper::new(vars, env.path()),
+            refresh: config.refresh,
+            upstream: config.upstream,
+            credentials: config.credentials,
+            observer: seen.clone(),
+        });
+        Self { git, layout, registry, catalog, refresher, seen }
+    }
+
+    /// Registers an upstream as `name`.
+    pub fn add(&self, name: &str, url: &str, more: impl FnOnce(&mut Spec)) -> RepoName {
+        let mut spec = Spec::of(Upstream::parse(url).unwrap());
+        spec.name = name.parse().unwrap();
+        more(&mut spec);
+        let name = spec.name.clone();
+        self.registry.apply(vec![Change::Put(spec, Origin::Api)]).unwrap();
+        name
+    }
+
+    /// Refreshes and waits.
+    pub async fn refresh(&self, name: &RepoName) -> Waited {
+        // The task of a new repository begins when the registry's change was seen.
+        for _ in 0..2000 {
+            match self.refresher.refresh(name, BTreeSet::new(), Trigger::Admin).await {
+                Waited::Unknown => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+                other => return other,
+            }
+        }
+        Waited::Unknown
+    }
+
+    /// Refreshes; what went wrong, as text.
+    pub async fn fails(&self, name: &RepoName) -> String {
+        match self.refresh(name).await {
+            Waited::Failed(trouble) => trouble.to_string(),
+            other => format!("{other:?}"),
+        }
+    }
+
+    /// Refreshes, which must go well.
+    pub async fn fresh(&self, name: &RepoName) {
+        let waited = self.refresh(name).await;
+        assert!(matches!(waited, Waited::Fresh(_)), "{waited:?}");
+    }
+
+    /// The bare repository.
+    pub fn dir(&self, name: &RepoName) -> PathBuf {
+        self.layout.mirror(name)
+    }
+
+    /// What is known of it.
+    pub fn status(&self, name: &RepoName) -> Status {
+        self.registry.record(name).unwrap().status.clone()
+    }
+
+    /// Runs git in the mirror.
+    pub fn git(&self, env: &TestEnv, name: &RepoName, args: &[&str]) -> String {
+        let dir = self.dir(name);
+        env.git(&dir, args).ok()
+    }
+
+    /// `refname oid` of heads and tags, and what `HEAD` names.
+    pub fn refs(&self, env: &TestEnv, name: &RepoName) -> String {
+        let refs =
+            self.git(env, name, &["for-each-ref", "--format=%(refname) %(objectname)", "refs/heads", "refs/tags"]);
+        refs + "HEAD " + &self.git(env, name, &["symbolic-ref", "HEAD"])
+    }
+}
+
+/// The same of an upstream.
+pub fn refs_of(env: &TestEnv, dir: &std::path::Path) -> String {
+    let refs = env.git(dir, &["for-each-ref", "--format=%(refname) %(objectname)", "refs/heads", "refs/tags"]).ok();
+    refs + "HEAD " + &env.git(dir, &["symbolic-ref", "HEAD"]).ok()
+}
+
+/// A runtime as the service has one.
+pub fn on_runtime<T>(test: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build().unwrap();
+    runtime.block_on(test)
+}
