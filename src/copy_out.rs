@@ -1,6 +1,7 @@
 //! `spawn --copy-out SRC:DST`: files out of a sandbox whose command has ended, before it may be dropped. By the rules
 //! of `cp`: what is inside decides neither what is read nor where it is written.
 
+use crate::context::Context;
 use crate::error::CliError;
 use crate::report::Copied;
 use crate::text::{count, escape, size};
@@ -42,8 +43,9 @@ impl Wish {
 }
 
 /// Copies all that is wished for. What went wrong is told and is in the result; the rest is copied all the same.
-pub fn all(store: &Store, sandbox: &Sandbox, wishes: &[Wish], quiet: bool) -> Vec<Copied> {
-    let copied: Vec<Copied> = wishes.iter().map(|wish| one(store, sandbox, wish)).collect();
+pub fn all(context: &Context, store: &Store, sandbox: &Sandbox, wishes: &[Wish], quiet: bool) -> Vec<Copied> {
+    let seen = see(context, store, sandbox, wishes);
+    let copied: Vec<Copied> = wishes.iter().map(|wish| one(store, sandbox, wish, &seen)).collect();
     for copied in &copied {
         for (path, why) in &copied.skipped {
             eprintln!("skipped '{path}': {why}");
@@ -62,12 +64,26 @@ pub fn all(store: &Store, sandbox: &Sandbox, wishes: &[Wish], quiet: bool) -> Ve
     copied
 }
 
-fn one(store: &Store, sandbox: &Sandbox, wish: &Wish) -> Copied {
+/// Has what is wished for seen, where what a sandbox writes is not on the host. All of what a pattern can match is.
+fn see(context: &Context, store: &Store, sandbox: &Sandbox, wishes: &[Wish]) -> Result<(), String> {
+    let fixed = |wish: &Wish| {
+        let (tree, relative) = cp::relative(sandbox, &wish.from).ok()?;
+        let parts = relative.components().take_while(|part| !is_pattern(&part.as_os_str().to_string_lossy()));
+        Some((tree.tree, parts.collect::<PathBuf>()))
+    };
+    let paths: Vec<(usize, PathBuf)> = wishes.iter().filter_map(fixed).collect();
+    let paths: Vec<(usize, &Path)> = paths.iter().map(|(n, path)| (*n, path.as_path())).collect();
+    crate::picture::fresh_with(context, store, sandbox, &paths).map_err(|error| words(&error))
+}
+
+fn words(error: &CliError) -> String {
+    std::iter::once(&error.message).chain(&error.causes).cloned().collect::<Vec<_>>().join(": ")
+}
+
+fn one(store: &Store, sandbox: &Sandbox, wish: &Wish, seen: &Result<(), String>) -> Copied {
     let mut copied = Copied { from: wish.from.clone(), to: wish.to.clone(), ..Copied::default() };
-    if let Err(error) = copy(store, sandbox, wish, &mut copied) {
-        let why = std::iter::once(&error.message).chain(&error.causes).cloned().collect::<Vec<_>>();
-        copied.error = Some(why.join(": "));
-    }
+    let done = seen.clone().and_then(|()| copy(store, sandbox, wish, &mut copied).map_err(|error| words(&error)));
+    copied.error = done.err();
     copied
 }
 

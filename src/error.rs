@@ -12,6 +12,7 @@ use sandbox_core::host_repo::HostRepoError;
 use sandbox_core::host_repo::refound::RefoundError;
 use sandbox_core::id::NameError;
 use sandbox_core::landing::LandingError;
+use sandbox_core::picture::PictureError;
 use sandbox_core::prepare::PrepareError;
 use sandbox_core::sandbox::SandboxError;
 use sandbox_core::served::ServedError;
@@ -446,9 +447,24 @@ impl From<WorkError> for CliError {
                 ))
                 .hint(format!("else `git sandbox bundle {name} FILE` takes out the commits")),
             WorkError::Git(error) => error.into(),
+            error @ WorkError::NotSeen { .. } => {
+                Self::chain(&error).hint("`git sandbox diff --uncommitted NAME` asks it")
+            }
             error @ (WorkError::Changes(_) | WorkError::Captured(_)) => Self::chain(&error).hint(
                 "`git sandbox show NAME` names the directory of its own files; `git sandbox drop --force NAME` moves it to the trash",
             ),
+        }
+    }
+}
+
+impl From<PictureError> for CliError {
+    fn from(error: PictureError) -> Self {
+        match error {
+            PictureError::Sandbox(error) => error.into(),
+            PictureError::Store(error) => error.into(),
+            error @ (PictureError::Asked { .. } | PictureError::Said { .. }) => Self::chain(&error)
+                .hint("`git sandbox shell NAME` looks from inside; `git sandbox drop --force NAME` keeps all of it in the trash"),
+            error @ PictureError::Io { .. } => Self::chain(&error),
         }
     }
 }

@@ -53,6 +53,7 @@ pub fn leave(context: &Context, store: &Store, sandbox: &Sandbox, wish: OnExit, 
     if !sandbox.status()?.home || sandbox.record.forked.is_some() {
         fetch::bring(context, store, sandbox)?;
     }
+    crate::picture::fresh(context, store, sandbox)?;
     let mut left = work::uncommitted_now(context.git()?, store, sandbox)?;
     let (mut others, mut directories) = (Vec::new(), Vec::new());
     for tree in sandbox.trees().skip(1).filter(|tree| !tree.mount().read_only) {
@@ -278,7 +279,11 @@ fn uncommitted(context: &Context, store: &Store, sandbox: &Sandbox, left: &Uncom
 
 /// After a merge that left nothing, dropping is offered; `--rm` does not ask.
 fn offer_drop(context: &Context, store: &Store, sandbox: &Sandbox, ask: bool) -> Result<(), CliError> {
-    if !sandbox.dir.record().exists() || !work::nothing_left(context.git()?, store, sandbox)? {
+    if !sandbox.dir.record().exists() {
+        return Ok(());
+    }
+    crate::picture::fresh(context, store, sandbox)?;
+    if !work::nothing_left(context.git()?, store, sandbox)? {
         return Ok(());
     }
     let name = sandbox.name();

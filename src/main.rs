@@ -20,6 +20,7 @@ mod inside;
 mod layers;
 mod leave;
 mod notices;
+mod picture;
 mod plumbing;
 mod prefix;
 mod prepare;

@@ -95,6 +95,7 @@ impl<'a> Fresh<'a> {
             nested: false,
             auto_commit: false,
             view: self.view.choose(bytes)?,
+            guest_disk: !driver.writes_on_host(),
             rescue_every: 0,
             forked: None,
         };

@@ -3,6 +3,7 @@
 
 pub mod bring;
 mod check;
+mod picture_inside;
 mod proxy;
 pub mod remote;
 mod rescue;
@@ -32,6 +33,7 @@ pub fn run(role: &str, args: &[OsString]) -> ExitCode {
         "__probe" => crate::probe::role(args),
         sandbox_protocol::REPO_STATE_VERB => state::run(),
         sandbox_protocol::RESCUE_VERB => rescue_inside::run(),
+        sandbox_protocol::PICTURE_VERB => picture_inside::run(),
         other => Err(CliError::usage(format!("unknown role '{}'", crate::text::escape(other)))),
     };
     match outcome {

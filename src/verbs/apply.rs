@@ -27,6 +27,7 @@ pub fn run(context: &Context, args: &cli::Apply) -> Outcome {
     let sandbox = context.sandbox(&store, &args.name)?;
     let trees = super::trees::chosen(&sandbox, args.only.as_deref())?;
     super::fetch::bring(context, &store, &sandbox)?;
+    crate::picture::fresh(context, &store, &sandbox)?;
     let mut found = Vec::new();
     for tree in trees {
         if !tree.mount().has_commits() {

@@ -295,6 +295,7 @@ pub fn commit_of(
         let path = Path::new(OsStr::from_bytes(path));
         views.iter().any(|view| !view.as_os_str().is_empty() && path.starts_with(view))
     };
+    crate::picture::fresh(context, store, sandbox)?;
     let left = work::uncommitted_now(context.git()?, store, sandbox)?.files;
     let left = left.iter().filter(|change| !nested(&change.path));
     let edits = super::apply::read_edits(sandbox, left, &mut Vec::new())?;

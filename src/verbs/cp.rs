@@ -28,7 +28,7 @@ pub fn run(context: &Context, args: &cli::Cp) -> Outcome {
     match (split(&args.source), split(&args.target)) {
         (Some((name, path)), None) => {
             let sandbox = context.sandbox(&store, name)?;
-            out(&store, &sandbox, path, Path::new(&args.target), args.links, limit)
+            out(context, &store, &sandbox, path, Path::new(&args.target), args.links, limit)
         }
         (None, Some((name, path))) => {
             let sandbox = context.sandbox(&store, name)?;
@@ -59,7 +59,15 @@ pub fn relative(sandbox: &Sandbox, path: &str) -> Result<(Sandbox, PathBuf), Cli
     Ok((tree, path))
 }
 
-fn out(store: &Store, sandbox: &Sandbox, path: &str, target: &Path, links: bool, limit: u64) -> Outcome {
+fn out(
+    context: &Context,
+    store: &Store,
+    sandbox: &Sandbox,
+    path: &str,
+    target: &Path,
+    links: bool,
+    limit: u64,
+) -> Outcome {
     let (tree, relative) = relative(sandbox, path)?;
     let target = match relative.file_name() {
         Some(name) if target.is_dir() => target.join(name),
@@ -72,6 +80,7 @@ fn out(store: &Store, sandbox: &Sandbox, path: &str, target: &Path, links: bool,
     }
     let links = if links { Links::Inside } else { Links::None };
     let request = CopyOut { path: &relative, target: &target, links, limit };
+    crate::picture::fresh_with(context, store, sandbox, &[(tree.tree, &relative)])?;
     let copied = copy_out::copy_out(store, &tree, &request)?;
     for (path, why) in &copied.skipped {
         let shown = if path.is_empty() { relative.to_string_lossy() } else { path.into() };

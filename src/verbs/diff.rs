@@ -163,6 +163,7 @@ pub fn print(bytes: &[u8]) -> Outcome {
 /// Puts the captured and the present form of each changed file side by side in two scratch
 /// directories and compares those: nothing of the host's repository is involved.
 fn uncommitted(context: &Context, store: &Store, sandbox: &Sandbox, stat: bool) -> Outcome {
+    crate::picture::fresh(context, store, sandbox)?;
     let left = work::uncommitted_now(context.git()?, store, sandbox)?;
     if several(sandbox) && left.files.is_empty() {
         return Ok(0);

@@ -96,6 +96,7 @@ fn merged(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<bool, C
         return Ok(false);
     }
     fetch::bring(context, store, sandbox)?;
+    crate::picture::fresh(context, store, sandbox)?;
     Ok(work::nothing_left(context.git()?, store, sandbox)?)
 }
 
@@ -140,6 +141,9 @@ pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Forc
         Err(_) if force == Force::Trash => None,
         Err(error) => return Err(error),
     };
+    if force == Force::No {
+        crate::picture::fresh_locked(context, store, sandbox, &lock)?;
+    }
     let unsaved = match work::unsaved(context.git()?, store, sandbox) {
         Ok(unsaved) => unsaved,
         // The host repository is gone: nothing of it is there, whatever it was.

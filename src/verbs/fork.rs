@@ -190,6 +190,9 @@ impl From<ForkError> for CliError {
             ForkError::Whole { .. } => Self::chain(&error).hint("nothing is left half made"),
             ForkError::Unsettled { ref name, .. } => Self::chain(&error)
                 .hint(format!("fork it again when git is at rest there, or after `git sandbox stop {name}`")),
+            ForkError::GuestDisk { ref name } => Self::chain(&error).hint(format!(
+                "`git sandbox fetch {name}` brings its commits here: a new sandbox can be made `--from sandbox/{name}`"
+            )),
             ForkError::Dropped { ref name } => {
                 Self::chain(&error).hint(format!("`git sandbox trash restore {name}` brings it back"))
             }

@@ -297,6 +297,7 @@ pub fn row(context: &Context, store: &Store, sandbox: &Sandbox, memory: &HashMap
     let with = sandbox.trees().skip(1).map(|tree| along(context, store, &tree)).collect::<Result<_, CliError>>()?;
     let snapshot = sandbox.snapshot(store).ok();
     let commits = work::commits_on_host(context.git()?, store, sandbox).unwrap_or_default();
+    crate::picture::fresh_if_it_runs(context, store, sandbox);
     let uncommitted = work::uncommitted_now(context.git()?, store, sandbox).map(|left| left.files.len()).unwrap_or(0);
     let silent = (state == State::Running && status.exited.is_none() && !record.argv.is_empty()).then(|| {
         // The log may be of an earlier run, or there is none yet.

@@ -191,6 +191,7 @@ fn nothing(context: &Context, store: &Store, sandbox: &Sandbox, trees: &[Sandbox
     }
     let name = sandbox.name();
     eprintln!("nothing to merge from '{name}'");
+    crate::picture::fresh(context, store, sandbox)?;
     let (mut left, mut directories) = (0, Vec::new());
     for tree in trees {
         let files = work::uncommitted_now(context.git()?, store, tree)?.files.len();

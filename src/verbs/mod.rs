@@ -32,7 +32,7 @@ mod run;
 mod setup;
 mod show;
 pub mod spawn;
-mod stop;
+pub mod stop;
 mod trash;
 pub mod trees;
 mod undo;

@@ -67,6 +67,8 @@ fn export(context: &Context, sandbox: &Sandbox, dir: &Path) -> Outcome {
             .hint("it must be a new directory, in one that exists")
     })?;
     let dir = &std::path::absolute(dir).map_err(CliError::io(format!("find '{shown}'")))?;
+    let whole: Vec<(usize, &Path)> = sandbox.trees().map(|tree| (tree.tree, Path::new(""))).collect();
+    crate::picture::fresh_with(context, &context.store()?, sandbox, &whole)?;
     let numbered = |stem: &str, n: usize| if n == 0 { stem.to_owned() } else { format!("{stem}-{n}") };
     let mut complete = true;
     for tree in sandbox.trees() {

@@ -233,6 +233,7 @@ fn rows(
     let mut rows = Vec::new();
     for ((sandbox, status), (ended, output)) in started.into_iter().zip(statuses).zip(checked) {
         let (mut size, mut commits, mut uncommitted) = (Size::default(), 0, 0);
+        crate::picture::fresh(context, store, &sandbox)?;
         for tree in sandbox.trees().filter(|tree| tree.mount().has_commits()) {
             let of = size_of(context, store, &tree)?;
             size = Size { lines: size.lines + of.lines, files: size.files + of.files };

@@ -122,6 +122,7 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
         .flatten()
         .and_then(|(answer, _)| if let Message::Status(status) = answer { Some(status) } else { None })
         .unwrap_or_default();
+    crate::picture::fresh_if_it_runs(context, &store, &sandbox);
     // What it stands on or its repository may be gone: the rest is to be told all the more.
     let (files, unknown) = match work::uncommitted_now(context.git()?, &store, &sandbox) {
         Ok(left) => (left.files, None::<String>),

@@ -211,6 +211,7 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
         nested: args.nested,
         preset: carried.preset.as_ref().map(|preset| preset.name.clone()),
         view: tree_view,
+        guest_disk: !driver.writes_on_host(),
         auto_commit: args.auto_commit || super::commit::automatic(context)?,
         rescue_every: super::rescue::every(context)?,
         forked: None,
@@ -416,12 +417,12 @@ impl Launch<'_> {
 
     /// What is to be done before anything of the sandbox goes: results are brought out, and the report knows all.
     /// Returns whether everything that was asked for was copied.
-    fn bring_out(&self, store: &Store, sandbox: &Sandbox) -> bool {
+    fn bring_out(&self, context: &Context, store: &Store, sandbox: &Sandbox) -> bool {
         self.tell(|report| report.ended(sandbox));
         if self.copy_out.is_empty() {
             return true;
         }
-        let copied = copy_out::all(store, sandbox, self.copy_out, self.quiet);
+        let copied = copy_out::all(context, store, sandbox, self.copy_out, self.quiet);
         let whole = copied.iter().all(|copied| copied.error.is_none());
         self.tell(|report| report.copied(copied));
         whole
@@ -478,7 +479,7 @@ pub fn launch(context: &Context, store: &Store, sandbox: &Sandbox, lock: FileLoc
         Ended::Interrupted => {
             drop(connection);
             let code = interrupted(context, store, sandbox)?;
-            let whole = args.bring_out(store, sandbox);
+            let whole = args.bring_out(context, store, sandbox);
             args.tell(|report| report.state("interrupted"));
             // Whoever interrupts twice wants no questions.
             go(context, store, sandbox, args, cli::OnExit::Keep, whole)?;
@@ -494,7 +495,7 @@ pub fn launch(context: &Context, store: &Store, sandbox: &Sandbox, lock: FileLoc
                     crate::text::age(sandbox.record.timeout.unwrap_or(0))
                 );
             }
-            let whole = args.bring_out(store, sandbox);
+            let whole = args.bring_out(context, store, sandbox);
             if let Err(error) = go(context, store, sandbox, args, args.wish, whole) {
                 // The command's own status is what a script asks for; what went wrong afterwards is told.
                 error.print();

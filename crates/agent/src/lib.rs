@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod nursery;
+mod picture;
 mod refs;
 mod relay;
 mod rename;
@@ -30,6 +31,7 @@ mod session;
 mod start;
 mod wire;
 
+pub use picture::{PictureError, picture};
 pub use repo_state::{RepoStateError, repo_state};
 pub use rescue::{RescueError, rescue};
 

@@ -164,7 +164,7 @@ fn reflog_tips(git: &Git<'_>, state: &RepoState, granted: &[String]) -> Result<V
 }
 
 /// Finds the git directory of a work tree, without asking git: it would look into parents.
-fn gitdir_of(path: &Path) -> Option<PathBuf> {
+pub(crate) fn gitdir_of(path: &Path) -> Option<PathBuf> {
     let dot_git = path.join(".git");
     let metadata = dot_git.symlink_metadata();
     let gitdir = match metadata {

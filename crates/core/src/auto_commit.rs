@@ -140,6 +140,9 @@ fn in_tree(
     let Some(view) = snapshot.git.views.iter().find(|view| view.path.as_os_str().is_empty()) else {
         return Ok(Outcome::default());
     };
+    if !crate::picture::see(connection, store, sandbox) {
+        return Ok(Outcome::not("it does not tell what is not committed"));
+    }
     if work::uncommitted_now(git, store, sandbox)?.files.is_empty() {
         return Ok(Outcome::default());
     }

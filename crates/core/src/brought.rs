@@ -60,7 +60,9 @@ pub(crate) struct Seen {
 impl Seen {
     /// Before the sandbox is asked: what changes afterwards is then another state.
     pub(crate) fn before(store: &Store, sandbox: &Sandbox) -> Self {
-        Self { inside: inside(store, sandbox), host: BTreeMap::new() }
+        // Of a disk that only a guest mounts there is a picture, of another moment.
+        let inside = if sandbox.record.guest_disk { None } else { inside(store, sandbox) };
+        Self { inside, host: BTreeMap::new() }
     }
 
     /// Repository `number` of a tree has these refs here, and what was said would bring nothing more.

@@ -231,6 +231,7 @@ impl Drop for Half {
 
 /// Makes a checkpoint of a sandbox, which runs or whose lock is held.
 pub fn make(store: &Store, sandbox: &Sandbox, hold: Hold<'_>, label: Option<&str>) -> Result<(Checkpoint, Told)> {
+    crate::fork::refuse_guest_disk(sandbox)?;
     if let Some(label) = label {
         check_label(sandbox, label)?;
     }

@@ -138,6 +138,12 @@ pub enum ForkError {
         /// What changed, escaped.
         path: String,
     },
+    /// What it writes cannot be copied from here.
+    #[error("cannot copy the sandbox '{name}': what it writes is on the disk of a virtual machine")]
+    GuestDisk {
+        /// The parent.
+        name: String,
+    },
     /// The parent was dropped meanwhile.
     #[error("the sandbox '{name}' was dropped while it was copied")]
     Dropped {
@@ -161,8 +167,18 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ForkError 
     move |source| PrepareError::Io { action, path, source }.into()
 }
 
+/// Refuses what has its changes on a disk that only a guest mounts: half of such a disk would be copied while the
+/// other half is written.
+pub(crate) fn refuse_guest_disk(parent: &Sandbox) -> Result<()> {
+    match parent.record.guest_disk {
+        true => Err(ForkError::GuestDisk { name: parent.name().to_owned() }),
+        false => Ok(()),
+    }
+}
+
 /// Makes the child and returns it with its lock held.
 pub fn fork(store: &Store, parent: &Sandbox, hold: Hold<'_>, request: Request) -> Result<Made> {
+    refuse_guest_disk(parent)?;
     has_room(store, parent).map_err(PrepareError::from)?;
     let repo_lock = || RepoLocks::take(store, parent.record.repos.iter().map(|mount| &mount.repo));
     let names: Vec<Names> = parent.record.repos.iter().map(|mount| Names::of(&store.repo(&mount.repo))).collect();

@@ -30,6 +30,7 @@ pub mod made_inside;
 pub mod names;
 pub mod ops;
 pub mod orphan;
+pub mod picture;
 pub mod prepare;
 pub mod prune;
 mod pulse;

@@ -105,7 +105,10 @@ pub fn worktrees_at_home(sandbox: &Sandbox) -> Vec<String> {
         .filter_map(|name| read(&upper, &Path::new(".git/worktrees").join(name).join("gitdir")))
         .filter_map(|text| Some(Path::new(std::ffi::OsStr::from_bytes(text.trim_ascii())).parent()?.to_owned()))
         .filter(|path| !sandbox.record.repos.iter().any(|mount| path.starts_with(&mount.worktree)))
-        .filter(|path| path.strip_prefix(&sandbox.record.home).is_ok_and(|below| is_there(&sandbox.dir.home(), below)))
+        .filter(|path| {
+            path.strip_prefix(&sandbox.record.home)
+                .is_ok_and(|below| sandbox.record.guest_disk || is_there(&sandbox.dir.home(), below))
+        })
         .map(|path| printable(path.as_os_str().as_bytes()))
         .take(MOST)
         .collect();

@@ -180,6 +180,9 @@ pub struct SandboxRecord {
     /// How its trees are put together, for life.
     #[serde(default)]
     pub view: TreeView,
+    /// What it writes is on a disk that only a guest mounts; its upper directories here are a picture of that.
+    #[serde(default)]
+    pub guest_disk: bool,
     /// Seconds between two rescues of what is not committed, while something changes; 0: none but at the end.
     #[serde(default = "rescue_every")]
     pub rescue_every: u64,

@@ -166,6 +166,8 @@ pub fn run(
         kept = load()?;
     }
     let mut kept = kept.unwrap_or_else(|| Kept::new(&sandbox.record));
+    // What is not known is found out inside.
+    crate::picture::see(connection, store, sandbox);
     if !anything(git, store, sandbox) {
         return clean(kept, &repo);
     }

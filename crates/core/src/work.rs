@@ -7,6 +7,7 @@
 
 use crate::host_repo::{HostRepo, HostRepoError};
 use crate::launch::TreeView;
+use crate::picture;
 use crate::record::ViewRecord;
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::space::Need;
@@ -44,6 +45,12 @@ pub enum WorkError {
     /// Git.
     #[error("cannot ask git about the sandbox's commits")]
     Git(#[from] GitError),
+    /// What it changed is on a disk that only a guest reads, and nobody has asked one.
+    #[error("what the sandbox '{name}' changed is not known: it is on a disk that only its guest reads")]
+    NotSeen {
+        /// Which.
+        name: String,
+    },
     /// The upper directory.
     #[error("cannot look at what changed in the sandbox")]
     Changes(#[source] sandbox_capture::ChangesError),
@@ -308,6 +315,9 @@ pub fn commits_on_host(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<Co
 pub fn changes(store: &Store, sandbox: &Sandbox) -> Result<Vec<ChangedFile>> {
     if sandbox.mount().read_only {
         return Ok(Vec::new());
+    }
+    if !picture::is_fresh(sandbox, &[])? {
+        return Err(WorkError::NotSeen { name: sandbox.name().to_owned() });
     }
     let snapshot = sandbox.snapshot(store)?;
     let repo = store.repo(&sandbox.mount().repo);
@@ -704,6 +714,10 @@ pub fn nothing_left(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<bool>
 
 /// Something in a git directory inside was written that may be a commit or a ref, in any of its repositories.
 pub fn git_changed(store: &Store, sandbox: &Sandbox) -> Result<bool> {
+    // What was not seen may have changed.
+    if !picture::is_fresh(sandbox, &[])? {
+        return Ok(true);
+    }
     for tree in sandbox.trees().filter(|tree| tree.mount().has_commits()) {
         if git_changed_in_tree(store, &tree)? {
             return Ok(true);

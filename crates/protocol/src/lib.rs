@@ -23,6 +23,7 @@ pub mod event;
 mod frame;
 mod inside;
 mod message;
+mod picture;
 
 pub use agent_config::*;
 pub use event::Event;
@@ -31,6 +32,7 @@ pub use frame::{
 };
 pub use inside::*;
 pub use message::*;
+pub use picture::*;
 
 /// The first and the last protocol version that this build speaks.
 pub const VERSIONS: (u32, u32) = (1, 1);

@@ -37,6 +37,8 @@ pub(crate) struct Rescue {
     every: Option<Duration>,
     /// Where changes are, on the host.
     uppers: Vec<PathBuf>,
+    /// What is written is not seen there.
+    unseen: bool,
     /// They hold the whole tree; the file beside each is as old as the copy.
     whole: bool,
     pub(crate) running: Option<Run>,
@@ -63,11 +65,19 @@ struct Ran {
 
 impl Rescue {
     pub(crate) fn new(command: Vec<String>, every: Option<Duration>, uppers: Vec<PathBuf>, whole: bool) -> Self {
-        Self { command, every, uppers, whole, running: None, due: None, touched: false, seen: None }
+        Self { command, every, uppers, unseen: false, whole, running: None, due: None, touched: false, seen: None }
+    }
+
+    /// Of a machine that has a disk of its own: something may be written there whenever anybody worked in it.
+    pub(crate) fn unseen(self) -> Self {
+        Self { unseen: true, ..self }
     }
 
     /// Anything was written at all. Whoever is inside decides what is there: nothing is followed.
     fn anything(&self) -> bool {
+        if self.unseen {
+            return true;
+        }
         if self.whole {
             return self.uppers.iter().any(|upper| changed_since(upper, &upper.with_file_name(MANIFEST)));
         }

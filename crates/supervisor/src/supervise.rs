@@ -245,10 +245,14 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
     write_json(&config.dir.status(), &status, false)?;
     let ground = Ground::new(&config.dir, &config.lock).map_err(step("look at the sandbox's directory"))?;
     let uppers = || config.spec.trees.iter().map(|tree| tree.upper.clone()).collect::<Vec<_>>();
-    let disk = Disk::new(&config.dir, config.reserve, config.spec.limits.disk, uppers());
+    // The limit of a machine's own disk is its size.
+    let limit = config.spec.limits.disk.filter(|_| config.spec.vm.is_none());
+    let disk = Disk::new(&config.dir, config.reserve, limit, uppers());
     let memory = Memory::new(config.spec.limits.memory.filter(|_| !machine.limits_memory()));
     let whole = config.spec.trees.iter().any(|tree| tree.view == TreeView::Copy);
     let rescue = Rescue::new(config.rescue, config.rescue_every, uppers(), whole);
+    // From here nobody sees what is written to a machine's own disk.
+    let rescue = if config.spec.vm.is_some() { rescue.unseen() } else { rescue };
     let mut supervisor = Supervisor {
         disk,
         memory,

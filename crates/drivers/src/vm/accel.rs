@@ -396,7 +396,7 @@ mod tests {
         assert_eq!(device(&path), Device::Absent);
         fs::write(&path, "").unwrap();
         assert_eq!(device(&path), Device::Opens);
-        fs::set_permissions(&path, PermissionsExt::from_mode(0)).unwrap();
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o0)).unwrap();
         if !rustix::process::geteuid().is_root() {
             assert_eq!(device(&path), Device::Closed(None));
         }
