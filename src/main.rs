@@ -52,6 +52,7 @@ fn main() -> ExitCode {
     let called = args.first().and_then(|name| name.to_str()).and_then(|name| name.rsplit('/').next()).unwrap_or("");
     match called {
         sandbox_protocol::ARGV0 => return sandbox_agent::run(),
+        sandbox_drivers::vm::initramfs::GUEST_ARGV0 => return sandbox_drivers::vm::init::run(),
         "git-remote-sandbox" => return plumbing::remote::run(&args[1..]),
         "git-sandbox-no-ssh" => return plumbing::remote::no_ssh(&args[1..]),
         "git-remote-sandbox-offline" => return plumbing::remote::offline(&args[1..]),

@@ -2,11 +2,12 @@
 #![forbid(unsafe_code)]
 
 pub mod namespace;
+pub mod qemu;
 pub mod vm;
 
 use sandbox_core::driver::Driver;
 
-static ALL: &[&dyn Driver] = &[&namespace::Namespace];
+static ALL: &[&dyn Driver] = &[&namespace::Namespace, &qemu::Qemu];
 
 /// Returns every driver, the default one first.
 pub fn all() -> &'static [&'static dyn Driver] {

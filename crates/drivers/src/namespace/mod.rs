@@ -35,8 +35,9 @@ pub mod wall;
 
 use apply::{Child, Line, Report};
 use cgroup::Cgroup;
+pub(crate) use machine::end;
 use machine::{NamespaceMachine, Starting};
-use plan::Kernel;
+use plan::{Kernel, MountPlan};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
@@ -94,12 +95,15 @@ impl Driver for Namespace {
     }
 
     fn launch(&self, spec: &LaunchSpec) -> Result<Box<dyn Machine>, DriverError> {
-        Ok(Box::new(launch(&effective(spec))?))
+        let spec = effective(spec);
+        check_user(&spec)?;
+        let plan = plan::plan(&spec, &Host::default(), kernel())?;
+        Ok(Box::new(launch(&spec, &plan)?))
     }
 }
 
 /// The spec as it is carried out: a helper never has a network, and nests nothing.
-fn effective(spec: &LaunchSpec) -> LaunchSpec {
+pub(crate) fn effective(spec: &LaunchSpec) -> LaunchSpec {
     let mut spec = spec.clone();
     if spec.mode == Mode::Helper {
         spec.network = Network::None;
@@ -118,13 +122,19 @@ fn during(step: &str) -> impl FnOnce(io::Error) -> DriverError {
     move |source| DriverError::Step { step, source }
 }
 
-fn launch(spec: &LaunchSpec) -> Result<NamespaceMachine, DriverError> {
-    let switch_user = rustix::process::geteuid().is_root();
-    if !switch_user && rustix::process::geteuid().as_raw() != spec.user.uid {
-        let what = format!("run as uid {} when uid {} starts it", spec.user.uid, rustix::process::geteuid().as_raw());
-        return Err(DriverError::Unsupported { driver: NAME, what });
+/// An ordinary user can be nobody else.
+fn check_user(spec: &LaunchSpec) -> Result<(), DriverError> {
+    let now = rustix::process::geteuid();
+    if now.is_root() || now.as_raw() == spec.user.uid {
+        return Ok(());
     }
-    let plan = plan::plan(spec, &Host::default(), kernel())?;
+    let what = format!("run as uid {} when uid {} starts it", spec.user.uid, now.as_raw());
+    Err(DriverError::Unsupported { driver: NAME, what })
+}
+
+/// Starts what `plan` says, which was made of `spec` here or, for a guest, on its host.
+pub(crate) fn launch(spec: &LaunchSpec, plan: &MountPlan) -> Result<NamespaceMachine, DriverError> {
+    let switch_user = rustix::process::geteuid().is_root();
     check::layers(spec)?;
     let membership = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let created = Cgroup::create(Path::new("/sys/fs/cgroup"), &membership, &spec.id, &spec.limits);
@@ -173,7 +183,7 @@ fn launch(spec: &LaunchSpec) -> Result<NamespaceMachine, DriverError> {
         drop((ours, go_write, report_read, egress_ours));
         let (go, report) = (go_read, report_write);
         let (control, egress) = (theirs, egress_theirs);
-        Child { spec, plan: &plan, switch_user, go, report, control, config, egress, entrances, nice, landlock }.run();
+        Child { spec, plan, switch_user, go, report, control, config, egress, entrances, nice, landlock }.run();
     }
     if let Some(groups) = &groups {
         namespace::set_groups(groups).map_err(during("restore the supplementary groups"))?;

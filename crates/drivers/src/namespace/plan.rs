@@ -16,11 +16,13 @@
 use super::view::{DEVICES, Host};
 use sandbox_core::driver::DriverError;
 use sandbox_core::launch::{INSIDE, LaunchSpec, Mode, TreeView};
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// What is forbidden on a mount; `nosuid` and `nodev` always are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Access {
     /// Nothing can be written.
     pub read_only: bool,
@@ -47,7 +49,7 @@ impl fmt::Display for Access {
 }
 
 /// One step; parents of `at` are made as needed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Step {
     /// A new file system in memory.
     Tmpfs {
@@ -103,7 +105,7 @@ pub enum Step {
     /// A character device of the host, checked by its number.
     Device {
         /// Its name below `/dev`.
-        name: &'static str,
+        name: Cow<'static, str>,
         /// Major and minor number.
         number: (u32, u32),
     },
@@ -115,7 +117,7 @@ pub enum Step {
     /// `/proc` of the new pid namespace, masked.
     Proc {
         /// Limits of this user and pid namespace, written before `/proc/sys` becomes read-only.
-        sysctls: Vec<(&'static str, u64)>,
+        sysctls: Vec<(Cow<'static, str>, u64)>,
         /// A second one without masks at [`WHOLE_PROC`], where no path leads to once `/run` is mounted. The
         /// kernel lets a namespace inside mount its own only if a whole one is somewhere in its mounts.
         whole: bool,
@@ -152,7 +154,7 @@ impl Step {
             | Self::File { at, .. }
             | Self::Overlay { at, .. }
             | Self::Whole { at, .. } => at.clone(),
-            Self::Device { name, .. } => Path::new("/dev").join(name),
+            Self::Device { name, .. } => Path::new("/dev").join(&**name),
             Self::Terminals { .. } => "/dev/pts".into(),
             Self::Proc { .. } => "/proc".into(),
         }
@@ -265,7 +267,7 @@ pub struct Kernel {
 }
 
 /// The whole tree.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountPlan {
     /// In order.
     pub steps: Vec<Step>,
@@ -404,7 +406,7 @@ fn overlay(tree: &sandbox_core::launch::Tree, helper: bool) -> Step {
 }
 
 fn dev(memory: u64) -> Vec<Step> {
-    let device = |(name, major, minor): &(&'static str, u32, u32)| Step::Device { name, number: (*major, *minor) };
+    let device = |(name, major, minor): &(&'static str, u32, u32)| Step::Device { name: Cow::Borrowed(name), number: (*major, *minor) };
     let mut steps: Vec<Step> = DEVICES.iter().map(device).collect();
     steps.push(Step::Terminals { max: 64 });
     steps.push(memory_at("/dev/shm", memory / 2, 0o1777, Access::MEMORY));
@@ -428,7 +430,7 @@ fn own(source: &Path, at: &Path) -> Step {
     Step::Bind { source: source.to_owned(), at: at.to_owned(), access: Access::OWN, directory: true }
 }
 
-fn sysctls(spec: &LaunchSpec, kernel: Kernel) -> Vec<(&'static str, u64)> {
+fn sysctls(spec: &LaunchSpec, kernel: Kernel) -> Vec<(Cow<'static, str>, u64)> {
     let mut limits = USER_LIMITS.to_vec();
     if spec.nested {
         for (_, value) in limits.iter_mut().filter(|(name, _)| name.ends_with("_namespaces")) {
@@ -439,7 +441,7 @@ fn sysctls(spec: &LaunchSpec, kernel: Kernel) -> Vec<(&'static str, u64)> {
         // Once the numbers have wrapped around, those below 300 are not given out again.
         limits.push((PID_MAX, u64::from(pids) + 301));
     }
-    limits
+    limits.into_iter().map(|(name, value)| (Cow::Borrowed(name), value)).collect()
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use sandbox_core::launch::INSIDE;
 use sandbox_protocol::AGENT_SOCKET;
 use sandbox_sys::mount::{self, Attributes, Filesystem, Overlay};
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -114,7 +115,7 @@ struct Proc {
     mount: OwnedFd,
     /// A read-only copy of its `sys`, made while mount namespaces may still be made.
     read_only_sys: OwnedFd,
-    sysctls: Vec<(&'static str, u64)>,
+    sysctls: Vec<(Cow<'static, str>, u64)>,
 }
 
 impl Tree {
@@ -156,7 +157,7 @@ impl Tree {
             }
             Step::Device { name, .. } => {
                 if let Some(tree) = &sources.tree {
-                    self.attach(tree, &Path::new("/dev").join(name), false)?;
+                    self.attach(tree, &Path::new("/dev").join(&**name), false)?;
                 }
             }
             Step::Cover { at } => self.cover(at)?,
@@ -337,7 +338,7 @@ impl Tree {
     }
 
     /// Mounts `/proc` and covers what shows the whole machine.
-    fn proc(&mut self, sysctls: &[(&'static str, u64)], whole: bool) -> Result<(), Report> {
+    fn proc(&mut self, sysctls: &[(Cow<'static, str>, u64)], whole: bool) -> Result<(), Report> {
         let hidden = Attributes { no_suid: true, no_dev: true, no_exec: true, read_only: false };
         let mount =
             Filesystem::new("proc").and_then(|proc| proc.mount(hidden)).during(|| "mount '/proc'".to_owned())?;
@@ -397,7 +398,7 @@ impl Tree {
                     Ok(()) => {}
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     // Numbers above the limit are in use by none: only the fall-back limit holds.
-                    Err(_) if *name == PID_MAX => {}
+                    Err(_) if name == PID_MAX => {}
                     Err(error) => notes.push(format!("limit '{name}' is not enforced: {error}")),
                 }
             }

@@ -122,7 +122,9 @@ impl Kit {
     }
 
     pub fn try_launch(&self) -> Result<Sandbox, DriverError> {
-        let machine = sandbox_drivers::by_name("namespace").unwrap().launch(&self.spec)?;
+        // A driver with a kernel of its own is told more.
+        let driver = if self.spec.vm.is_some() { "qemu" } else { "namespace" };
+        let machine = sandbox_drivers::by_name(driver).unwrap().launch(&self.spec)?;
         let mut answers = BufReader::new(machine.control().try_clone().unwrap());
         let mut first = String::new();
         answers.read_line(&mut first).unwrap();

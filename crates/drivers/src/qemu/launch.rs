@@ -1,0 +1,211 @@
+//! Carries out a plan: from nothing to a machine whose agent is ready.
+
+use super::command::{Disk, fd};
+use super::machine::{Processes, QemuMachine};
+use super::monitor::Monitor;
+use super::{QemuPlan, program, vm};
+use crate::vm::boot;
+use crate::vm::console::Console;
+use crate::vm::disk::{self, DiskError};
+use crate::vm::{initramfs, kernel};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Signal, set_parent_process_death_signal};
+use sandbox_core::driver::{DriverError, ProcessIdentity};
+use sandbox_core::launch::LaunchSpec;
+use sandbox_sys::namespace::{self, Forked, Namespaces};
+use sandbox_sys::clock::tsc_khz;
+use sandbox_sys::{caps, fork, process, socket};
+use serde_json::json;
+use std::convert::Infallible;
+use std::error::Error;
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+fn during(step: impl Into<String>) -> impl FnOnce(io::Error) -> DriverError {
+    let step = step.into();
+    move |source| DriverError::Step { step, source }
+}
+
+/// An error of the parts that a machine is made of.
+fn part<E: Error + Send + Sync + 'static>(step: &'static str) -> impl FnOnce(E) -> DriverError {
+    move |error| DriverError::Step { step: step.to_owned(), source: io::Error::other(error) }
+}
+
+/// How long the clock is measured: to one part in ten thousand.
+const CLOCK: Duration = Duration::from_millis(10);
+
+/// Starts it.
+pub fn launch(spec: &LaunchSpec, plan: &QemuPlan) -> Result<QemuMachine, DriverError> {
+    let vm = vm(spec)?;
+    let qemu = program().ok_or_else(|| during("find QEMU")(io::ErrorKind::NotFound.into()))?;
+    let cache = &vm.settings.cache;
+    let kernel =
+        kernel::find(vm.settings.kernel.as_deref(), cache, Path::new("/")).map_err(part("choose a guest kernel"))?;
+    let initrd = initramfs::ensure(&spec.program, &kernel, cache).map_err(part("make the guest's first files"))?;
+    let open = |path: &Path| File::open(path).map_err(during(format!("open '{}'", path.display())));
+    let (image, initrd) = (open(&kernel.image)?, open(&initrd)?);
+    let (read, write) = disks(spec, plan).map_err(part("have a disk"))?;
+
+    let pair = || UnixStream::pair().map_err(during("create a socket pair"));
+    let ((control, guest_control), (monitor, guest_monitor), (console, guest_console)) = (pair()?, pair()?, pair()?);
+    let mut console = Console::new(console, &plan.console).map_err(during("keep the guest's console"))?;
+    let mut processes = Processes { qemu: None, helpers: Vec::new() };
+    let (files, helper) = file_server(spec, plan, &vm.dir)?;
+    processes.helpers.push(helper);
+
+    let null = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| during("open '/dev/null'")(error.into()))?;
+    // A number that is not used must not be something else.
+    let mut placed = vec![
+        (null.as_fd(), 0),
+        (guest_console.as_fd(), 1),
+        (guest_console.as_fd(), 2),
+        (guest_control.as_fd(), fd::CONTROL),
+        (guest_monitor.as_fd(), fd::MONITOR),
+        (guest_console.as_fd(), fd::CONSOLE),
+        (files.as_fd(), fd::FILES),
+        (image.as_fd(), fd::KERNEL),
+        (initrd.as_fd(), fd::INITRD),
+    ];
+    for (disk, number) in [(&read, fd::DISK), (&write, fd::DISK_WRITE)] {
+        placed.push((disk.as_ref().map_or(null.as_fd(), |disk| disk.as_fd()), number));
+    }
+    let tsc_khz = if plan.shape.kvm { None } else { tsc_khz(CLOCK) };
+    let (pid, pidfd) = start(spec, qemu, &plan.command(tsc_khz).0, &placed)?;
+    let second = pidfd.try_clone().map_err(during("watch QEMU"))?;
+    processes.qemu = Some(pidfd);
+    drop((guest_control, guest_monitor, guest_console, files));
+
+    let identity = ProcessIdentity {
+        pid,
+        start_time: process::start_time(pid).map_err(during("read QEMU's start time"))?,
+        boot_id: process::boot_id().map_err(during("read the boot id"))?,
+    };
+    let mut notes = boot::hand_over(&control, &mut console, second.as_fd(), &plan.guest.spec)?;
+    notes.splice(0..0, plan.guest.spec.plan.notes.iter().cloned());
+    notes.dedup();
+    if !plan.shape.kvm {
+        notes.push("the guest is emulated, which is slow: no KVM".to_owned());
+    }
+    console.keep();
+    let monitor = Monitor::new(monitor).map_err(during("use QEMU's monitor"))?;
+    Ok(QemuMachine { control, identity, pidfd: second, processes, monitor, notes })
+}
+
+/// The disk to be read, and to be written.
+fn disks(spec: &LaunchSpec, plan: &QemuPlan) -> Result<(Option<OwnedFd>, Option<OwnedFd>), DiskError> {
+    let size = spec.limits.disk.unwrap_or(disk::DEFAULT_SIZE);
+    Ok(match plan.shape.disk {
+        Disk::None => (None, None),
+        Disk::Look => (Some(disk::open(&plan.disk, false)?), None),
+        Disk::Own => {
+            let write = disk::ensure(&plan.disk, size)?;
+            (Some(disk::open(&plan.disk, false)?), Some(write))
+        }
+    })
+}
+
+/// Starts the file server; returns QEMU's end of its connection.
+fn file_server(spec: &LaunchSpec, plan: &QemuPlan, dir: &Path) -> Result<(OwnedFd, Child), DriverError> {
+    const NAME: &str = "files.sock";
+    let step = || during("start the file server");
+    let shares: Vec<_> = plan
+        .guest
+        .exports
+        .iter()
+        .map(|export| {
+            let cache = if export.immutable { "always" } else { "auto" };
+            json!({ "name": export.name, "dir": export.source, "cache": cache })
+        })
+        .collect();
+    let user = rustix::process::geteuid().is_root().then_some((spec.user.uid, spec.user.gid));
+    let told = json!({ "shares": shares, "xattrs": false, "user": user, "parent": std::process::id() });
+    let at = openat(CWD, dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| step()(error.into()))?;
+    // One of an earlier life that ended in between.
+    let _ = fs::remove_file(dir.join(NAME));
+    let listener = socket::listen_at(&at, NAME).map_err(step())?;
+    let connection = socket::connect_at(&at, NAME);
+    let _ = fs::remove_file(dir.join(NAME));
+    let child = Command::new(&spec.program)
+        .args(["__vm-fs", &told.to_string()])
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::from(OwnedFd::from(listener)))
+        .stdout(Stdio::null())
+        .spawn()
+        .map_err(step())?;
+    Ok((connection.map_err(step())?.into(), child))
+}
+
+/// Forks into namespaces and becomes QEMU there.
+fn start(
+    spec: &LaunchSpec,
+    program: &Path,
+    args: &[String],
+    placed: &[(BorrowedFd<'_>, i32)],
+) -> Result<(u32, OwnedFd), DriverError> {
+    let switch_user = rustix::process::geteuid().is_root();
+    let user = (spec.user.uid, spec.user.gid);
+    let (go_read, go_write) =
+        pipe_with(PipeFlags::CLOEXEC).map_err(|error| during("create a pipe")(error.into()))?;
+    let namespaces = Namespaces::USER.and(Namespaces::PID).and(Namespaces::IPC).and(Namespaces::UTS);
+    let namespaces = namespaces.and(Namespaces::NET).and(Namespaces::MOUNT).and(Namespaces::CGROUP);
+    match namespace::fork_into(namespaces, None).map_err(during("start QEMU"))? {
+        Forked::Child => {
+            drop(go_write);
+            let child = QemuChild { program, args, placed, go: go_read, user: switch_user.then_some(user) };
+            let Err(error) = child.run();
+            // The last words are in the console's log.
+            let _ = rustix::io::write(placed[2].0, format!("cannot start QEMU: {error}\n").as_bytes());
+            namespace::exit_now(1)
+        }
+        Forked::Parent { pid, pidfd } => {
+            let started = namespace::write_id_map(pid, user, user)
+                .and_then(|()| Ok(rustix::io::write(&go_write, b"g")?))
+                .map_err(during("start QEMU"));
+            if let Err(error) = started {
+                crate::namespace::end(&pidfd);
+                return Err(error);
+            }
+            Ok((pid, pidfd))
+        }
+    }
+}
+
+struct QemuChild<'a> {
+    program: &'a Path,
+    args: &'a [String],
+    placed: &'a [(BorrowedFd<'a>, i32)],
+    go: OwnedFd,
+    user: Option<(u32, u32)>,
+}
+
+impl QemuChild<'_> {
+    fn run(&self) -> io::Result<Infallible> {
+        let mut go = [0u8; 1];
+        if rustix::io::retry_on_intr(|| rustix::io::read(&self.go, &mut go))? == 0 {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        if let Some((uid, gid)) = self.user {
+            namespace::switch_user(uid, gid)?;
+        }
+        // After the last change of the user, which clears it.
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        caps::no_new_privs()?;
+        caps::drop_all()?;
+        namespace::place_descriptors(self.placed, fd::FIRST_FREE)?;
+        let program = CString::new(self.program.as_os_str().as_bytes())?;
+        let words = std::iter::once(Ok(program.clone())).chain(self.args.iter().map(|word| CString::new(word.as_str())));
+        let argv = words.collect::<Result<Vec<CString>, _>>()?;
+        Err(fork::exec(&program, &argv, &[]))
+    }
+}

@@ -1,0 +1,93 @@
+//! QEMU under way and a running machine: values that end it when they are dropped.
+
+use super::monitor::Monitor;
+use crate::namespace::end;
+use sandbox_core::driver::{Machine, ProcessIdentity, Usage};
+use sandbox_sys::process;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::Child;
+use std::time::Duration;
+
+/// QEMU and its helpers; dropped, they end.
+#[derive(Debug)]
+pub struct Processes {
+    /// QEMU's pidfd, once it was started.
+    pub qemu: Option<OwnedFd>,
+    /// Processes that serve its devices; each ends by itself when QEMU does.
+    pub helpers: Vec<Child>,
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        if let Some(pidfd) = &self.qemu {
+            end(pidfd);
+        }
+        for helper in &mut self.helpers {
+            // Fails only for one that has ended.
+            let _ = helper.kill();
+            let _ = helper.wait();
+        }
+    }
+}
+
+/// A running machine.
+#[derive(Debug)]
+pub struct QemuMachine {
+    /// The port that the agent is at.
+    pub control: UnixStream,
+    /// QEMU's.
+    pub identity: ProcessIdentity,
+    /// QEMU's pidfd, a second one.
+    pub pidfd: OwnedFd,
+    /// QEMU and its helpers.
+    #[expect(dead_code, reason = "it ends them when it is dropped")]
+    pub processes: Processes,
+    /// QEMU's monitor.
+    pub monitor: Monitor,
+    /// What is missing.
+    pub notes: Vec<String>,
+}
+
+impl Machine for QemuMachine {
+    fn control(&self) -> &UnixStream {
+        &self.control
+    }
+
+    fn process(&self) -> &ProcessIdentity {
+        &self.identity
+    }
+
+    fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    fn usage(&mut self) -> Usage {
+        let mut usage = Usage::default();
+        let _ = process::wait_gone(&self.pidfd, Some(Duration::from_millis(200)));
+        if let Ok(Some(used)) = process::reap(self.identity.pid) {
+            let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            usage.cpu_ms = Some((ms(used.user), ms(used.system)));
+            // The machine's memory, as far as it was ever in use at once.
+            usage.memory_peak = Some(used.largest);
+        }
+        usage
+    }
+
+    fn kill(&mut self) -> io::Result<()> {
+        process::kill(&self.pidfd)
+    }
+
+    fn freeze(&mut self) -> io::Result<()> {
+        self.monitor.execute("stop").map(drop)
+    }
+
+    fn thaw(&mut self) -> io::Result<()> {
+        self.monitor.execute("cont").map(drop)
+    }
+}
