@@ -161,7 +161,7 @@ fn an_unknown_driver(subject: &Subject) {
     assert_snapshot!(repo.sandbox(&["spawn", "--driver", "teleport", "x", "--", "true"]), @r#"
         ---- stderr
         error: there is no driver 'teleport'
-        hint: one of: namespace; `git sandbox doctor` tells about them
+        hint: one of: namespace, qemu; `git sandbox doctor` tells about them
         ---- status 129
         "#);
     nothing_half_made(&repo);

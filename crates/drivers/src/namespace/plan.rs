@@ -406,7 +406,10 @@ fn overlay(tree: &sandbox_core::launch::Tree, helper: bool) -> Step {
 }
 
 fn dev(memory: u64) -> Vec<Step> {
-    let device = |(name, major, minor): &(&'static str, u32, u32)| Step::Device { name: Cow::Borrowed(name), number: (*major, *minor) };
+    let device = |(name, major, minor): &(&'static str, u32, u32)| Step::Device {
+        name: Cow::Borrowed(name),
+        number: (*major, *minor),
+    };
     let mut steps: Vec<Step> = DEVICES.iter().map(device).collect();
     steps.push(Step::Terminals { max: 64 });
     steps.push(memory_at("/dev/shm", memory / 2, 0o1777, Access::MEMORY));

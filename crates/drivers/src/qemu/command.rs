@@ -31,8 +31,6 @@ pub mod fd {
 /// What differs from one machine to the next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// The guest's instructions are run by the processor (KVM), not emulated.
-    pub kvm: bool,
     /// Virtual processors.
     pub cpus: u32,
     /// Memory in MiB.
@@ -62,12 +60,12 @@ const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet loglevel=3 rdinit=/git-sandb
 impl CommandLine {
     /// Returns the arguments after the program's name.
     ///
-    /// `tsc_khz` is the speed of the host's time stamp counter. Emulated, the guest's is the same, and this machine
+    /// With `kvm` the guest's instructions are run by the processor, not emulated. `tsc_khz` is the speed of the host's time stamp counter. Emulated, the guest's is the same, and this machine
     /// has no other clock to measure it by: the guest's kernel would wait for ever.
-    pub fn of(shape: Shape, port: &str, tag: &str, tsc_khz: Option<u64>) -> Self {
+    pub fn of(shape: Shape, kvm: bool, port: &str, tag: &str, tsc_khz: Option<u64>) -> Self {
         let mut line = Self(Vec::new());
-        let accel = if shape.kvm { "kvm" } else { "tcg,thread=multi" };
-        let cpu = if shape.kvm { "host" } else { "max" };
+        let accel = if kvm { "kvm" } else { "tcg,thread=multi" };
+        let cpu = if kvm { "host" } else { "max" };
         let memory = shape.memory_mib;
         line.flag("-nodefaults").flag("-no-user-config").flag("-no-reboot");
         line.option("-display", "none");
@@ -80,7 +78,7 @@ impl CommandLine {
         line.option("-smp", shape.cpus.to_string()).option("-m", format!("{memory}M"));
         line.option("-kernel", format!("/proc/self/fd/{}", fd::KERNEL));
         line.option("-initrd", format!("/proc/self/fd/{}", fd::INITRD));
-        let clock = tsc_khz.filter(|_| !shape.kvm).map(|khz| format!(" tsc_early_khz={khz}")).unwrap_or_default();
+        let clock = tsc_khz.filter(|_| !kvm).map(|khz| format!(" tsc_early_khz={khz}")).unwrap_or_default();
         line.option("-append", format!("{KERNEL_ARGUMENTS}{clock}"));
         line.option("-chardev", format!("socket,id=console,fd={}", fd::CONSOLE)).option("-serial", "chardev:console");
         line.option("-chardev", format!("socket,id=monitor,fd={}", fd::MONITOR));

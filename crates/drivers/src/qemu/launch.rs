@@ -3,18 +3,20 @@
 use super::command::{Disk, fd};
 use super::machine::{Processes, QemuMachine};
 use super::monitor::Monitor;
-use super::{QemuPlan, program, vm};
+use super::{QemuPlan, program, unsupported, vm};
+use crate::vm::accel::{self, Choice};
 use crate::vm::boot;
 use crate::vm::console::Console;
 use crate::vm::disk::{self, DiskError};
+use crate::vm::kernel::GuestKernel;
 use crate::vm::{initramfs, kernel};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use sandbox_core::driver::{DriverError, ProcessIdentity};
-use sandbox_core::launch::LaunchSpec;
-use sandbox_sys::namespace::{self, Forked, Namespaces};
+use sandbox_core::launch::{Accel, LaunchSpec, Vm};
 use sandbox_sys::clock::tsc_khz;
+use sandbox_sys::namespace::{self, Forked, Namespaces};
 use sandbox_sys::{caps, fork, process, socket};
 use serde_json::json;
 use std::convert::Infallible;
@@ -24,6 +26,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -49,6 +52,7 @@ pub fn launch(spec: &LaunchSpec, plan: &QemuPlan) -> Result<QemuMachine, DriverE
     let cache = &vm.settings.cache;
     let kernel =
         kernel::find(vm.settings.kernel.as_deref(), cache, Path::new("/")).map_err(part("choose a guest kernel"))?;
+    let (kvm, emulated) = accelerator(spec, vm, qemu, &kernel)?;
     let initrd = initramfs::ensure(&spec.program, &kernel, cache).map_err(part("make the guest's first files"))?;
     let open = |path: &Path| File::open(path).map_err(during(format!("open '{}'", path.display())));
     let (image, initrd) = (open(&kernel.image)?, open(&initrd)?);
@@ -78,8 +82,8 @@ pub fn launch(spec: &LaunchSpec, plan: &QemuPlan) -> Result<QemuMachine, DriverE
     for (disk, number) in [(&read, fd::DISK), (&write, fd::DISK_WRITE)] {
         placed.push((disk.as_ref().map_or(null.as_fd(), |disk| disk.as_fd()), number));
     }
-    let tsc_khz = if plan.shape.kvm { None } else { tsc_khz(CLOCK) };
-    let (pid, pidfd) = start(spec, qemu, &plan.command(tsc_khz).0, &placed)?;
+    let tsc_khz = if kvm { None } else { tsc_khz(CLOCK) };
+    let (pid, pidfd) = start(spec, qemu, &plan.command(kvm, tsc_khz).0, &placed)?;
     let second = pidfd.try_clone().map_err(during("watch QEMU"))?;
     processes.qemu = Some(pidfd);
     drop((guest_control, guest_monitor, guest_console, files));
@@ -92,12 +96,39 @@ pub fn launch(spec: &LaunchSpec, plan: &QemuPlan) -> Result<QemuMachine, DriverE
     let mut notes = boot::hand_over(&control, &mut console, second.as_fd(), &plan.guest.spec)?;
     notes.splice(0..0, plan.guest.spec.plan.notes.iter().cloned());
     notes.dedup();
-    if !plan.shape.kvm {
-        notes.push("the guest is emulated, which is slow: no KVM".to_owned());
-    }
+    notes.extend(emulated);
     console.keep();
     let monitor = Monitor::new(monitor).map_err(during("use QEMU's monitor"))?;
     Ok(QemuMachine { control, identity, pidfd: second, processes, monitor, notes })
+}
+
+/// Whether the processor runs the guest, and what is to be said where it does not.
+fn accelerator(
+    spec: &LaunchSpec,
+    vm: &Vm,
+    qemu: &Path,
+    kernel: &GuestKernel,
+) -> Result<(bool, Option<String>), DriverError> {
+    let wanted = vm.settings.accel;
+    let why = match accel::choose(wanted, &vm.settings.cache, qemu, &kernel.image) {
+        Choice::Kvm if may_open(spec) => return Ok((true, None)),
+        Choice::Kvm => format!("uid {} may not open '/dev/kvm'", spec.user.uid),
+        Choice::Tcg { why, .. } => why,
+    };
+    match wanted {
+        Accel::Kvm => Err(unsupported(format!("run a guest with KVM: {why}"))),
+        Accel::Auto | Accel::Tcg => Ok((false, Some(format!("the guest is emulated, which is slow: {why}")))),
+    }
+}
+
+/// Run by root, QEMU is somebody else, who has no group besides.
+fn may_open(spec: &LaunchSpec) -> bool {
+    let facts = || fs::metadata("/dev/kvm").ok();
+    !rustix::process::geteuid().is_root()
+        || facts().is_some_and(|facts| {
+            let rights = [(facts.uid() == spec.user.uid, 0o600), (facts.gid() == spec.user.gid, 0o060), (true, 0o006)];
+            rights.iter().find(|(is, _)| *is).is_some_and(|(_, bits)| facts.mode() & bits == *bits)
+        })
 }
 
 /// The disk to be read, and to be written.
@@ -155,8 +186,7 @@ fn start(
 ) -> Result<(u32, OwnedFd), DriverError> {
     let switch_user = rustix::process::geteuid().is_root();
     let user = (spec.user.uid, spec.user.gid);
-    let (go_read, go_write) =
-        pipe_with(PipeFlags::CLOEXEC).map_err(|error| during("create a pipe")(error.into()))?;
+    let (go_read, go_write) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| during("create a pipe")(error.into()))?;
     let namespaces = Namespaces::USER.and(Namespaces::PID).and(Namespaces::IPC).and(Namespaces::UTS);
     let namespaces = namespaces.and(Namespaces::NET).and(Namespaces::MOUNT).and(Namespaces::CGROUP);
     match namespace::fork_into(namespaces, None).map_err(during("start QEMU"))? {
@@ -204,7 +234,8 @@ impl QemuChild<'_> {
         caps::drop_all()?;
         namespace::place_descriptors(self.placed, fd::FIRST_FREE)?;
         let program = CString::new(self.program.as_os_str().as_bytes())?;
-        let words = std::iter::once(Ok(program.clone())).chain(self.args.iter().map(|word| CString::new(word.as_str())));
+        let words =
+            std::iter::once(Ok(program.clone())).chain(self.args.iter().map(|word| CString::new(word.as_str())));
         let argv = words.collect::<Result<Vec<CString>, _>>()?;
         Err(fork::exec(&program, &argv, &[]))
     }

@@ -59,7 +59,9 @@ impl Driver for Qemu {
 
     fn plan(&self, spec: &LaunchSpec) -> Result<String, DriverError> {
         let plan = plan(spec, &Host::default())?;
-        Ok(format!("{}\n{}", plan.command(None), plan.guest))
+        // Which it will be is found out at the start.
+        let kvm = vm(spec)?.settings.accel != Accel::Tcg;
+        Ok(format!("{}\n{}", plan.command(kvm, None), plan.guest))
     }
 
     fn launch(&self, spec: &LaunchSpec) -> Result<Box<dyn Machine>, DriverError> {
@@ -81,8 +83,8 @@ pub struct QemuPlan {
 }
 
 impl QemuPlan {
-    fn command(&self, tsc_khz: Option<u64>) -> CommandLine {
-        CommandLine::of(self.shape, PORT, TAG, tsc_khz)
+    fn command(&self, kvm: bool, tsc_khz: Option<u64>) -> CommandLine {
+        CommandLine::of(self.shape, kvm, PORT, TAG, tsc_khz)
     }
 }
 
@@ -100,13 +102,14 @@ pub fn plan(spec: &LaunchSpec, host: &Host) -> Result<QemuPlan, DriverError> {
     let vm = vm(spec)?;
     match (spec.mode, spec.network) {
         (Mode::Work, Network::Host) => return Err(unsupported("give a guest the host's network (`--net host`)")),
-        (Mode::Work, Network::Allow) => return Err(unsupported("give a guest a network with a policy (`--net allow`)")),
+        (Mode::Work, Network::Allow) => {
+            return Err(unsupported("give a guest a network with a policy (`--net allow`)"));
+        }
         _ => {}
     }
     let disk = vm.dir.join("disk.img");
     let has_disk = spec.mode == Mode::Work || disk.exists();
     let shape = Shape {
-        kvm: vm.settings.accel == Accel::Kvm,
         cpus: cpus(spec),
         memory_mib: (spec.limits.memory.unwrap_or(DEFAULT_MEMORY) + OVERHEAD).div_ceil(1 << 20),
         disk: match (spec.mode, has_disk) {

@@ -14,8 +14,16 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 /// What a guest cannot be without, as modules or built in.
-pub const WANTED: &[&str] =
-    &["virtio_mmio", "virtio_console", "virtio_blk", "ext4", "fuse", "virtiofs", "overlay", "vmw_vsock_virtio_transport"];
+pub const WANTED: &[&str] = &[
+    "virtio_mmio",
+    "virtio_console",
+    "virtio_blk",
+    "ext4",
+    "fuse",
+    "virtiofs",
+    "overlay",
+    "vmw_vsock_virtio_transport",
+];
 
 /// What makes it better: memory goes back to the host, and it has random numbers at once.
 pub const WELCOME: &[&str] = &["virtio_balloon", "virtio_rng"];
@@ -98,6 +106,8 @@ fn entries(dir: &Path, prefix: &str) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = entries
         .flatten()
         .filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix))
+        // One that is being unpacked.
+        .filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'))
         .map(|entry| entry.path())
         .collect();
     paths.sort();
@@ -151,9 +161,7 @@ fn version(image: &Path) -> io::Result<String> {
 /// Compares versions: numbers as numbers.
 fn by_version(a: &str, b: &str) -> Ordering {
     let parts = |text: &str| -> Vec<(u64, String)> {
-        text.split(['.', '-', '+', '~', '_'])
-            .map(|part| (part.parse().unwrap_or(0), part.to_owned()))
-            .collect()
+        text.split(['.', '-', '+', '~', '_']).map(|part| (part.parse().unwrap_or(0), part.to_owned())).collect()
     };
     parts(a).cmp(&parts(b))
 }

@@ -154,7 +154,8 @@ mod tests {
         let order = "kernel/fs/fuse/fuse.ko\nkernel/fs/fuse/virtiofs.ko\nkernel/fs/overlayfs/overlay.ko\n\
                      kernel/drivers/virtio/virtio.ko\nkernel/drivers/virtio/virtio_ring.ko\nkernel/listed-only.ko\n";
         fs::write(at("modules.order"), order).unwrap();
-        fs::write(at("modules.builtin"), "kernel/fs/ext4/ext4.ko\nkernel/drivers/char/hw_random/rng-core.ko\n").unwrap();
+        fs::write(at("modules.builtin"), "kernel/fs/ext4/ext4.ko\nkernel/drivers/char/hw_random/rng-core.ko\n")
+            .unwrap();
         dir
     }
 

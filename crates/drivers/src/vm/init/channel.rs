@@ -29,7 +29,9 @@ pub fn open() -> Result<File, Failure> {
             let path = Path::new("/dev").join(name);
             match OpenOptions::new().read(true).write(true).open(&path) {
                 Ok(file) => return Ok(file),
-                Err(error) if Instant::now() > until => return Err(during(format!("open '{}'", path.display()))(error)),
+                Err(error) if Instant::now() > until => {
+                    return Err(during(format!("open '{}'", path.display()))(error));
+                }
                 Err(_) => {}
             }
         }
