@@ -478,6 +478,16 @@ impl GitCommand {
         command
     }
 
+    /// The process as it will be started, for a caller that drives it by a runtime of its own: no
+    /// standard stream is set, no time limit is kept.
+    pub fn into_command(mut self) -> Command {
+        let mut command = self.prepared();
+        for fd in std::mem::take(&mut self.inherit) {
+            child::inherit(&mut command, fd);
+        }
+        command
+    }
+
     /// Starts it with piped input and output, for a conversation.
     pub fn converse(mut self) -> Result<Running> {
         self.stdin = Input::Piped;

@@ -60,14 +60,12 @@ pub enum Shape {
     Full,
     /// Cut history.
     Shallow,
-    /// All history without contents.
+    /// All history without contents, or single objects that a partial clone misses.
     Blobless,
     /// Cut history without contents.
     ShallowBlobless,
     /// From what the client has.
     Incremental,
-    /// Single objects that a partial clone misses.
-    Lazy,
     /// A push.
     Push,
     /// Not known.

@@ -253,7 +253,6 @@ pub(crate) fn shape(shape: Shape) -> &'static str {
         Shape::Blobless => "blobless",
         Shape::ShallowBlobless => "shallow-blobless",
         Shape::Incremental => "incremental",
-        Shape::Lazy => "lazy",
         Shape::Push => "push",
         Shape::Other => "other",
     }

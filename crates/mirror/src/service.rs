@@ -9,8 +9,13 @@
 use crate::catalog::Reader;
 use crate::event::{Event, Observer};
 use crate::layout::Layout;
+use crate::scratch::{self, Scratch};
+use crate::serve::daemon::Daemon;
 use crate::serve::http::Http;
 use crate::serve::listen::{Listener, Speaks};
+use crate::serve::process::Spawner;
+use crate::serve::queue::Queue;
+use crate::serve::smart::Smart;
 use crate::serve::{Endpoint, Settings};
 use sandbox_git::Git;
 use sandbox_sys::lock::FileLock;
@@ -39,6 +44,8 @@ pub struct Parts {
     pub observer: Arc<dyn Observer>,
     /// How much there may be of everything.
     pub serve: Settings,
+    /// What sessions may push.
+    pub scratch: scratch::Settings,
     /// Parts that answer paths of their own, asked in this order.
     pub endpoints: Vec<Arc<dyn Endpoint>>,
 }
@@ -75,6 +82,7 @@ pub struct Service(Arc<Inner>);
 
 struct Inner {
     http: Arc<Http>,
+    daemon: Arc<Daemon>,
     observer: Arc<dyn Observer>,
     listeners: Mutex<HashMap<ListenerId, AbortHandle>>,
     next: AtomicU64,
@@ -103,9 +111,19 @@ impl Service {
             };
             removed.map_err(store)?;
         }
-        let http = Http { catalog: parts.catalog, endpoints: parts.endpoints, settings: parts.serve };
+        let smart = Arc::new(Smart {
+            spawner: Spawner::start().map_err(store)?,
+            queue: Queue::new(parts.serve.clone()),
+            catalog: parts.catalog,
+            observer: parts.observer.clone(),
+            settings: parts.serve,
+            scratch: Scratch::new(parts.scratch, parts.layout, parts.git.clone()),
+            git: parts.git,
+            capabilities: Mutex::default(),
+        });
         Ok(Self(Arc::new(Inner {
-            http: Arc::new(http),
+            http: Arc::new(Http { smart: smart.clone(), endpoints: parts.endpoints }),
+            daemon: Arc::new(Daemon { smart }),
             observer: parts.observer,
             listeners: Mutex::default(),
             next: AtomicU64::new(0),
@@ -190,12 +208,12 @@ impl Inner {
                             inner.http.clone().connection(stream, gate, peer, inner.stopping.clone()).await;
                         }
                         (Speaks::Http, Some(tls)) => {
-                            let patience = inner.http.settings.idle_timeout;
+                            let patience = inner.http.smart.settings.idle_timeout;
                             if let Ok(Ok(stream)) = tokio::time::timeout(patience, tls.accept(stream)).await {
                                 inner.http.clone().connection(stream, gate, peer, inner.stopping.clone()).await;
                             }
                         }
-                        (Speaks::Git, _) => drop(stream),
+                        (Speaks::Git, _) => inner.daemon.connection(stream, gate, peer).await,
                     }
                 };
                 tokio::select! {
@@ -244,6 +262,7 @@ mod tests {
             catalog: channel(Catalog::default()).1,
             observer: Arc::new(()),
             serve: Settings::default(),
+            scratch: scratch::Settings::default(),
             endpoints: vec![Arc::new(Hello)],
         }
     }

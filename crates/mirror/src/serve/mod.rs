@@ -6,8 +6,14 @@
 //!                                          └─► git:// ─────────────────┴─► one git process, in its turn
 //! ```
 
+pub mod ask;
+pub mod daemon;
 pub mod http;
 pub mod listen;
+pub mod process;
+pub mod queue;
+pub mod relay;
+pub mod smart;
 
 use crate::identity::{Gate, Identity};
 use bytes::Bytes;
@@ -46,7 +52,7 @@ impl Default for Settings {
             max_inflight: 64,
             max_inflight_repo: 48,
             queue: 8192,
-            queue_timeout: Duration::from_secs(30),
+            queue_timeout: Duration::from_secs(120),
             idle_timeout: Duration::from_secs(30),
             request_body_max: 64 << 20,
             inflate_max: 256 << 20,

@@ -1,0 +1,6 @@
+//! Real git against the service: what it serves, to whom, and what it leaves behind.
+
+mod fetch;
+mod http;
+mod push;
+mod world;
