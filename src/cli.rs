@@ -111,6 +111,8 @@ pub enum Verb {
     Gc(Gc),
     /// Let a process watch the working tree, so that a spawn looks only at what changed
     Watch(Watch),
+    /// Clone from a git mirror next door instead of from the forge
+    Mirror(crate::verbs::mirror::Mirror),
     /// List what agents need to work inside, or show one of them
     Presets(Presets),
     /// Look at what this machine can do, and what to change

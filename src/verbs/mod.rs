@@ -22,6 +22,7 @@ pub mod list;
 mod log;
 mod logs;
 pub mod merge;
+pub mod mirror;
 mod pick;
 mod presets;
 mod range_diff;
@@ -55,7 +56,7 @@ pub fn run(context: &Context, verb: Verb) -> Outcome {
         _ => {}
     }
     inside::refuse(verb.word())?;
-    if !matches!(verb, Verb::Presets(_) | Verb::Doctor(_) | Verb::Setup(_) | Verb::Repair(_)) {
+    if !matches!(verb, Verb::Mirror(_) | Verb::Presets(_) | Verb::Doctor(_) | Verb::Setup(_) | Verb::Repair(_)) {
         crate::recovery::first(context);
     }
     match verb {
@@ -97,6 +98,7 @@ pub fn run(context: &Context, verb: Verb) -> Outcome {
         Verb::Repair(args) => repair::run(context, &args),
         Verb::Gc(args) => gc::run(context, &args),
         Verb::Watch(args) => watch::run(context, &args),
+        Verb::Mirror(args) => mirror::run(context, &args),
         Verb::Presets(args) => presets::run(context, &args),
         Verb::Doctor(args) => doctor::run(context, &args),
         Verb::Setup(args) => setup::run(context, &args),
@@ -147,6 +149,7 @@ impl Verb {
             Verb::Repair(_) => "repair",
             Verb::Gc(_) => "gc",
             Verb::Watch(_) => "watch",
+            Verb::Mirror(_) => "mirror",
             Verb::Presets(_) => "presets",
             Verb::Doctor(_) => "doctor",
             Verb::Setup(_) => "setup",

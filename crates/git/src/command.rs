@@ -5,6 +5,7 @@
 //!                  git.landing(dir, …)   a bare repository of ours that holds untrusted objects
 //!                  git.vault(dir)        a bare repository of ours
 //!                  git.user(dir)         with the user's own configuration: discovery, identity
+//!                  git.remote(dir)       the same, with what it takes to speak with a remote
 //!                        │
 //!                        ▼  .args(…) .stdin(…) .timeout(…)
 //!                  GitCommand ─► .run() | .line() | .output() | .lines(f) | .spawn()
@@ -223,6 +224,22 @@ impl Git {
         command.env.extend(self.env.discovery.iter().map(|(name, value)| (name.clone(), value.clone())));
         command.args.push("-C".into());
         command.args.push(dir.into());
+        command
+    }
+
+    /// A command in directory `dir` that speaks with a remote for the user, as the user would: with the user's own
+    /// configuration, credentials, agents and proxies. What it opens is the user's, or was just made by us.
+    pub fn remote(&self, dir: &Path) -> GitCommand {
+        let mut command = self.user(dir);
+        // A partial clone fetches while it checks out.
+        command.env.retain(|(name, _)| {
+            !["GIT_NO_LAZY_FETCH", "GIT_TERMINAL_PROMPT", "GIT_LITERAL_PATHSPECS"].iter().any(|known| name == known)
+        });
+        command.env.extend(self.env.signing.iter().chain(&self.env.network).cloned());
+        // Which repository it works in is said by `dir`.
+        command
+            .env
+            .retain(|(name, _)| !["GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR"].iter().any(|known| name == known));
         command
     }
 
@@ -462,6 +479,17 @@ impl GitCommand {
             .and_then(Child::wait_with_output)
             .map_err(failed)?;
         check(&name, output.status, &output.stderr)
+    }
+
+    /// Runs it for its effect, with this process's own standard error: whoever started us sees how it goes. Any status
+    /// but 0 is an error, without what was shown.
+    pub fn shown(self) -> Result<()> {
+        let name = self.name();
+        let failed = |source| GitError::Start { command: name.clone(), source };
+        let mut command = self.prepared();
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
+        let status = command.status().map_err(failed)?;
+        check(&name, status, b"see above")
     }
 
     /// The process as it will be started, without its standard streams.

@@ -19,7 +19,35 @@ pub struct HostEnv {
     /// What a program that signs needs to find its agent and to ask for a passphrase. Seen only by commands that
     /// sign ([`GitCommand::signing`](crate::GitCommand::signing)).
     pub signing: Vec<(OsString, OsString)>,
+    /// How the user reaches remotes: ssh, proxies, certificates, what asks for passwords. Seen only by commands that
+    /// speak with one for the user ([`Git::remote`](crate::Git::remote)).
+    pub network: Vec<(OsString, OsString)>,
 }
+
+/// Variables of [`HostEnv::network`], of git and of curl; a `*` at the end stands for any rest.
+const NETWORK: &[&str] = &[
+    "ALL_PROXY",
+    "CURL_CA_BUNDLE",
+    "GIT_ALLOW_PROTOCOL",
+    "GIT_ASKPASS",
+    "GIT_CURL_VERBOSE",
+    "GIT_HTTP_*",
+    "GIT_PROXY_*",
+    "GIT_SSH",
+    "GIT_SSH_COMMAND",
+    "GIT_SSH_VARIANT",
+    "GIT_SSL_*",
+    "GIT_TERMINAL_PROMPT",
+    "GIT_TRACE*",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "SSL_CERT_DIR",
+    "SSL_CERT_FILE",
+    "all_proxy",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+];
 
 /// Variables of [`HostEnv::signing`]: where gpg and ssh have keys and agents, and how they ask.
 const SIGNING: &[&str] = &[
@@ -66,12 +94,14 @@ impl HostEnv {
                 Some("HOME") => env.home = Some(value.into()),
                 Some("XDG_CONFIG_HOME") if !value.is_empty() => env.xdg_config_home = Some(value.into()),
                 Some(name) if SIGNING.contains(&name) => env.signing.push((name.into(), value)),
-                Some(name) if is_discovery(name) => env.discovery.push((name.into(), value)),
+                Some(name) if listed(DISCOVERY, name) => env.discovery.push((name.into(), value)),
+                Some(name) if listed(NETWORK, name) => env.network.push((name.into(), value)),
                 _ => {}
             }
         }
         env.discovery.sort();
         env.signing.sort();
+        env.network.sort();
         env
     }
 
@@ -115,8 +145,8 @@ impl HostEnv {
     }
 }
 
-fn is_discovery(name: &str) -> bool {
-    DISCOVERY.iter().any(|known| match known.strip_suffix('*') {
+fn listed(list: &[&str], name: &str) -> bool {
+    list.iter().any(|known| match known.strip_suffix('*') {
         Some(prefix) => name.starts_with(prefix),
         None => name == *known,
     })

@@ -21,6 +21,7 @@
 //! | [`service`] | owns all of it: starts, listens, stops |
 //! | `cache`, `scratch`, `pktline` | packs made once; what sessions push; git's framing |
 //! | `registry`, `config`, `credential`, `refresh`, `ensure`, `webhook`, `maintain`, `admin` | what is mirrored, and that it stays fresh and whole |
+//! | [`client`] | the other side: is a mirror there, a clone from it or without it, a listener that leads to it |
 //! | `metrics`, `status_page`, `log` | what operators see |
 //!
 //! Nothing here prints or reads the environment: paths, the git to run and what it may know of the
@@ -29,6 +30,7 @@
 #![forbid(unsafe_code)]
 
 pub mod catalog;
+pub mod client;
 pub mod config;
 pub mod credential;
 pub mod event;

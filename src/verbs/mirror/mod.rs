@@ -1,0 +1,71 @@
+//! `mirror`: the hot git mirror, as a service and for its clients.
+
+mod clone;
+mod env;
+
+use crate::context::Context;
+use crate::error::{CliError, Outcome};
+use clap::{Args, Subcommand};
+use sandbox_mirror::client::Endpoint;
+use sandbox_mirror::client::clone::At;
+use sandbox_mirror::client::endpoint::BadEndpoint;
+use sandbox_mirror::client::session::{Grant, grant};
+use sandbox_mirror::identity::SessionId;
+use sandbox_mirror::name::RepoName;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A git mirror next door: kept fresh in the background, and cloned from instead of the forge.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  git config --global sandbox.mirror http://127.0.0.1:9480\n  \
+git sandbox mirror clone https://github.com/git/git     the newest commit, from the mirror if it has it\n  \
+eval \"$(git sandbox mirror env)\"                        fetches of this shell go to the mirror")]
+pub struct Mirror {
+    /// What to do
+    #[command(subcommand)]
+    pub action: Action,
+}
+
+/// What to do with a mirror.
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// Clone from the mirror, or from the upstream when the mirror cannot
+    Clone(clone::Clone),
+    /// Print variables that lead git to the mirror; nothing, and status 3, when it is not well
+    Env(env::Env),
+}
+
+/// Runs it.
+pub fn run(context: &Context, args: &Mirror) -> Outcome {
+    match &args.action {
+        Action::Clone(args) => clone::run(context, args),
+        Action::Env(args) => env::run(context, args),
+    }
+}
+
+/// The mirror that is asked for, else the one that is set (`sandbox.mirror`).
+pub fn at(context: &Context, asked: Option<&str>, patience: Duration) -> Result<Option<At>, CliError> {
+    let Some(text) = asked.map(str::to_owned).or_else(|| context.setting("sandbox.mirror")) else { return Ok(None) };
+    if text == "none" {
+        return Ok(None);
+    }
+    let endpoint = text.parse::<Endpoint>().map_err(|error| {
+        let error = CliError::chain(&error).hint("it is http://HOST:PORT or unix:/PATH (`git config sandbox.mirror`)");
+        if asked.is_some() { error.status(crate::error::USAGE) } else { error }
+    })?;
+    let store = context.setting("sandbox.mirrorStore").map(PathBuf::from);
+    Ok(Some(At { endpoint, bearer: None, store, patience }))
+}
+
+/// Asks the mirror's administrator (`sandbox.mirrorAdmin`) for a session that reads these repositories.
+pub fn grant_session(context: &Context, id: &SessionId, repos: &[RepoName]) -> Result<Grant, CliError> {
+    let Some(text) = context.setting("sandbox.mirrorAdmin") else {
+        return Err(CliError::new("the mirror's administrator is not known")
+            .hint("`git config --global sandbox.mirrorAdmin unix:/PATH` names its socket"));
+    };
+    let admin: Endpoint = text
+        .parse()
+        .map_err(|error| CliError::chain(&error as &BadEndpoint).hint("sandbox.mirrorAdmin is unix:/PATH"))?;
+    grant(&admin, id, repos)
+        .map_err(|error| CliError::chain(&error).cause(format!("asked at '{}'", crate::text::escape(&text))))
+}
