@@ -14,6 +14,7 @@ use crate::verbs::drop::{self, Force};
 use crate::verbs::trees::of_which;
 use crate::verbs::{apply, commit, fetch, merge};
 use sandbox_core::auto_commit;
+use sandbox_core::mirror_record;
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_core::work::{self, Uncommitted};
@@ -78,6 +79,9 @@ pub fn leave(context: &Context, store: &Store, sandbox: &Sandbox, wish: OnExit, 
             None if left.files.is_empty() => {}
             None => eprintln!("not committed automatically: it ended too soon for that"),
         }
+    }
+    if let Some(recorded) = mirror_record::outcome(sandbox).filter(|_| !quiet) {
+        eprintln!("{}", escape(&recorded.words()));
     }
     let commits = work::commits_on_host(context.git()?, store, sandbox)?;
     let name = sandbox.name();

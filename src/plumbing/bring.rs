@@ -1,15 +1,17 @@
 //! `__commit-back DIR`: brings a running sandbox's commits home. Standard input is a connection to
 //! its supervisor; each ref that moved is a line on standard output.
 //!
-//! `__commit-back DIR --auto-commit ARG…`: the command ARG… has ended, and before the last commits come
-//! home what it left uncommitted is committed inside.
+//! `__commit-back DIR --auto-commit ARG…`: the command ARG… has ended, and before the last commits come home
+//! what it left uncommitted is committed inside (`sandbox.autoCommit`), and recorded on the mirror (`sandbox.record`).
 
-use super::{argument, supervise::open};
+use super::argument;
+use super::supervise::{open, records};
 use crate::error::CliError;
 use crate::verbs::fetch::told;
 use sandbox_core::auto_commit;
 use sandbox_core::commit_back::commit_back;
 use sandbox_core::connection::Connection;
+use sandbox_core::mirror_record;
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::read_json;
 use sandbox_git::{Git, HostEnv};
@@ -36,10 +38,18 @@ pub fn run(args: &[OsString]) -> Result<(), CliError> {
     let mut brought = commit_back(&mut connection, &git, &store, &sandbox);
     // What was committed must be home before.
     if brought.is_ok() && args.get(1).is_some_and(|arg| arg == "--auto-commit") {
-        let message = auto_commit::message(sandbox.name(), &command(&sandbox, &args[2..]), &tail(&sandbox));
-        // A failure is an outcome too: what came home is told all the same, and it is not tried again and again.
-        let outcome = auto_commit::run(&mut connection, &git, &store, &sandbox, &message)
-            .unwrap_or_else(|error| auto_commit::Outcome::failed(&error));
+        let outcome = match sandbox.record.auto_commit {
+            true => {
+                let message = auto_commit::message(sandbox.name(), &command(&sandbox, &args[2..]), &tail(&sandbox));
+                // A failure is an outcome too: what came home is told all the same, and it is not tried again and again.
+                auto_commit::run(&mut connection, &git, &store, &sandbox, &message)
+                    .unwrap_or_else(|error| auto_commit::Outcome::failed(&error))
+            }
+            false => auto_commit::Outcome::default(),
+        };
+        if let Some(mirror) = sandbox.record.mirror.as_ref().filter(|_| records(&sandbox.record)) {
+            mirror_record::run(&mut connection, &sandbox, mirror)?;
+        }
         auto_commit::done(&sandbox, &outcome)?;
         if outcome.committed() {
             // What came home before it was made is told with it.

@@ -3,6 +3,7 @@
 
 pub mod bring;
 mod check;
+pub mod mirror;
 mod picture_inside;
 mod proxy;
 pub mod remote;
@@ -27,6 +28,7 @@ pub fn run(role: &str, args: &[OsString]) -> ExitCode {
         "__sync" => sync::run(args),
         "__rescue" => rescue::run(args),
         "__serve-host" => serve::run(args),
+        "__mirror" => mirror::run(args),
         "__proxy" => proxy::run(args),
         "__watch" => watch::run(args),
         watch::HOOK => return watch::hook(args),

@@ -51,7 +51,7 @@ pub fn run(args: &[OsString]) -> Result<(), CliError> {
     .map_err(|error| CliError::chain(&error))
 }
 
-fn harden() -> io::Result<()> {
+pub(super) fn harden() -> io::Result<()> {
     // If the supervisor has died before this, the pipe has no reader, and serving ends at once.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     sandbox_sys::caps::no_new_privs()?;
@@ -65,7 +65,7 @@ fn harden() -> io::Result<()> {
 }
 
 /// Takes the listener and the pipe off the standard descriptors and closes everything else that was inherited.
-fn take_over() -> io::Result<(OwnedFd, OwnedFd)> {
+pub(super) fn take_over() -> io::Result<(OwnedFd, OwnedFd)> {
     sandbox_sys::fork::close_from(3, None)?;
     let listener = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
     let events = rustix::io::fcntl_dupfd_cloexec(io::stdout(), 3)?;

@@ -53,11 +53,12 @@ fn run_in(dir: &Path, once: bool, reserve: Reserve, client: UnixStream, lock: Fi
         once,
         timeout: record.timeout.map(Duration::from_secs),
         lock,
-        auto_commit: record.auto_commit,
+        auto_commit: record.auto_commit || records(&record),
         commit_back: vec![program.clone(), "__commit-back".into(), own.clone()],
         rescue: vec![program.clone(), "__rescue".into(), own.clone()],
         rescue_every: Some(Duration::from_secs(record.rescue_every)).filter(|every| !every.is_zero()),
         serve_host: vec![program.clone(), "__serve-host".into(), own],
+        mirror: vec![program.clone(), "__mirror".into(), dir.mirror().to_string_lossy().into_owned()],
         proxy: vec![program, "__proxy".into(), dir.network().to_string_lossy().into_owned()],
         reserve,
         terminate: Some(terminate()?),
@@ -65,6 +66,11 @@ fn run_in(dir: &Path, once: bool, reserve: Reserve, client: UnixStream, lock: Fi
     };
     let _ = store;
     Ok(supervise(config, driver)?)
+}
+
+/// What its command has done is recorded on the mirror, when it has ended.
+pub fn records(record: &SandboxRecord) -> bool {
+    record.mirror.as_ref().is_some_and(|mirror| mirror.record && mirror.session.is_some())
 }
 
 /// The store that a sandbox's directory is in, and the directory.

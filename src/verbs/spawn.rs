@@ -165,6 +165,7 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
     let limits = project.tighten(limits(context, &asked_limits, driver.isolation())?);
     let timeout = args.timeout.as_deref().map(time).transpose()?.into_iter().chain(project.timeout).min();
     let asked = variables(context, &args.env)?;
+    let way = super::mirror::access::way(context, driver, repo, network)?;
     let mut carried = Carried::look(context, store, repo, args, preset, &top)?;
 
     let (ask, view_of) = (true, Some(&view));
@@ -215,6 +216,7 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
         auto_commit: args.auto_commit || super::commit::automatic(context)?,
         rescue_every: super::rescue::every(context)?,
         forked: None,
+        mirror: None,
     };
     driver.refuse(&record)?;
     if args.dry_run {
@@ -228,7 +230,7 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
         }
         return Ok(Asked::Shown);
     }
-    let mut made = Vec::new();
+    let (mut made, mut notes) = (Vec::new(), Vec::new());
     for (n, name) in names.into_iter().enumerate() {
         let id = SandboxId::random();
         let name = name.unwrap_or_else(Name::random);
@@ -243,6 +245,9 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
             if argv != sandbox.record.argv {
                 sandbox.record.argv = argv;
                 write_json(&sandbox.dir.record(), &sandbox.record, false)?;
+            }
+            if let Some(way) = &way {
+                notes.extend(way.give(context, &mut sandbox)?);
             }
             made.push((sandbox.clone(), lock));
             carried.write(&sandbox, policy.as_ref())
@@ -279,6 +284,10 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
         }
         if args.nested {
             eprintln!("note: {NESTED_COST}");
+        }
+        notes.dedup();
+        for note in &notes {
+            eprintln!("note: {}", escape(note));
         }
         carried.tell(context, args, policy.as_ref());
         if network == Network::Host && !project.deny.is_empty() {

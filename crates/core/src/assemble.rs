@@ -1,9 +1,10 @@
 //! From a sandbox's record and its snapshots to a [`LaunchSpec`]: the value that a driver gets.
 
 use crate::launch::{GeneratedFile, INSIDE, LaunchSpec, Mode, Mount, Network, PROXY_PORT, Tree, TreeView, View};
-use crate::record::{GitFacts, Snapshot};
+use crate::record::{GitFacts, MirrorAccess, Snapshot};
 use crate::sandbox::{Sandbox, SandboxError};
 use crate::store::Store;
+use sandbox_git::config::Writer;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -75,8 +76,14 @@ pub fn launch_spec(store: &Store, sandbox: &Sandbox, mode: Mode, program: &Path)
         links.push((format!("{INSIDE}/bin/git-remote-sandbox-offline").into(), "git-sandbox".into()));
     }
     set(&mut env, "GIT_SANDBOX_NET", record.network.as_str());
-    let mut files =
-        files(record.name.as_str(), &user_config, &repo_config(offline.then_some(&remotes), record.user.root));
+    let leads = record.mirror.as_ref().filter(|_| mode == Mode::Work && sandbox.dir.mirror().exists());
+    for led in leads.iter().flat_map(|mirror| &mirror.led) {
+        // It can be fetched from, without a network too.
+        remotes.remove(&led.remote);
+    }
+    let own_config =
+        repo_config(offline.then_some(&remotes), record.user.root) + &leads.map(mirror_config).unwrap_or_default();
+    let mut files = files(record.name.as_str(), &user_config, &own_config);
     let trees_text = trees.iter().map(|tree| format!("{}\n", tree.at.display())).collect();
     files.push(GeneratedFile { path: format!("{INSIDE}/trees").into(), mode: 0o644, contents: trees_text });
     if record.network == Network::Allow {
@@ -108,6 +115,7 @@ pub fn launch_spec(store: &Store, sandbox: &Sandbox, mode: Mode, program: &Path)
         hostname: record.name.as_str().replace(['.', '_'], "-"),
         env,
         network: record.network,
+        mirror: leads.is_some(),
         limits: record.limits.clone(),
         allow_weak: record.allow_weak.clone(),
         require: record.require.clone(),
@@ -218,9 +226,32 @@ fn repo_config(offline_remotes: Option<&BTreeSet<String>>, root: bool) -> String
     text
 }
 
+/// What leads git inside to the mirror. Recipes keep naming the upstream. Pushes go to the mirror too, which takes
+/// those below the session's ref and says of all others where they may go: nothing inside could push elsewhere.
+fn mirror_config(mirror: &MirrorAccess) -> String {
+    let mut writer = Writer::new();
+    for led in &mirror.led {
+        writer.set(&format!("url.{}/{}.insteadOf", mirror.url, led.path), Some(&led.url));
+    }
+    if let Some(first) = mirror.led.first() {
+        writer.set("remote.mirror.url", Some(&format!("{}/{}", mirror.url, first.path)));
+        if let Some(session) = &mirror.session {
+            writer.set("remote.mirror.push", Some(&format!("HEAD:refs/agents/{session}")));
+        }
+        writer.set("remote.mirror.skipFetchAll", Some("true"));
+    }
+    // Without it git sends the whole tree for one commit on a base that the mirror has and does not advertise.
+    writer.set("push.negotiate", Some("true"));
+    for (key, value) in [("http.lowSpeedLimit", "1000"), ("http.lowSpeedTime", "30")] {
+        writer.set(key, Some(value));
+    }
+    writer.finish()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Led;
 
     #[test]
     fn every_tool_is_led_to_the_proxy() {
@@ -232,6 +263,30 @@ mod tests {
         assert_eq!(value("no_proxy"), value("NO_PROXY"));
         assert!(NO_SSH.starts_with(INSIDE));
         assert!(apt_proxy().contents.contains("Acquire::http::Proxy \"http://127.0.0.1:3128\";"));
+    }
+
+    #[test]
+    fn git_inside_is_led_to_the_mirror() {
+        let led = |remote: &str, name: &str| Led {
+            remote: remote.into(),
+            url: format!("https://forge.test/{name}"),
+            path: format!("forge.test/{name}"),
+        };
+        let mirror = MirrorAccess {
+            address: "unix:/run/m.sock".into(),
+            url: "http://127.0.0.1:9480".into(),
+            led: vec![led("origin", "o/n"), led("up\"stream", "u/n")],
+            session: Some("fix-1".into()),
+            record: true,
+        };
+        assert_eq!(
+            mirror_config(&mirror),
+            "[url \"http://127.0.0.1:9480/forge.test/o/n\"]\n\tinsteadOf = https://forge.test/o/n\n\
+             [url \"http://127.0.0.1:9480/forge.test/u/n\"]\n\tinsteadOf = https://forge.test/u/n\n\
+             [remote \"mirror\"]\n\turl = http://127.0.0.1:9480/forge.test/o/n\n\
+             \tpush = HEAD:refs/agents/fix-1\n\tskipFetchAll = true\n\
+             [push]\n\tnegotiate = true\n[http]\n\tlowSpeedLimit = 1000\n\tlowSpeedTime = 30\n"
+        );
     }
 
     #[test]

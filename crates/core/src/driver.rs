@@ -43,6 +43,11 @@ pub trait Driver: Sync {
         Ok(())
     }
 
+    /// It can hand out a listener that leads to the mirror.
+    fn reaches_mirror(&self) -> bool {
+        false
+    }
+
     /// What a sandbox writes lies in directories of the host, for whoever looks at one that does not run. Else it is
     /// on a disk that only the guest's kernel mounts: it is asked, or a helper over that disk is.
     fn writes_on_host(&self) -> bool {
@@ -95,6 +100,12 @@ pub trait Machine {
     /// With [`crate::launch::Network::Allow`], once: a listening stream socket at which connections of
     /// the sandbox's processes, and of nobody else, arrive for the proxy.
     fn take_egress(&mut self) -> Option<OwnedFd> {
+        None
+    }
+
+    /// With [`crate::launch::LaunchSpec::mirror`], once: a listening stream socket at which connections of the sandbox's
+    /// processes, and of nobody else, arrive for the mirror.
+    fn take_mirror(&mut self) -> Option<OwnedFd> {
         None
     }
 

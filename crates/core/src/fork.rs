@@ -219,6 +219,8 @@ pub fn fork(store: &Store, parent: &Sandbox, hold: Hold<'_>, request: Request) -
         sequence: store.next_sequence()?,
         argv: request.argv,
         forked: Some(forked),
+        // A session is one sandbox's.
+        mirror: None,
         ..parent.record.clone()
     };
     write_json(&dir.record(), &record, false)?;

@@ -58,6 +58,9 @@ pub struct LaunchSpec {
     pub env: Vec<(String, String)>,
     /// The network.
     pub network: Network,
+    /// A listener at [`MIRROR_PORT`] inside is handed out: it leads to the configured mirror.
+    #[serde(default)]
+    pub mirror: bool,
     /// Resource limits.
     pub limits: Limits,
     /// Layers of the wall that may be missing (`--allow-weak`).
@@ -250,6 +253,9 @@ impl Network {
 
 /// The port of 127.0.0.1 inside where the proxy takes connections (the usual one of HTTP proxies).
 pub const PROXY_PORT: u16 = 3128;
+
+/// The port of 127.0.0.1 inside that leads to the mirror (`sandbox.mirror`), and to nothing else.
+pub const MIRROR_PORT: u16 = 9480;
 
 /// Resource limits; `None` is no limit.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -27,6 +27,7 @@ pub mod kept;
 pub mod landing;
 pub mod launch;
 pub mod made_inside;
+pub mod mirror_record;
 pub mod names;
 pub mod ops;
 pub mod orphan;

@@ -189,6 +189,37 @@ pub struct SandboxRecord {
     /// What it was forked from.
     #[serde(default)]
     pub forked: Option<Forked>,
+    /// The mirror that it reaches.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirror: Option<MirrorAccess>,
+}
+
+/// A sandbox's way to a mirror: what git inside is told of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MirrorAccess {
+    /// Where the mirror is, for people.
+    pub address: String,
+    /// Where it is for git inside, without a slash at the end.
+    pub url: String,
+    /// Upstreams whose fetches are led there; the first is that of the main repository.
+    pub led: Vec<Led>,
+    /// Its session on the mirror: it may write `refs/agents/<session>`.
+    #[serde(default)]
+    pub session: Option<String>,
+    /// What its command has done is recorded there when it has ended (`sandbox.record`).
+    #[serde(default)]
+    pub record: bool,
+}
+
+/// One upstream that a mirror stands for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Led {
+    /// The remote.
+    pub remote: String,
+    /// Its URL.
+    pub url: String,
+    /// The path of it on the mirror.
+    pub path: String,
 }
 
 /// How often what is not committed is rescued, unless the user says otherwise.

@@ -442,6 +442,10 @@ impl SandboxDir {
     pub fn network(&self) -> PathBuf {
         self.0.join("network.json")
     }
+    /// Where the front leads that stands between the sandbox and the mirror.
+    pub fn mirror(&self) -> PathBuf {
+        self.0.join("mirror.json")
+    }
     /// The private home.
     pub fn home(&self) -> PathBuf {
         self.0.join("home")

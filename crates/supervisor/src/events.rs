@@ -131,8 +131,20 @@ impl Supervisor {
         });
     }
 
+    /// What leads to the mirror has ended: it is started again, or git inside is told that nobody is there.
+    pub(crate) fn mirror_ended(&mut self) {
+        let Some(mut mirror) = self.mirror.take() else { return };
+        let _ = mirror.helper.status();
+        if self.phase == Phase::Running {
+            self.mirror = mirror.again();
+        }
+    }
+
     /// Ends the proxy with the sandbox; its last words are kept.
     pub(crate) fn egress_stop(&mut self) {
+        if let Some(mut mirror) = self.mirror.take() {
+            mirror.helper.kill();
+        }
         if let Some(mut egress) = self.egress.take() {
             egress.helper.kill();
             self.last_words(&mut egress);

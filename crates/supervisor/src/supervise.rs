@@ -72,6 +72,8 @@ pub struct Config {
     /// sandbox's first process are appended, the listening socket is its standard input, and it writes one
     /// event a line to its standard output.
     pub proxy: Vec<String>,
+    /// The command that leads to the mirror, if the spec says so; the listening socket is its standard input.
+    pub mirror: Vec<String>,
     /// What of the disk is kept for the host: before it is written by the sandbox, everything inside is frozen.
     pub reserve: Reserve,
     /// Signals that ask for a stop, as a descriptor that becomes readable.
@@ -190,6 +192,8 @@ pub(crate) struct Supervisor {
     pub(crate) events: Option<RingLog>,
     /// The proxy, while it runs.
     pub(crate) egress: Option<Egress>,
+    /// What leads to the mirror, while it runs.
+    pub(crate) mirror: Option<Egress>,
     /// The log says that it was started.
     pub(crate) started_said: bool,
     /// Clients that want to be told of events.
@@ -223,14 +227,15 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
     let launched = (|| -> Result<_, SuperviseError> {
         let mut machine = driver.launch(&config.spec)?;
         let egress = start_proxy(&config, driver, machine.as_mut())?;
+        let mirror = start_mirror(&config, machine.as_mut())?;
         let control = machine.control().try_clone().map_err(step("use the control channel"))?;
         let agent = Peer::new(control, MOST_FOR_AGENT).map_err(step("use the control channel"))?;
         let listener = listen(&config.dir).map_err(step("listen on the control socket"))?;
         let log = RingLog::open(&config.dir.log()).map_err(step("open the log"))?;
-        Ok((machine, egress, agent, listener, log))
+        Ok((machine, (egress, mirror), agent, listener, log))
     })();
     // What could not be started has not crashed.
-    let (machine, egress, agent, listener, log) = launched.inspect_err(|_| {
+    let (machine, (egress, mirror), agent, listener, log) = launched.inspect_err(|_| {
         let _ = write_json(&config.dir.status(), &before, false);
     })?;
     let status = StatusRecord {
@@ -286,6 +291,7 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
         terminate: config.terminate,
         events: None,
         egress,
+        mirror,
         started_said: false,
         told: HashSet::new(),
         screens: HashSet::new(),
@@ -319,6 +325,13 @@ fn start_proxy(
     let mut argv = config.proxy.clone();
     argv.extend(["--init".to_owned(), machine.process().pid.to_string()]);
     Egress::start(argv, listener).map(Some).map_err(step("start the proxy"))
+}
+
+/// What leads to the mirror. A driver that hands out nothing for it has none: git inside then says so itself.
+fn start_mirror(config: &Config, machine: &mut dyn Machine) -> Result<Option<Egress>, SuperviseError> {
+    let listener = machine.take_mirror().filter(|_| config.spec.mirror);
+    let started = listener.map(|listener| Egress::start(config.mirror.clone(), listener));
+    started.transpose().map_err(step("start what leads to the mirror"))
 }
 
 pub(crate) fn our_hello(enforced: Vec<String>) -> Hello {
@@ -361,6 +374,7 @@ pub(crate) enum Ready {
     ServeEnd(u32),
     EgressLines,
     EgressEnd,
+    MirrorEnd,
     Limit,
 }
 
@@ -396,6 +410,7 @@ impl Supervisor {
                     Ready::ServeEnd(stream) => self.serve_ended(stream),
                     Ready::EgressLines => self.egress_readable(),
                     Ready::EgressEnd => self.egress_ended(),
+                    Ready::MirrorEnd => self.mirror_ended(),
                     Ready::Limit => self.time_is_up(),
                 }
             }
@@ -442,6 +457,10 @@ impl Supervisor {
             }
             whos.push(Ready::EgressEnd);
             fds.push(PollFd::new(&egress.helper.pidfd, PollFlags::IN));
+        }
+        if let Some(mirror) = &self.mirror {
+            whos.push(Ready::MirrorEnd);
+            fds.push(PollFd::new(&mirror.helper.pidfd, PollFlags::IN));
         }
         // A window is a promise of whoever is inside; that they also read is not.
         let agent_reads = self.agent.backlog() <= SLOW_AGENT;
@@ -537,8 +556,8 @@ impl Supervisor {
 impl Drop for Supervisor {
     fn drop(&mut self) {
         let _ = self.machine.kill();
-        if let Some(egress) = &mut self.egress {
-            egress.helper.kill();
+        for helper in self.egress.iter_mut().chain(&mut self.mirror) {
+            helper.helper.kill();
         }
     }
 }

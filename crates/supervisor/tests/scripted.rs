@@ -208,6 +208,7 @@ fn spec() -> LaunchSpec {
         hostname: "x".into(),
         env: vec![],
         network: Network::None,
+        mirror: false,
         limits: Limits::default(),
         allow_weak: vec![],
         require: vec![],
@@ -287,6 +288,7 @@ impl Setup {
             rescue_every: self.rescue_every,
             serve_host: shell(self.serve_host),
             proxy: shell(self.proxy.unwrap_or("false")),
+            mirror: shell("false"),
             reserve: self.reserve,
             terminate: Some(terminated.into()),
         };

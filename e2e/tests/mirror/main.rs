@@ -2,8 +2,10 @@
 //! several kinds of clients.
 //!
 //! ```text
+//! client      clones from a mirror, and without it whatever is wrong with it
 //! packaging   the unit, the manifests and the image recipe are what their readers take
 //! ```
 
+mod client;
 mod packaging;
 mod tools;

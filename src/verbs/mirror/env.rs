@@ -106,13 +106,6 @@ fn remotes(context: &Context) -> Result<Vec<String>, CliError> {
     let none =
         || CliError::usage("which upstream?").hint("`git sandbox mirror env URL`, or in a repository with a remote");
     let repo = context.maybe_repo().ok_or_else(none)?;
-    let listed =
-        context.git()?.user(repo.top_or_gitdir()).args(["config", "--null", "--get-regexp", r"^remote\..*\.url$"]);
-    let (_, out) = listed.try_output()?;
-    let urls: Vec<String> = out
-        .stdout
-        .split(|b| *b == 0)
-        .filter_map(|entry| Some(std::str::from_utf8(entry).ok()?.split_once('\n')?.1.to_owned()))
-        .collect();
+    let urls: Vec<String> = super::remotes(context, repo)?.into_iter().map(|(_, url)| url).collect();
     if urls.is_empty() { Err(none()) } else { Ok(urls) }
 }

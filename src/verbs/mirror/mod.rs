@@ -1,11 +1,13 @@
 //! `mirror`: the hot git mirror, as a service and for its clients.
 
+pub mod access;
 mod clone;
 mod env;
 
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use clap::{Args, Subcommand};
+use sandbox_core::host_repo::HostRepo;
 use sandbox_mirror::client::Endpoint;
 use sandbox_mirror::client::clone::At;
 use sandbox_mirror::client::endpoint::BadEndpoint;
@@ -55,6 +57,17 @@ pub fn at(context: &Context, asked: Option<&str>, patience: Duration) -> Result<
     })?;
     let store = context.setting("sandbox.mirrorStore").map(PathBuf::from);
     Ok(Some(At { endpoint, bearer: None, store, patience }))
+}
+
+/// The remotes of a repository, with their URLs.
+pub fn remotes(context: &Context, repo: &HostRepo) -> Result<Vec<(String, String)>, CliError> {
+    let command = context.git()?.user(repo.top_or_gitdir());
+    let (_, out) = command.args(["config", "--null", "--get-regexp", r"^remote\..*\.url$"]).try_output()?;
+    let entry = |entry: &[u8]| {
+        let (key, url) = std::str::from_utf8(entry).ok()?.split_once('\n')?;
+        Some((key.strip_prefix("remote.")?.strip_suffix(".url")?.to_owned(), url.to_owned()))
+    };
+    Ok(out.stdout.split(|b| *b == 0).filter_map(entry).collect())
 }
 
 /// Asks the mirror's administrator (`sandbox.mirrorAdmin`) for a session that reads these repositories.

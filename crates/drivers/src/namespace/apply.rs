@@ -16,7 +16,7 @@ use super::plan::{MountPlan, Step};
 use super::tree::{Sources, Tree, open_sources, write_file};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
-use sandbox_core::launch::{LaunchSpec, Mode as LaunchMode, Network, PROXY_PORT};
+use sandbox_core::launch::{LaunchSpec, Mode as LaunchMode, Network};
 use sandbox_protocol::{ARGV0, CONFIG_FD, CONTROL_FD, RELAY_FD};
 use sandbox_sys::caps;
 use sandbox_sys::landlock::{Rights, Ruleset};
@@ -92,7 +92,7 @@ pub struct Child<'a> {
     pub control: OwnedFd,
     /// The agent's parameters.
     pub config: OwnedFd,
-    /// Where the listening socket for the proxy goes, if there is to be one.
+    /// Where the listening sockets that lead out go, if there are to be any ([`super::listeners`]).
     pub egress: Option<OwnedFd>,
     /// The cgroups that it must enter by itself.
     pub entrances: Vec<OwnedFd>,
@@ -167,10 +167,14 @@ impl Child<'_> {
         if self.spec.network != Network::Host {
             namespace::loopback_up().during(|| "switch the loopback device on".to_owned())?;
         }
-        if let Some(egress) = &self.egress {
-            let step = || format!("listen on port {PROXY_PORT} inside");
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PROXY_PORT)).during(step)?;
-            socket::send(egress, b"p", &[listener.as_fd()]).during(|| "hand out the socket of the proxy".to_owned())?;
+        if let Some(handed) = &self.egress {
+            let listen = |port: u16| {
+                TcpListener::bind((Ipv4Addr::LOCALHOST, port)).during(|| format!("listen on port {port} inside"))
+            };
+            let ports = super::listeners(self.spec);
+            let listeners = ports.into_iter().map(listen).collect::<Result<Vec<_>, _>>()?;
+            let fds: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
+            socket::send(handed, b"p", &fds).during(|| "hand out the sockets of the way out".to_owned())?;
         }
         let relay = tree.listen()?;
         for note in tree.finish()? {

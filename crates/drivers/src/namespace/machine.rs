@@ -42,7 +42,7 @@ impl Starting {
         control: UnixStream,
         identity: ProcessIdentity,
         notes: Vec<String>,
-        egress: Option<OwnedFd>,
+        (egress, mirror): (Option<OwnedFd>, Option<OwnedFd>),
         mounts: Option<OwnedFd>,
         limits_memory: bool,
     ) -> Result<NamespaceMachine, DriverError> {
@@ -50,7 +50,7 @@ impl Starting {
             return Err(DriverError::NotReady { source: io::ErrorKind::NotFound.into() });
         };
         let cgroup = std::mem::take(&mut self.cgroup);
-        Ok(NamespaceMachine { control, identity, pidfd, notes, cgroup, egress, mounts, limits_memory })
+        Ok(NamespaceMachine { control, identity, pidfd, notes, cgroup, egress, mirror, mounts, limits_memory })
     }
 }
 
@@ -97,6 +97,7 @@ pub struct NamespaceMachine {
     notes: Vec<String>,
     cgroup: Cgroup,
     egress: Option<OwnedFd>,
+    mirror: Option<OwnedFd>,
     /// Its mount namespace, so that it does not go with the first process: unmounting an overlay writes back
     /// the whole file system below it, of all who write there, and the first process would only then be gone.
     mounts: Option<OwnedFd>,
@@ -127,6 +128,10 @@ impl Machine for NamespaceMachine {
 
     fn take_egress(&mut self) -> Option<OwnedFd> {
         self.egress.take()
+    }
+
+    fn take_mirror(&mut self) -> Option<OwnedFd> {
+        self.mirror.take()
     }
 
     fn usage(&mut self) -> Usage {

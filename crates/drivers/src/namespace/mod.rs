@@ -44,7 +44,9 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 use sandbox_core::driver::{Check, Driver, DriverError, Isolation, Machine, ProcessIdentity};
-use sandbox_core::launch::{LaunchSpec, Mode, NESTED_COST, Network, Tree, TreeView, VmSettings};
+use sandbox_core::launch::{
+    LaunchSpec, MIRROR_PORT, Mode, NESTED_COST, Network, PROXY_PORT, Tree, TreeView, VmSettings,
+};
 use sandbox_protocol::{AgentConfig, AgentTree, AgentUser, Decoder, FilterBytes, Message};
 use sandbox_sys::namespace::{self, Forked, Namespaces};
 use sandbox_sys::socket::{message_pair, receive};
@@ -80,6 +82,10 @@ impl Driver for Namespace {
         check::all()
     }
 
+    fn reaches_mirror(&self) -> bool {
+        true
+    }
+
     fn refuses_overlay(
         &self,
         place: &Path,
@@ -108,6 +114,7 @@ pub(crate) fn effective(spec: &LaunchSpec) -> LaunchSpec {
     if spec.mode == Mode::Helper {
         spec.network = Network::None;
         spec.nested = false;
+        spec.mirror = false;
     }
     spec
 }
@@ -167,9 +174,10 @@ pub(crate) fn launch(spec: &LaunchSpec, plan: &MountPlan) -> Result<NamespaceMac
     if spec.network != Network::Host {
         namespaces = namespaces.and(Namespaces::NET);
     }
-    let egress = match spec.network {
-        Network::Allow => Some(message_pair().map_err(during("create a socket pair"))?),
-        Network::None | Network::Host => None,
+    let ports = listeners(spec);
+    let egress = match ports.is_empty() {
+        false => Some(message_pair().map_err(during("create a socket pair"))?),
+        true => None,
     };
     let (egress_ours, egress_theirs) = egress.unzip();
     // Supplementary groups are inherited and cannot be dropped inside, where setgroups is denied.
@@ -217,15 +225,29 @@ pub(crate) fn launch(spec: &LaunchSpec, plan: &MountPlan) -> Result<NamespaceMac
     // What cannot be opened only makes the end slower.
     let mounts = fs::File::open(format!("/proc/{pid}/ns/mnt")).ok().map(OwnedFd::from);
     wait_until_ready(&ours, &mut machine)?;
-    let egress = egress_ours.map(listening).transpose().map_err(during("take over the socket of the proxy"))?;
+    let handed = egress_ours.map(listening).transpose().map_err(during("take over the sockets of the way out"))?;
+    let mut handed: Vec<(u16, OwnedFd)> = ports.into_iter().zip(handed.into_iter().flatten()).collect();
+    let mut taken = |port: u16| {
+        let at = handed.iter().position(|(known, _)| *known == port)?;
+        Some(handed.swap_remove(at).1)
+    };
+    let egress = (taken(PROXY_PORT), taken(MIRROR_PORT));
     let limits_memory = created.enforced.contains(&"memory");
     machine.finish(UnixStream::from(ours), identity, notes, egress, mounts, limits_memory)
 }
 
-/// The listening socket that the child has made inside its network namespace.
-fn listening(egress: OwnedFd) -> io::Result<OwnedFd> {
+/// Ports on the sandbox's loopback whose listeners are handed out.
+fn listeners(spec: &LaunchSpec) -> Vec<u16> {
+    let proxy = (spec.network == Network::Allow).then_some(PROXY_PORT);
+    // With the host's network the loopback device is the host's.
+    let mirror = (spec.mirror && spec.network != Network::Host).then_some(MIRROR_PORT);
+    proxy.into_iter().chain(mirror).collect()
+}
+
+/// The listening sockets that the child has made inside its network namespace, in the order of [`listeners`].
+fn listening(egress: OwnedFd) -> io::Result<Vec<OwnedFd>> {
     let (_, fds) = receive(&egress, &mut [0u8; 1], false)?;
-    fds.into_iter().next().ok_or_else(|| io::ErrorKind::NotFound.into())
+    if fds.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(fds) }
 }
 
 /// Refuses to go on without a layer that would only be told of, where it was required.

@@ -490,6 +490,7 @@ pub(crate) mod tests {
             hostname: "fix".into(),
             env: vec![("HOME".into(), "/home/dev".into())],
             network: Network::None,
+            mirror: false,
             limits: Limits { memory: Some(1 << 30), pids: Some(1024), ..Limits::default() },
             allow_weak: vec![],
             require: vec![],

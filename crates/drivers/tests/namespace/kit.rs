@@ -100,6 +100,7 @@ impl Kit {
             hostname: "inside".into(),
             env: vec![("PATH".into(), "/usr/local/bin:/usr/bin:/bin".into()), ("HOME".into(), "/home/tester".into())],
             network: Network::None,
+            mirror: false,
             limits: Limits::default(),
             allow_weak: vec![],
             require: vec![],
