@@ -334,3 +334,62 @@ impl Drop for Hanging {
         }
     }
 }
+
+/// An administrator's listener that grants every session that is asked for, by a token.
+pub struct Administrator {
+    /// `unix:/…`.
+    pub address: String,
+    granted: Arc<Mutex<Vec<String>>>,
+    end: Arc<AtomicBool>,
+    path: PathBuf,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Administrator {
+    /// Listens.
+    pub fn new(env: &TestEnv) -> Self {
+        let path = env.root().join("admin.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let (end, granted) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+        let (ended, all) = (end.clone(), granted.clone());
+        let thread = std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                if ended.load(Ordering::SeqCst) {
+                    return;
+                }
+                let mut stream = BufReader::new(stream.unwrap());
+                let (mut length, mut line) = (0, String::new());
+                while stream.read_line(&mut line).unwrap_or(0) > 2 {
+                    if let Some(value) = line.to_lowercase().strip_prefix("content-length: ") {
+                        length = value.trim().parse().unwrap();
+                    }
+                    line.clear();
+                }
+                let mut body = vec![0; length];
+                stream.read_exact(&mut body).unwrap();
+                let asked: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                let id = asked["id"].as_str().unwrap().to_owned();
+                let answer = format!("{{\"token\":\"t-{id}\"}}");
+                all.lock().unwrap().push(id);
+                let head = format!("HTTP/1.1 201 Created\r\nContent-Length: {}\r\n\r\n{answer}", answer.len());
+                let _ = stream.get_mut().write_all(head.as_bytes());
+            }
+        });
+        Self { address: format!("unix:{}", path.display()), granted, end, path, thread: Some(thread) }
+    }
+
+    /// The sessions so far.
+    pub fn granted(&self) -> Vec<String> {
+        self.granted.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Administrator {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::SeqCst);
+        drop(UnixStream::connect(&self.path));
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -3,4 +3,5 @@
 //! What a fallback costs is counted in requests to the upstream: the same ones as a direct clone makes, and none more.
 
 mod cloning;
+mod inside;
 mod kit;
