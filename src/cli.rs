@@ -158,6 +158,13 @@ pub struct Spawn {
     /// Exactly the tracked files of HEAD, nothing else
     #[arg(long)]
     pub clean: bool,
+    /// A commit of an upstream (its default branch, else a branch, tag, id or refs/agents/SESSION), from the mirror if
+    /// it has it; outside of any repository too
+    #[arg(long, value_name = "URL[@REF]", conflicts_with_all = ["from", "clean"])]
+    pub from_mirror: Option<String>,
+    /// The upstream that the repository stands for, once it is known.
+    #[arg(skip)]
+    pub upstream: Option<String>,
     /// Check out a new branch inside
     #[arg(short, long, value_name = "BRANCH")]
     pub branch: Option<String>,

@@ -373,7 +373,7 @@ pub fn refuse_place(context: &Context, store: &Store, top: &Path) -> Result<(), 
             .cause("it is part of the system's own view inside".to_owned())
             .hint("use a repository in a directory of its own"));
     }
-    if top.starts_with(store.root()) {
+    if top.starts_with(store.root()) && !top.starts_with(store.mirrored()) {
         return Err(
             CliError::new(format!("'{shown}' is inside the state directory")).hint("use a repository outside of it")
         );

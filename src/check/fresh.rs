@@ -98,6 +98,7 @@ impl<'a> Fresh<'a> {
             guest_disk: !driver.writes_on_host(),
             rescue_every: 0,
             forked: None,
+            upstream: None,
             mirror: None,
         };
         let bar = prepare::Bar::new(true, None);

@@ -24,6 +24,7 @@ use std::path::{Component, Path, PathBuf};
 pub fn run(context: &Context, args: &cli::Apply) -> Outcome {
     let store = context.store()?;
     store.writable()?;
+    super::mirror::source::refuse(context, &store, std::slice::from_ref(&args.name), "apply")?;
     let sandbox = context.sandbox(&store, &args.name)?;
     let trees = super::trees::chosen(&sandbox, args.only.as_deref())?;
     super::fetch::bring(context, &store, &sandbox)?;

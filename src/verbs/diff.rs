@@ -2,7 +2,7 @@
 //! and escaped before it is printed.
 
 use super::list::print_json;
-use super::merge::open;
+use super::merge::open_to_read as open;
 use super::review;
 use super::trees::{of_which, several, tell_others, title};
 use crate::cli;

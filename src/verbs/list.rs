@@ -30,6 +30,9 @@ pub struct Row {
     pub view: TreeView,
     /// The repository's work tree on the host.
     pub worktree: PathBuf,
+    /// `URL@REF` of what it was made from, where that has no work tree on the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<String>,
     /// Unix seconds.
     pub created: u64,
     pub age_seconds: u64,
@@ -174,7 +177,7 @@ pub fn run(context: &Context, args: &cli::List) -> Outcome {
             cells.insert(2, escape(&row.driver));
         }
         if everywhere {
-            cells.insert(1, tilde(&row.worktree, &context.home));
+            cells.insert(1, place(row, context));
         }
         if along {
             cells.insert(1, if sandbox.tree == 0 { "-".into() } else { tilde(&row.worktree, &context.home) });
@@ -311,6 +314,7 @@ pub fn row(context: &Context, store: &Store, sandbox: &Sandbox, memory: &HashMap
         driver: record.driver.clone(),
         view: record.view,
         worktree: record.repos.first().map(|mount| mount.worktree.clone()).unwrap_or_default(),
+        upstream: record.upstream.clone(),
         created: record.created,
         age_seconds: unix_seconds().saturating_sub(record.created),
         command: record.argv.clone(),
@@ -369,6 +373,11 @@ fn along(context: &Context, store: &Store, tree: &Sandbox) -> Result<Along, CliE
     })
 }
 
+/// Where its repository is, as it is told.
+pub fn place(row: &Row, context: &Context) -> String {
+    row.upstream.as_deref().map_or_else(|| tilde(&row.worktree, &context.home), escape)
+}
+
 /// Bytes of resident memory of all processes, by pid namespace (its inode). Processes that we may not look at are left out.
 pub fn memory_by_namespace() -> HashMap<u64, u64> {
     let mut sums = HashMap::new();
@@ -403,6 +412,7 @@ mod tests {
             driver: "namespace".into(),
             view: TreeView::Overlay,
             worktree: PathBuf::new(),
+            upstream: None,
             created: 0,
             age_seconds: 0,
             command: Vec::new(),

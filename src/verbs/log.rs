@@ -3,7 +3,7 @@
 use super::conflicts::one_repository;
 use super::diff::{print, range};
 use super::list::print_json;
-use super::merge::open;
+use super::merge::open_to_read as open;
 use super::trees::{of_which, several, title};
 use crate::cli;
 use crate::context::Context;

@@ -36,7 +36,7 @@ use carry::do_all;
 pub use carry::{do_it, tell_resolved};
 use hooks::Hooks;
 use known::Known;
-pub use place::{checked_out, escape_path, identity, open, relation};
+pub use place::{checked_out, escape_path, identity, open, open_to_read, relation};
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_core::work;
@@ -47,6 +47,7 @@ use std::path::Path;
 pub fn run(context: &Context, args: &cli::Merge) -> Outcome {
     let store = context.store()?;
     store.writable()?;
+    super::mirror::source::refuse(context, &store, &args.names, "merge")?;
     let how = match (args.ff_only, args.no_ff, args.squash, args.rebase) {
         (true, ..) => How::FastForwardOnly,
         (_, true, ..) => How::NoFf,

@@ -3,7 +3,7 @@
 
 use super::diff::print;
 use super::list::print_json;
-use super::merge::open;
+use super::merge::open_to_read as open;
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};

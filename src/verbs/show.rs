@@ -174,7 +174,7 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
     let Shown { row, .. } = &shown;
     println!("sandbox     {}", row.name);
     println!("state       {}", state_words(row));
-    println!("repository  {}", tilde(&row.worktree, &context.home));
+    println!("repository  {}", super::list::place(row, context));
     for along in &row.with {
         println!("with        {}{}", tilde(&along.worktree, &context.home), along_words(along, &row.name));
     }

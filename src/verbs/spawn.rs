@@ -62,11 +62,28 @@ pub fn run(context: &Context, args: cli::Spawn) -> Outcome {
     }
 }
 
-fn spawn(context: &Context, args: cli::Spawn, report: &RefCell<Option<Report>>) -> Outcome {
+fn spawn(context: &Context, mut args: cli::Spawn, report: &RefCell<Option<Report>>) -> Outcome {
     let copy_out: Vec<Wish> =
         args.copy_out.iter().map(|text| Wish::parse(text, &context.cwd)).collect::<Result<_, _>>()?;
     let wish = leave::wish(context, args.on_exit)?;
     let store = context.store()?;
+    let elsewhere;
+    let context = match args.from_mirror.take() {
+        None => context,
+        Some(text) => {
+            let source = super::mirror::source::take(context, &store, &text)?;
+            args.from = Some(source.revision);
+            args.upstream = source.upstream;
+            match args.upstream {
+                // In a repository of that upstream it is as with any revision.
+                None => context,
+                Some(_) => {
+                    elsewhere = context.at(source.repo.top_or_gitdir(), Some(source.repo.clone()))?;
+                    &elsewhere
+                }
+            }
+        }
+    };
     let mut made = match make(context, &store, &args)? {
         Asked::Made(made) => made,
         Asked::Shown => return Ok(0),
@@ -165,7 +182,7 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
     let limits = project.tighten(limits(context, &asked_limits, driver.isolation())?);
     let timeout = args.timeout.as_deref().map(time).transpose()?.into_iter().chain(project.timeout).min();
     let asked = variables(context, &args.env)?;
-    let way = super::mirror::access::way(context, driver, repo, network)?;
+    let way = super::mirror::access::way(context, driver, repo, network, args.upstream.is_some())?;
     let mut carried = Carried::look(context, store, repo, args, preset, &top)?;
 
     let (ask, view_of) = (true, Some(&view));
@@ -216,6 +233,7 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
         auto_commit: args.auto_commit || super::commit::automatic(context)?,
         rescue_every: super::rescue::every(context)?,
         forked: None,
+        upstream: args.upstream.clone(),
         mirror: None,
     };
     driver.refuse(&record)?;

@@ -81,8 +81,11 @@ pub fn launch_spec(store: &Store, sandbox: &Sandbox, mode: Mode, program: &Path)
         // It can be fetched from, without a network too.
         remotes.remove(&led.remote);
     }
-    let own_config =
-        repo_config(offline.then_some(&remotes), record.user.root) + &leads.map(mirror_config).unwrap_or_default();
+    let mut own_config = repo_config(offline.then_some(&remotes), record.user.root);
+    if let Some(mirror) = leads {
+        own_config.push_str(&mirror_remote(mirror));
+        user_config.push_str(&mirror_config(mirror));
+    }
     let mut files = files(record.name.as_str(), &user_config, &own_config);
     let trees_text = trees.iter().map(|tree| format!("{}\n", tree.at.display())).collect();
     files.push(GeneratedFile { path: format!("{INSIDE}/trees").into(), mode: 0o644, contents: trees_text });
@@ -226,24 +229,31 @@ fn repo_config(offline_remotes: Option<&BTreeSet<String>>, root: bool) -> String
     text
 }
 
-/// What leads git inside to the mirror. Recipes keep naming the upstream. Pushes go to the mirror too, which takes
-/// those below the session's ref and says of all others where they may go: nothing inside could push elsewhere.
+/// What leads git inside to the mirror, in whatever directory a recipe runs it. Recipes keep naming the upstream. Pushes
+/// go to the mirror too, which takes those below the session's ref and says of all others where they may go: nothing
+/// inside could push elsewhere.
 fn mirror_config(mirror: &MirrorAccess) -> String {
     let mut writer = Writer::new();
     for led in &mirror.led {
         writer.set(&format!("url.{}/{}.insteadOf", mirror.url, led.path), Some(&led.url));
     }
+    // Without it git sends the whole tree for one commit on a base that the mirror has and does not advertise.
+    writer.set("push.negotiate", Some("true"));
+    for (key, value) in [("http.lowSpeedLimit", "1000"), ("http.lowSpeedTime", "30")] {
+        writer.set(key, Some(value));
+    }
+    writer.finish()
+}
+
+/// The remote `mirror` of the sandbox's repository.
+fn mirror_remote(mirror: &MirrorAccess) -> String {
+    let mut writer = Writer::new();
     if let Some(first) = mirror.led.first() {
         writer.set("remote.mirror.url", Some(&format!("{}/{}", mirror.url, first.path)));
         if let Some(session) = &mirror.session {
             writer.set("remote.mirror.push", Some(&format!("HEAD:refs/agents/{session}")));
         }
         writer.set("remote.mirror.skipFetchAll", Some("true"));
-    }
-    // Without it git sends the whole tree for one commit on a base that the mirror has and does not advertise.
-    writer.set("push.negotiate", Some("true"));
-    for (key, value) in [("http.lowSpeedLimit", "1000"), ("http.lowSpeedTime", "30")] {
-        writer.set(key, Some(value));
     }
     writer.finish()
 }
@@ -283,9 +293,12 @@ mod tests {
             mirror_config(&mirror),
             "[url \"http://127.0.0.1:9480/forge.test/o/n\"]\n\tinsteadOf = https://forge.test/o/n\n\
              [url \"http://127.0.0.1:9480/forge.test/u/n\"]\n\tinsteadOf = https://forge.test/u/n\n\
-             [remote \"mirror\"]\n\turl = http://127.0.0.1:9480/forge.test/o/n\n\
-             \tpush = HEAD:refs/agents/fix-1\n\tskipFetchAll = true\n\
              [push]\n\tnegotiate = true\n[http]\n\tlowSpeedLimit = 1000\n\tlowSpeedTime = 30\n"
+        );
+        assert_eq!(
+            mirror_remote(&mirror),
+            "[remote \"mirror\"]\n\turl = http://127.0.0.1:9480/forge.test/o/n\n\
+             \tpush = HEAD:refs/agents/fix-1\n\tskipFetchAll = true\n"
         );
     }
 

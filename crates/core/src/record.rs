@@ -189,6 +189,10 @@ pub struct SandboxRecord {
     /// What it was forked from.
     #[serde(default)]
     pub forked: Option<Forked>,
+    /// `URL@REF` of what it was made from, where that is an upstream without a working tree on this machine: its
+    /// repository is one of ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<String>,
     /// The mirror that it reaches.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<MirrorAccess>,

@@ -277,6 +277,11 @@ impl Store {
         self.root.join("lock")
     }
 
+    /// Repositories without a working tree, which stand for upstreams (`spawn --from-mirror`).
+    pub fn mirrored(&self) -> PathBuf {
+        self.root.join("mirrored")
+    }
+
     /// Where half-made things are put.
     pub fn tmp(&self) -> PathBuf {
         self.root.join("tmp")

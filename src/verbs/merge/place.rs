@@ -22,6 +22,14 @@ pub fn open(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Repo,
     Ok(Repo::open(context.git()?, repo.worktree()?, repo.git_dir(), &store.tmp())?)
 }
 
+/// The same to look at it: a bare repository will do.
+pub fn open_to_read(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Repo, CliError> {
+    let host = work::host(store, sandbox)?;
+    let here = context.maybe_repo().filter(|repo| repo.common_dir() == host.common_dir());
+    let repo = here.unwrap_or(&host);
+    Ok(Repo::open(context.git()?, repo.top_or_gitdir(), repo.git_dir(), &store.tmp())?)
+}
+
 /// The branch that is checked out where a merge would go; `None` when detached.
 pub fn checked_out(context: &Context, sandbox: &Sandbox, store: &Store) -> Result<Option<String>, CliError> {
     let host = work::host(store, sandbox)?;

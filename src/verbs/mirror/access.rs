@@ -24,10 +24,18 @@ pub struct Way {
 
 /// The way of sandboxes of a repository to the mirror; `None`: no mirror is set, or it has nothing to do with the
 /// repository. Asks nobody: the mirror may come later, and go.
-pub fn way(context: &Context, driver: &dyn Driver, repo: &HostRepo, network: Network) -> Result<Option<Way>, CliError> {
+pub fn way(
+    context: &Context,
+    driver: &dyn Driver,
+    repo: &HostRepo,
+    network: Network,
+    outside: bool,
+) -> Result<Option<Way>, CliError> {
     let Some(at) = super::at(context, None, PROBE)? else { return Ok(None) };
     let record = match context.setting("sandbox.record").as_deref() {
-        None | Some("none") => false,
+        // Without a working tree there is no other place to take the work from by hand.
+        None => outside && context.setting("sandbox.mirrorAdmin").is_some(),
+        Some("none") => false,
         Some("mirror") => true,
         Some(other) => {
             return Err(CliError::new(format!("'{}' is not a value of sandbox.record", crate::text::escape(other)))

@@ -94,7 +94,7 @@ pub fn run(context: &Context, args: &Env) -> Outcome {
 }
 
 /// A session's id, as it is written.
-fn session_id(text: &str) -> Result<SessionId, CliError> {
+pub fn session_id(text: &str) -> Result<SessionId, CliError> {
     text.parse().map_err(|error| {
         CliError::usage(format!("'{}' is not the id of a session", escape(text)))
             .cause(sandbox_mirror::identity::SessionIdError::to_string(&error))

@@ -3,6 +3,7 @@
 pub mod access;
 mod clone;
 mod env;
+pub mod source;
 
 use crate::context::Context;
 use crate::error::{CliError, Outcome};

@@ -206,6 +206,20 @@ fn apply(git: &Git, asked: &Asked, plan: &Plan, dir: &Path, stop: &AtomicBool) -
     })
 }
 
+/// A git command in `dir` with these settings, that speaks with a mirror, or else with an upstream as the user would.
+pub fn command(git: &Git, dir: &Path, settings: &[Setting], mirror: bool) -> GitCommand {
+    let have = git.env().discovery_var("GIT_CONFIG_COUNT").and_then(|count| count.to_str()?.parse().ok());
+    let mut all = settings.to_vec();
+    if mirror {
+        // A mirror asks for nothing that the user knows.
+        all.push(Setting::new("credential.helper", ""));
+        all.push(Setting::new("core.askPass", "true"));
+    }
+    let variables = variables(have.unwrap_or(0), &all);
+    let command = variables.into_iter().fold(git.remote(dir), |command, (name, value)| command.env(name, value));
+    if mirror { command.env("GIT_TERMINAL_PROMPT", "0") } else { command }
+}
+
 struct Run<'a> {
     git: &'a Git,
     plan: &'a Plan,
@@ -215,20 +229,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn git(&self, dir: &Path) -> GitCommand {
-        let command = self.git.remote(dir);
-        let have = self.git.env().discovery_var("GIT_CONFIG_COUNT").and_then(|count| count.to_str()?.parse().ok());
-        let mut all = self.plan.settings.clone();
-        if !matches!(self.plan.way, Way::Upstream(_)) {
-            // A mirror asks for nothing that the user knows.
-            all.push(Setting::new("credential.helper", ""));
-            all.push(Setting::new("core.askPass", "true"));
-        }
-        let variables = variables(have.unwrap_or(0), &all);
-        let command = variables.into_iter().fold(command, |command, (name, value)| command.env(name, value));
-        match self.plan.way {
-            Way::Upstream(_) => command,
-            _ => command.env("GIT_TERMINAL_PROMPT", "0"),
-        }
+        command(self.git, dir, &self.plan.settings, !matches!(self.plan.way, Way::Upstream(_)))
     }
 
     fn failed(&self, source: GitError) -> CloneError {

@@ -5,3 +5,4 @@
 mod cloning;
 mod inside;
 mod kit;
+mod source;
