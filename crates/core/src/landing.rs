@@ -365,6 +365,7 @@ fn child_limits(bounds: Bounds) -> ChildLimits {
         cpu_seconds: Some(bounds.time.as_secs().max(1)),
         // What was granted may be larger than what may be sent.
         file_size: None,
+        nice: None,
     }
 }
 

@@ -26,6 +26,8 @@ pub enum Event {
     Cache(CacheEvent),
     /// A repository was asked of its upstream.
     Refreshed(Refreshed),
+    /// Maintenance of a repository ended.
+    Maintained(Maintained),
     /// A listener, or the service itself, cannot do what it should; text is safe to print.
     Trouble {
         /// What could not be done.
@@ -189,4 +191,19 @@ pub struct Refreshed {
     pub changed: usize,
     /// Bytes of packs that came.
     pub bytes: u64,
+}
+
+/// Maintenance that ended.
+#[derive(Clone, Debug)]
+pub struct Maintained {
+    /// The repository.
+    pub repo: RepoName,
+    /// What was done.
+    pub task: crate::maintain::Task,
+    /// What went wrong; safe to print.
+    pub error: Option<String>,
+    /// How long it took.
+    pub took: Duration,
+    /// Packs before and after.
+    pub packs: (usize, usize),
 }

@@ -29,14 +29,18 @@
 //! comments name are those of `docs/decisions/mirror.md`.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod catalog;
 pub mod client;
 pub mod config;
 pub mod credential;
+pub mod desk;
+pub mod ensure;
 pub mod event;
 pub mod identity;
 pub mod layout;
 pub mod log;
+pub mod maintain;
 pub mod measure;
 pub mod metrics;
 pub mod name;

@@ -44,6 +44,7 @@ pub use next::{After, after};
 pub use pins::{expire as expire_pins, pinned};
 pub use reach::{NotAllowed, Policy, Reach, Resolver};
 pub use trouble::Trouble;
+pub(crate) use trouble::is_corrupt;
 
 use sandbox_git::RefName;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};

@@ -12,11 +12,17 @@
 //! What a delivery says is only a reason to look: the refs are always read from the upstream itself. So a delivery
 //! that comes twice, late or in the wrong order does no harm, and none is remembered.
 
+use crate::desk::{Desk, blocking, body};
+use crate::event::Trigger;
+use crate::name::{RepoName, Upstream};
+use crate::registry::Snapshot;
+use crate::serve::{Answer, Asked, Endpoint, Request, Response, json, text};
 use hmac::{Hmac, KeyInit, Mac};
-use hyper::StatusCode;
+use hyper::{Method, StatusCode};
 use serde_json::Value;
 use sha2::Sha256;
 use std::str::FromStr;
+use std::sync::Arc;
 use subtle::ConstantTimeEq;
 
 /// The largest delivery that is read. What is larger is found by the next refresh.
@@ -147,6 +153,62 @@ pub fn repositories(provider: Provider, body: &[u8]) -> Result<Vec<String>, Refu
     if found.is_empty() && !ping { Err(Refusal::Nameless) } else { Ok(found) }
 }
 
+/// The repositories of the registry that a delivery means: by name, or by the upstream's address, whichever way it
+/// is spelled.
+pub fn meant(registry: &Snapshot, said: &[String]) -> Vec<RepoName> {
+    let upstreams: Vec<RepoName> =
+        said.iter().filter_map(|text| Upstream::parse(text).ok()).map(|upstream| upstream.name().clone()).collect();
+    let names: Vec<RepoName> = said.iter().filter_map(|text| text.parse().ok()).collect();
+    let is_meant = |name: &RepoName, upstream: &RepoName| names.contains(name) || upstreams.contains(upstream);
+    let all = registry.repos.values().map(|record| &record.spec);
+    all.filter(|spec| is_meant(&spec.name, spec.url.name())).map(|spec| spec.name.clone()).collect()
+}
+
+/// The endpoint.
+pub struct Hooks(pub Arc<Desk>);
+
+impl Endpoint for Hooks {
+    fn takes(&self, _: &Method, path: &str, _: &Asked) -> bool {
+        path.starts_with("/hooks/")
+    }
+
+    fn answer<'a>(&'a self, request: Request, _: &'a Asked) -> Answer<'a> {
+        Box::pin(async move {
+            self.take(request).await.unwrap_or_else(|refused| match refused {
+                Ok(refusal) => text(refusal.status(), refusal),
+                Err(response) => *response,
+            })
+        })
+    }
+}
+
+impl Hooks {
+    async fn take(&self, request: Request) -> Result<Response, Result<Refusal, Box<Response>>> {
+        let (head, incoming) = request.into_parts();
+        let provider = head.uri.path().strip_prefix("/hooks/").and_then(|name| name.parse().ok());
+        let configured = self.0.webhook.as_ref().filter(|_| head.method == Method::POST);
+        let (Some(provider), Some((webhook, _))) = (provider, configured) else { return Err(Ok(Refusal::Unknown)) };
+        if !webhook.providers.contains(&provider) {
+            return Err(Ok(Refusal::Unknown));
+        }
+        let bytes = body(Request::new(incoming), MAX_BODY).await.ok_or(Ok(Refusal::TooLarge))?;
+        let desk = self.0.clone();
+        let secret = blocking(move || {
+            let (webhook, keeper) = desk.webhook.as_ref()?;
+            keeper.get(&webhook.secret, "webhook").ok()
+        });
+        let no_secret = || Box::new(text(StatusCode::INTERNAL_SERVER_ERROR, "the webhook's secret cannot be read"));
+        let secret = secret.await.map_err(Err)?.ok_or_else(|| Err(no_secret()))?;
+        let header = |name: &str| head.headers.get(name)?.to_str().ok();
+        verify(provider, secret.expose(), header, &bytes).map_err(Ok)?;
+        let said = repositories(provider, &bytes).map_err(Ok)?;
+        let refresher = self.0.refresher().map_err(Err)?;
+        let mut refreshing = meant(&self.0.registry.now(), &said);
+        refreshing.retain(|name| refresher.poke(name, Trigger::Webhook));
+        Ok(json(StatusCode::ACCEPTED, &serde_json::json!({ "refreshing": refreshing })))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,6 +263,22 @@ mod tests {
         assert_eq!(repositories(Provider::Github, br#"{"zen":"Keep it simple."}"#).unwrap(), [""; 0]);
         for bad in [&b"{}"[..], b"[]", b"not json", br#"{"repository":7}"#] {
             assert_eq!(repositories(Provider::Gitea, bad), Err(Refusal::Nameless));
+        }
+    }
+
+    #[test]
+    fn a_repository_is_meant_however_its_address_is_spelled() {
+        use crate::registry::{Origin, Record, Spec, Status};
+        let mut spec = Spec::of(Upstream::parse("https://Forge.test/o/n").unwrap());
+        spec.name = "mine/n".parse().unwrap();
+        let record = Record { spec, origin: Origin::Api, paused: false, status: Status::default() };
+        let registry =
+            Snapshot { repos: [("mine/n".parse().unwrap(), Arc::new(record))].into(), ..Snapshot::default() };
+        for said in ["https://forge.test/o/n.git", "git@forge.test:o/n.git", "ssh://git@forge.test:22/o/n", "mine/n"] {
+            assert_eq!(meant(&registry, &[said.to_owned()]).len(), 1, "{said}");
+        }
+        for said in ["https://forge.test/o/nn", "forge.test/o", "", "ext::sh -c x"] {
+            assert_eq!(meant(&registry, &[said.to_owned()]).len(), 0, "{said}");
         }
     }
 

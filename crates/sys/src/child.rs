@@ -15,6 +15,8 @@ pub struct ChildLimits {
     pub cpu_seconds: Option<u64>,
     /// Bytes of the largest file that it may write.
     pub file_size: Option<u64>,
+    /// How far it stands back for others on the processor: 0 to 19, as nice(1) has it.
+    pub nice: Option<i32>,
 }
 
 /// Applies limits to the child (soft and hard; never above an inherited hard limit).
@@ -39,7 +41,12 @@ pub fn limit(command: &mut Command, limits: ChildLimits) {
         command.pre_exec(move || {
             set(libc::RLIMIT_AS, limits.address_space)?;
             set(libc::RLIMIT_CPU, limits.cpu_seconds)?;
-            set(libc::RLIMIT_FSIZE, limits.file_size)
+            set(libc::RLIMIT_FSIZE, limits.file_size)?;
+            if let Some(nice) = limits.nice {
+                // Standing back is always allowed; where it is not, nothing is lost.
+                libc::setpriority(libc::PRIO_PROCESS, 0, nice);
+            }
+            Ok(())
         });
     }
 }
@@ -110,6 +117,18 @@ mod tests {
         .join()
         .unwrap();
         assert!(!child.wait().unwrap().success());
+    }
+
+    #[test]
+    fn a_nice_child_stands_back() {
+        let nice = || std::fs::read_to_string("/proc/self/stat").unwrap();
+        let of =
+            |stat: &str| stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap().parse::<i32>().unwrap();
+        let own = of(&nice());
+        let mut command = Command::new("/bin/cat");
+        limit(&mut command, ChildLimits { nice: Some(19), ..Default::default() });
+        let out = command.arg("/proc/self/stat").output().unwrap();
+        assert_eq!((of(&String::from_utf8(out.stdout).unwrap()), of(&nice())), (19, own));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::cycle::{Cycle, Done};
 use super::next::{self, Times, after};
 use super::reach::{Policy, Resolver};
 use super::trouble::Trouble;
+use crate::catalog::State;
 use crate::config;
 use crate::credential::Keeper;
 use crate::event::{Event, Observer, Refreshed, Trigger};
@@ -69,7 +70,6 @@ pub(crate) struct Repo {
     /// Held for writing by who replaces the repository, for reading by who works in it.
     pub(crate) place: RwLock<()>,
     /// Held by who does maintenance.
-    #[allow(dead_code, reason = "until maintenance is here")]
     pub(crate) maintenance: tokio::sync::Mutex<()>,
 }
 
@@ -113,6 +113,7 @@ impl Refresher {
             repos: Mutex::default(),
             parts,
         });
+        crate::maintain::clean(&inner.parts.layout);
         inner.reconcile();
         let weak = Arc::downgrade(&inner);
         let mut changes = inner.parts.registry.watch();
@@ -148,9 +149,31 @@ impl Refresher {
     }
 
     /// The repository's locks, for maintenance.
-    #[allow(dead_code, reason = "until maintenance is here")]
     pub(crate) fn repo(&self, name: &RepoName) -> Option<Arc<Repo>> {
         self.0.repos.lock().expect("nobody panics with it").get(name).cloned()
+    }
+
+    /// Sets a mirror aside that was found corrupt, and has it cloned again at once.
+    pub(crate) async fn quarantine(&self, name: &RepoName, why: String) -> Result<(), String> {
+        let repo = self.repo(name).ok_or("it is not refreshed")?;
+        let inner = self.0.clone();
+        {
+            let _alone = repo.place.write().await;
+            let of = name.clone();
+            let job = move || {
+                let error = Trouble::Corrupt(why).to_string();
+                let set = inner.parts.registry.status(&of, move |status| {
+                    status.state = State::Quarantined;
+                    status.error = Some(error);
+                });
+                // First nobody is sent there any more.
+                set.map_err(|error| error.to_string())?;
+                inner.set_aside(&of)
+            };
+            tokio::task::spawn_blocking(job).await.map_err(|error| error.to_string())??;
+        }
+        self.poke(name, Trigger::Admin);
+        Ok(())
     }
 
     /// What it stands on.
@@ -230,7 +253,7 @@ impl Inner {
             (state.begun, std::mem::take(&mut state.commits), state.trigger.take().unwrap_or(Trigger::Due))
         };
         let began = Instant::now();
-        let place = repo.place.write().await;
+        let place = repo.place.read().await;
         let (inner, job) = (self.clone(), record.clone());
         let outcome = tokio::task::spawn_blocking(move || inner.cycle(&job, &commits)).await;
         let outcome = outcome.unwrap_or_else(|_| Err(Trouble::Local("the refresh has panicked".to_owned())));
@@ -246,13 +269,15 @@ impl Inner {
         let before = self.parts.registry.record(name)?.status.clone();
         let mut next = after(&before, outcome.as_ref().map(|done| done.moved_to.clone()), times);
         next.status.format = format.unwrap_or(next.status.format);
-        if next.quarantine
-            && let Err(error) = self.set_aside(name)
-        {
-            next.status.error = Some(error);
-            next.wait = refresh.backoff_max;
-        }
         drop(place);
+        if next.quarantine {
+            // Whoever works in it ends first.
+            let _alone = repo.place.write().await;
+            if let Err(error) = self.set_aside(name) {
+                next.status.error = Some(error);
+                next.wait = refresh.backoff_max;
+            }
+        }
         if let Some(wait) = next.host_waits {
             let mut hosts = self.hosts.lock().expect("nobody panics with it");
             if let Some(host) = hosts.get_mut(&host) {
