@@ -233,3 +233,57 @@ fn policy(calls: &[i64]) -> Policy {
     rules.push(unless(libc::SYS_tgkill, 2, -1, &[libc::SIGABRT]));
     Policy { arch: NATIVE_ARCH, ceiling: seccomp::X32_BIT - 1, rules, otherwise: EPERM }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_device_needs_is_allowed() {
+        for calls in [FILES, SOCKETS] {
+            let policy = policy(calls);
+            let program = policy.compile().unwrap();
+            let says = |nr: i64, args: [u64; 3]| {
+                let args = [args[0], args[1], args[2], 0, 0, 0];
+                let answer = policy.decide(NATIVE_ARCH, nr as u32, &args);
+                assert_eq!(program.run(NATIVE_ARCH, nr as u32, &args), Some(answer.raw()), "{nr}");
+                answer == Answer::Allow
+            };
+            for nr in [
+                libc::SYS_execve,
+                libc::SYS_fork,
+                libc::SYS_ptrace,
+                libc::SYS_kill,
+                libc::SYS_mount,
+                libc::SYS_unshare,
+                libc::SYS_setns,
+                libc::SYS_bpf,
+                libc::SYS_io_uring_setup,
+                libc::SYS_mkdirat,
+                libc::SYS_unlinkat,
+                libc::SYS_renameat2,
+                libc::SYS_ftruncate,
+                libc::SYS_fchmod,
+                libc::SYS_fsetxattr,
+                libc::SYS_pwrite64,
+                libc::SYS_bind,
+                libc::SYS_process_vm_readv,
+                libc::SYS_setuid,
+                libc::SYS_clone3,
+            ] {
+                assert!(!says(nr, [0; 3]), "{nr}");
+            }
+            assert!(!says(libc::SYS_clone, [libc::SIGCHLD as u64, 0, 0]), "a process");
+            assert!(says(libc::SYS_clone, [libc::CLONE_THREAD as u64 | libc::CLONE_VM as u64, 0, 0]), "a thread");
+            assert!(!says(libc::SYS_mmap, [0, 0, libc::PROT_EXEC as u64]));
+            assert!(!says(libc::SYS_mprotect, [0, 0, libc::PROT_EXEC as u64 | libc::PROT_READ as u64]));
+            assert!(says(libc::SYS_mmap, [0, 0, libc::PROT_READ as u64 | libc::PROT_WRITE as u64]));
+            assert!(!says(libc::SYS_openat, [0, 0, libc::O_RDWR as u64]));
+            assert!(!says(libc::SYS_openat, [0, 0, libc::O_CREAT as u64]));
+            assert!(!says(libc::SYS_socket, [libc::AF_INET as u64, 0, 0]));
+            assert!(says(libc::SYS_socket, [libc::AF_UNIX as u64, 0, 0]));
+        }
+        let connects = |calls| policy(calls).decide(NATIVE_ARCH, libc::SYS_connect as u32, &[0; 6]);
+        assert_eq!((connects(FILES), connects(SOCKETS)), (Answer::Errno(libc::EPERM as u16), Answer::Allow));
+    }
+}

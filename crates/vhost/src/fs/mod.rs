@@ -17,6 +17,8 @@ mod device;
 mod list;
 mod node;
 mod server;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use crate::{ServeError, wall};

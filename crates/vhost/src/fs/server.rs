@@ -381,9 +381,12 @@ impl Server {
             return Err(Errno::NODATA);
         }
         let Some(file) = self.with_attributes(request.node)? else { return Err(Errno::NODATA) };
-        let mut value = vec![0; if size == 0 { 0 } else { size.min(MAX_XATTR) }];
+        let mut value = vec![0; MAX_XATTR];
         let len = rustix::fs::fgetxattr(&file, name, &mut value[..])?;
         value.truncate(len);
+        if size != 0 && len > size {
+            return Err(Errno::RANGE);
+        }
         sized(size, len, &value, reply);
         Ok(())
     }

@@ -18,6 +18,8 @@
 mod connection;
 mod device;
 mod mux;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use crate::{ServeError, wall};
