@@ -2,7 +2,7 @@
 
 use crate::build;
 use sandbox_testkit::{is_root, which};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A program, the Debian package that has it, and what is skipped without it.
@@ -31,6 +31,7 @@ pub const TESTS: &[Need] = &[
     Need { program: "setfacl", package: "acl", without: "access control lists of others" },
     Need { program: "mkfs.btrfs", package: "btrfs-progs", without: "reflinks on Btrfs" },
     Need { program: "fuse2fs", package: "fuse2fs", without: "a state directory on FUSE" },
+    Need { program: "qemu-system-x86_64", package: "qemu-system-x86", without: "guests of the QEMU driver" },
     Need { program: "mkfs.xfs", package: "xfsprogs", without: "reflinks on XFS" },
     Need { program: "systemd-analyze", package: "systemd", without: "checking the mirror's unit" },
     Need { program: "kubectl", package: "kubernetes-client", without: "the mirror's manifests with kubectl" },
@@ -71,6 +72,19 @@ pub fn pjdfstest(allowed: bool) -> Option<PathBuf> {
         }
     }
     found()
+}
+
+/// Has the product unpack a kernel for guests below the tools of the tests, where it is allowed and none is there.
+pub fn guest_kernel(product: Option<&Path>, tools: &Path, allowed: bool) {
+    let there = || sandbox_testkit::guest_kernel_below(tools).is_some();
+    if let Some(product) = product.filter(|_| allowed && !there()) {
+        eprintln!("unpacking a kernel for guests");
+        let mut command = Command::new(product);
+        let _ = command.args(["doctor", "--fix"]).env("GIT_SANDBOX_CACHE", tools).output();
+    }
+    if !there() {
+        eprintln!("without a kernel for guests: skips guests of the QEMU driver");
+    }
 }
 
 fn apt(verb: &[&str], packages: &[&str]) -> bool {

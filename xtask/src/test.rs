@@ -132,6 +132,7 @@ pub fn run(options: &Options) -> Result<bool, String> {
     println!("built {} test executables in {:.0} s", built.tests.len(), start.elapsed().as_secs_f64());
     let suite = options.all.then(|| install::pjdfstest(!options.no_install)).flatten();
     let tools = clients::install(!options.no_install);
+    install::guest_kernel(built.product.as_deref(), &tools, !options.no_install);
     let stage = Stage { users: plan.passes.len().max(1) as u64, ..Stage::new(&built, suite.as_deref(), &tools)? };
     let mut totals = Totals::default();
     for left_out in &plan.left_out {

@@ -26,6 +26,10 @@ over_views! {
     what_leads_out_of_a_git_directory_is_asked_for_each_time,
 }
 
+over_guests! {
+    commits_come_back_at_the_end,
+}
+
 /// Everything in the host's git directory but objects and what may change, with its contents.
 fn git_dir(repo: &Repo) -> String {
     repo.sh(
@@ -51,7 +55,7 @@ fn commits_come_back_while_it_runs(subject: &Subject) {
     for n in 0..3 {
         subject.exec(&repo, "s", &format!("git commit -q --allow-empty -m 'Number {n}'")).ok();
         let here = || repo.git(&["log", "-1", "--format=%s", "sandbox/s", "--"]).stdout == format!("Number {n}\n");
-        wait_until("the commit is here", Duration::from_secs(5), here);
+        wait_until("the commit is here", Duration::from_secs(60), here);
     }
 }
 

@@ -44,11 +44,27 @@ use std::path::Path;
 macro_rules! over_drivers {
     ($($test:ident),* $(,)?) => {
         over_drivers!(@way namespace, Subject::new("namespace"), $($test),*);
+        mod qemu_at_length {
+            $(
+                #[test]
+                #[ignore = "boots guests: `cargo xtask test --all`"]
+                fn $test() { $crate::with_guest(super::$test) }
+            )*
+        }
     };
     (@way $module:ident, $subject:expr, $($test:ident),*) => {
         mod $module {
             use $crate::Subject;
             $(#[test] fn $test() { super::$test(&$subject) })*
+        }
+    };
+}
+
+/// Of what is asked of every driver, what boots guests by default too.
+macro_rules! over_guests {
+    ($($test:ident),* $(,)?) => {
+        mod qemu {
+            $(#[test] fn $test() { $crate::with_guest(super::$test) })*
         }
     };
 }
@@ -127,6 +143,23 @@ pub struct Subject {
     driver: &'static str,
     watched: bool,
     copied: bool,
+}
+
+/// Runs a test with the QEMU driver and emulated guests, or says why it cannot.
+fn with_guest(test: fn(&Subject)) {
+    let kernel = match sandbox_testkit::guest_kernel() {
+        Ok(kernel) => kernel,
+        Err(why) => sandbox_testkit::skip!("a guest: {why}"),
+    };
+    // One guest at a time: each is as busy as the machine allows.
+    static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let subject = Subject::new("qemu");
+    subject.set(&format!(
+        "driver = qemu\n[sandbox \"vm\"]\n\tkernel = {}\n\taccel = tcg\n\tmemory = 768m",
+        kernel.display()
+    ));
+    test(&subject);
 }
 
 impl Subject {

@@ -231,16 +231,10 @@ fn a_setting_that_is_not_valid() {
         hint: it is namespace or vm
         ---- status 125
         "#);
-    assert_snapshot!(set("sandbox.minIsolation", "vm"), @r#"
-        ---- stderr
-        error: the driver 'namespace' isolates by namespace, and at least vm is asked for
-        hint: `--isolation`, sandbox.minIsolation or `min-isolation` of '.sandbox.toml' asks for it; `git sandbox doctor` lists the drivers that work here
-        ---- status 125
-        "#);
     assert_snapshot!(set("sandbox.driver", "teleport"), @r#"
         ---- stderr
         error: there is no driver 'teleport'
-        hint: one of: namespace; `git sandbox doctor` tells about them
+        hint: one of: namespace, qemu; `git sandbox doctor` tells about them
         ---- status 129
         "#);
     nothing_half_made(&repo);

@@ -20,7 +20,8 @@ mod monitor;
 
 use command::{CommandLine, Disk, Shape};
 use sandbox_core::driver::{Check, Driver, DriverError, Isolation, Machine};
-use sandbox_core::launch::{Accel, LaunchSpec, Mode, Network, Vm, VmSettings};
+use sandbox_core::launch::{Accel, LaunchSpec, Mode, Network, TreeView, Vm, VmSettings};
+use sandbox_core::record::SandboxRecord;
 use std::path::{Path, PathBuf};
 
 use crate::namespace::view::Host;
@@ -49,8 +50,18 @@ impl Driver for Qemu {
         Isolation::Vm
     }
 
-    fn check(&self, _settings: &VmSettings) -> Vec<Check> {
-        Vec::new()
+    fn check(&self, settings: &VmSettings) -> Vec<Check> {
+        crate::vm::check::checks(settings, program())
+    }
+
+    fn refuse(&self, record: &SandboxRecord) -> Result<(), DriverError> {
+        if record.view == TreeView::Copy {
+            return Err(unsupported("show a full copy of a tree (sandbox.view = copy): its trees are overlays"));
+        }
+        if record.limits.disk.is_some_and(|disk| disk < crate::vm::disk::SMALLEST) {
+            return Err(unsupported("have a disk of less than 16 MiB"));
+        }
+        refuse_network(record.network)
     }
 
     fn writes_on_host(&self) -> bool {
@@ -97,15 +108,19 @@ fn vm(spec: &LaunchSpec) -> Result<&Vm, DriverError> {
     spec.vm.as_ref().ok_or_else(|| unsupported("start without a place for its disk"))
 }
 
+fn refuse_network(network: Network) -> Result<(), DriverError> {
+    match network {
+        Network::None => Ok(()),
+        Network::Host => Err(unsupported("give a guest the host's network (`--net host`)")),
+        Network::Allow => Err(unsupported("give a guest a network with a policy (`--net allow`)")),
+    }
+}
+
 /// Decides; reads the host, changes nothing.
 pub fn plan(spec: &LaunchSpec, host: &Host) -> Result<QemuPlan, DriverError> {
     let vm = vm(spec)?;
-    match (spec.mode, spec.network) {
-        (Mode::Work, Network::Host) => return Err(unsupported("give a guest the host's network (`--net host`)")),
-        (Mode::Work, Network::Allow) => {
-            return Err(unsupported("give a guest a network with a policy (`--net allow`)"));
-        }
-        _ => {}
+    if spec.mode == Mode::Work {
+        refuse_network(spec.network)?;
     }
     let disk = vm.dir.join("disk.img");
     let has_disk = spec.mode == Mode::Work || disk.exists();

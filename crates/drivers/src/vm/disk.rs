@@ -40,6 +40,11 @@ pub enum DiskError {
     },
 }
 
+/// Where `mke2fs` is.
+pub fn program() -> Option<&'static Path> {
+    PROGRAMS.iter().map(Path::new).find(|path| path.exists())
+}
+
 /// Opens the disk to be written, and makes it first if there is none.
 pub fn ensure(path: &Path, size: u64) -> Result<OwnedFd, DiskError> {
     if !path.exists() {
@@ -58,7 +63,7 @@ fn make(path: &Path, size: u64) -> Result<(), DiskError> {
     if size < SMALLEST {
         return Err(DiskError::TooSmall(size));
     }
-    let program = PROGRAMS.iter().map(Path::new).find(|path| path.exists()).ok_or(DiskError::NoProgram)?;
+    let program = program().ok_or(DiskError::NoProgram)?;
     let failed = |source: io::Error| DiskError::Io { action: "make", path: path.to_owned(), source };
     let temporary = path.with_extension("new");
     let result = (|| {

@@ -11,11 +11,12 @@
 //! So a guest shows exactly what the namespace driver would show here, and what runs in it is as unprivileged
 //! there as it would be here: the boundary of the machine is one more.
 
-use crate::namespace::plan::{self, Kernel, MountPlan, Step};
+use crate::namespace::plan::{self, Access, Kernel, MountPlan, Step};
 use crate::namespace::view::Host;
 use crate::namespace::{self, effective};
 use sandbox_core::driver::DriverError;
 use sandbox_core::launch::{LaunchSpec, Mode, Tree, TreeView};
+use sandbox_protocol::OWN;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs;
@@ -146,6 +147,14 @@ pub fn guest(spec: &LaunchSpec, host: &Host, disk: bool, driver: &'static str) -
                 steps.push(Step::Bind { source, at, access, directory });
             }
             other => steps.push(other),
+        }
+    }
+    // What the host asks to be told of: only the guest can see it.
+    if disk {
+        for (n, _) in layered.iter().enumerate().filter(|(_, tree)| !tree.read_only) {
+            let source = Path::new(DISK).join("upper").join(n.to_string());
+            let at = Path::new(OWN).join(n.to_string());
+            steps.push(Step::Bind { source, at, access: Access::DATA, directory: true });
         }
     }
     plan.steps = steps;

@@ -23,6 +23,7 @@
 
 pub mod accel;
 pub mod boot;
+pub mod check;
 pub mod console;
 pub mod cpio;
 pub mod disk;
