@@ -113,6 +113,12 @@ fn busy(sandbox: &Sandbox) -> Result<bool, CliError> {
 
 /// Drops one and returns what is to be told, or says what would be lost.
 pub fn drop_one(context: &Context, store: &Store, sandbox: &Sandbox, force: Force) -> Result<String, CliError> {
+    let told = gone(context, store, sandbox, force)?;
+    super::mirror::forget_session(context, sandbox);
+    Ok(told)
+}
+
+fn gone(context: &Context, store: &Store, sandbox: &Sandbox, force: Force) -> Result<String, CliError> {
     let name = sandbox.name();
     if sandbox.state()? == State::Running {
         if force == Force::No && busy(sandbox)? {

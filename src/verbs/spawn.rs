@@ -265,7 +265,7 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
                 write_json(&sandbox.dir.record(), &sandbox.record, false)?;
             }
             if let Some(way) = &way {
-                notes.extend(way.give(context, &mut sandbox)?);
+                notes.extend(way.give(context, &mut sandbox, taken[0].snapshot.git.base.as_deref())?);
             }
             made.push((sandbox.clone(), lock));
             carried.write(&sandbox, policy.as_ref())

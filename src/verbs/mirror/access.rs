@@ -68,14 +68,19 @@ pub fn way(
 
 impl Way {
     /// Gives it to a sandbox that was just made: a session of its own, if the mirror's administrator grants one.
-    /// Returns what there is to tell.
-    pub fn give(&self, context: &Context, sandbox: &mut Sandbox) -> Result<Option<String>, CliError> {
+    /// `base` is the commit that it begins at. Returns what there is to tell.
+    pub fn give(
+        &self,
+        context: &Context,
+        sandbox: &mut Sandbox,
+        base: Option<&str>,
+    ) -> Result<Option<String>, CliError> {
         let mut leads = Leads { to: self.access.address.clone(), bearer: None, upstream: self.upstream };
         let mut access = self.access.clone();
         let mut told = None;
         if context.setting("sandbox.mirrorAdmin").is_some() {
             let id = session(sandbox);
-            match super::grant_session(context, &id, &self.names) {
+            match super::grant_session(context, &id, &self.names, base) {
                 Ok(grant) => {
                     match grant {
                         Grant::At(own) => leads.to = own.to_string(),

@@ -63,7 +63,7 @@ pub fn run(context: &Context, args: &Env) -> Outcome {
     let mut bearer = None;
     if let Some(id) = &session {
         let names: Vec<RepoName> = named.iter().map(|(_, name)| name.clone()).collect();
-        match super::grant_session(context, id, &names)? {
+        match super::grant_session(context, id, &names, None)? {
             Grant::At(own) => endpoint = own,
             Grant::Token(token) => bearer = Some(token),
         }

@@ -9,10 +9,11 @@ use crate::context::Context;
 use crate::error::{CliError, Outcome};
 use clap::{Args, Subcommand};
 use sandbox_core::host_repo::HostRepo;
+use sandbox_core::sandbox::Sandbox;
 use sandbox_mirror::client::Endpoint;
 use sandbox_mirror::client::clone::At;
 use sandbox_mirror::client::endpoint::BadEndpoint;
-use sandbox_mirror::client::session::{Grant, grant};
+use sandbox_mirror::client::session::{Grant, grant, revoke};
 use sandbox_mirror::identity::SessionId;
 use sandbox_mirror::name::RepoName;
 use std::path::PathBuf;
@@ -72,7 +73,12 @@ pub fn remotes(context: &Context, repo: &HostRepo) -> Result<Vec<(String, String
 }
 
 /// Asks the mirror's administrator (`sandbox.mirrorAdmin`) for a session that reads these repositories.
-pub fn grant_session(context: &Context, id: &SessionId, repos: &[RepoName]) -> Result<Grant, CliError> {
+pub fn grant_session(
+    context: &Context,
+    id: &SessionId,
+    repos: &[RepoName],
+    base: Option<&str>,
+) -> Result<Grant, CliError> {
     let Some(text) = context.setting("sandbox.mirrorAdmin") else {
         return Err(CliError::new("the mirror's administrator is not known")
             .hint("`git config --global sandbox.mirrorAdmin unix:/PATH` names its socket"));
@@ -80,6 +86,15 @@ pub fn grant_session(context: &Context, id: &SessionId, repos: &[RepoName]) -> R
     let admin: Endpoint = text
         .parse()
         .map_err(|error| CliError::chain(&error as &BadEndpoint).hint("sandbox.mirrorAdmin is unix:/PATH"))?;
-    grant(&admin, id, repos)
+    grant(&admin, id, repos, base)
         .map_err(|error| CliError::chain(&error).cause(format!("asked at '{}'", crate::text::escape(&text))))
+}
+
+/// Gives back the session of a sandbox that goes: what it recorded stays. A mirror that is not there keeps it.
+pub fn forget_session(context: &Context, sandbox: &Sandbox) {
+    let session = sandbox.record.mirror.as_ref().and_then(|mirror| mirror.session.as_ref()?.parse().ok());
+    let admin = context.setting("sandbox.mirrorAdmin").and_then(|text| text.parse().ok());
+    if let (Some(session), Some(admin)) = (session, admin) {
+        let _ = revoke(&admin, &session);
+    }
 }

@@ -8,9 +8,11 @@
 
 use crate::context::Context;
 use crate::error::CliError;
+use crate::plumbing::mirror::Leads;
 use crate::text::escape;
 use sandbox_core::host_repo::HostRepo;
-use sandbox_core::store::{Store, make_dir};
+use sandbox_core::sandbox::Sandbox;
+use sandbox_core::store::{Store, make_dir, read_json};
 use sandbox_git::{GitCommand, Oid};
 use sandbox_mirror::client::Why;
 use sandbox_mirror::client::clone::{At, command, find};
@@ -75,7 +77,7 @@ pub fn take(context: &Context, store: &Store, text: &str) -> Result<Source, CliE
     let at = match (at, reference.and_then(|name| name.strip_prefix("refs/agents/"))) {
         // Only the session itself may read what it recorded; who may grant sessions may ask as one.
         (Some(at), Some(rest)) if context.setting("sandbox.mirrorAdmin").is_some() => {
-            Some(as_session(context, at, rest, &upstream)?)
+            Some(as_session(context, store, at, rest, &upstream)?)
         }
         (at, _) => at,
     };
@@ -115,9 +117,20 @@ fn with(asked: &Asked, mirror: &Mirror) -> Vec<Setting> {
 }
 
 /// The mirror, asked as the session whose ref it is.
-fn as_session(context: &Context, at: At, rest: &str, upstream: &Upstream) -> Result<At, CliError> {
+fn as_session(context: &Context, store: &Store, at: At, rest: &str, upstream: &Upstream) -> Result<At, CliError> {
     let id = super::env::session_id(rest.split('/').next().unwrap_or_default())?;
-    Ok(match super::grant_session(context, &id, &[upstream.name().clone()])? {
+    // One of a sandbox here has a token, which a new one would take the place of.
+    let ours = |sandbox: &Sandbox| {
+        let session = sandbox.record.mirror.as_ref().and_then(|mirror| mirror.session.as_deref());
+        session == Some(id.as_str())
+    };
+    if let Some(sandbox) = Sandbox::all(store, None)?.into_iter().find(ours)
+        && let Some(leads) = read_json::<Leads>(&sandbox.dir.mirror())?
+        && leads.bearer.is_some()
+    {
+        return Ok(At { bearer: leads.bearer, ..at });
+    }
+    Ok(match super::grant_session(context, &id, &[upstream.name().clone()], None)? {
         Grant::At(endpoint) => At { endpoint, ..at },
         Grant::Token(token) => At { bearer: Some(token), ..at },
     })
@@ -238,7 +251,7 @@ fn bring(context: &Context, from: &From<'_>, repo: &HostRepo, oid: &str, more: &
 pub fn refuse(context: &Context, store: &Store, names: &[String], verb: &str) -> Result<(), CliError> {
     for name in names {
         let found = context.sandbox(store, name);
-        let found = found.or_else(|error| sandbox_core::sandbox::Sandbox::find(store, None, name).map_err(|_| error));
+        let found = found.or_else(|error| Sandbox::find(store, None, name).map_err(|_| error));
         let Ok(sandbox) = found else { continue };
         let Some(upstream) = &sandbox.record.upstream else { continue };
         let mut error = CliError::new(format!("cannot {verb} '{}'", escape(name)))

@@ -36,6 +36,11 @@ pub enum GrantError {
 }
 
 #[derive(Deserialize)]
+struct Failure {
+    error: String,
+}
+
+#[derive(Deserialize)]
 struct Granted {
     #[serde(default)]
     socket: Option<PathBuf>,
@@ -45,12 +50,30 @@ struct Granted {
     token: Option<String>,
 }
 
-/// Asks `admin` for a session that reads these repositories, and writes its own refs in them.
-pub fn grant(admin: &Endpoint, id: &SessionId, repos: &[RepoName]) -> Result<Grant, GrantError> {
-    let body = serde_json::json!({ "id": id, "repos": repos }).to_string();
+/// Asks `admin` for a session that reads these repositories, and writes its own refs in them; `base` is the commit of
+/// the first one that its work stands on, which the mirror then advertises to it. It is known by a token: sockets of
+/// the service may be closed to us.
+///
+/// Where the mirror does not have all of them, the first one will do.
+pub fn grant(admin: &Endpoint, id: &SessionId, repos: &[RepoName], base: Option<&str>) -> Result<Grant, GrantError> {
+    match ask(admin, id, repos, base) {
+        Err(GrantError::Refused { .. }) if repos.len() > 1 => ask(admin, id, &repos[..1], base),
+        granted => granted,
+    }
+}
+
+fn ask(admin: &Endpoint, id: &SessionId, repos: &[RepoName], base: Option<&str>) -> Result<Grant, GrantError> {
+    let mut body = serde_json::json!({ "id": id, "repos": repos, "token": true });
+    if let Some(base) = base {
+        body["base"] = base.into();
+    }
+    let body = body.to_string();
     let request = Request { method: "POST", body: Some(&body), ..Request::get("/v1/sessions") };
     let answer = exchange(admin, &request, GRANT).map_err(|error| GrantError::Why(error.into()))?;
-    let said = || String::from_utf8_lossy(&answer.body).lines().next().unwrap_or("nothing").to_owned();
+    let said = || match serde_json::from_slice::<Failure>(&answer.body) {
+        Ok(failure) => failure.error,
+        Err(_) => String::from_utf8_lossy(&answer.body).lines().next().unwrap_or("nothing").to_owned(),
+    };
     if !(200..300).contains(&answer.status) {
         return Err(GrantError::Refused { said: said() });
     }

@@ -106,7 +106,8 @@ fn what_a_command_has_done_is_recorded_without_a_credential() {
             env.git(&dir, &["log", "-1", "--format=%s", &format!("refs/sandbox/{name}")]).ok(),
             "By the agent\n"
         );
-        // Of packs only one was sent, and none was asked for: what is posted to upload-pack is the negotiation.
+        // One pack was sent. What is posted to upload-pack is the negotiation: it finds the base, and asks for nothing.
+        assert_eq!(mirror.asked(&format!("POST /{}/git-upload-pack", world.name)), 1, "{:?}", mirror.requests.lock());
         assert_eq!(mirror.asked(&format!("POST /{}/git-receive-pack", world.name)), 1);
         assert_eq!(world.upstream.asked(""), 0, "nothing was fetched for it");
     }

@@ -365,6 +365,11 @@ impl Administrator {
                     }
                     line.clear();
                 }
+                if length == 0 {
+                    let _ = stream.get_mut().write_all(b"HTTP/1.1 204 No Content\r\n\r\n");
+                    all.lock().unwrap().push("forgotten".to_owned());
+                    continue;
+                }
                 let mut body = vec![0; length];
                 stream.read_exact(&mut body).unwrap();
                 let asked: serde_json::Value = serde_json::from_slice(&body).unwrap();

@@ -129,6 +129,7 @@ fn a_recorded_run_is_replayed() {
     let out = env.sandbox(&home, &["merge", "run"]);
     assert!(out.stderr.contains(&format!("hint: what was recorded is {at} on the mirror\n")), "{out}");
     drop_all(&env, &["run"]);
+    assert_eq!(admin.granted().last().map(String::as_str), Some("forgotten"), "its session is given back");
     let out = spawn(&env, &home, &format!("{}@{at}", world.url), &["replay", "-q"], "cat made; git log -1 --format=%s");
     assert_eq!(out.stdout, "x\nWhat 'run' had not committed\n");
     assert_eq!(world.upstream.asked(""), 0);
