@@ -3,6 +3,7 @@
 
 pub mod bring;
 mod check;
+mod device;
 pub mod mirror;
 mod picture_inside;
 mod proxy;
@@ -13,6 +14,8 @@ pub mod serve;
 mod state;
 mod supervise;
 pub mod sync;
+mod vm_fs;
+mod vm_vsock;
 pub mod watch;
 
 use crate::error::CliError;
@@ -30,6 +33,8 @@ pub fn run(role: &str, args: &[OsString]) -> ExitCode {
         "__serve-host" => serve::run(args),
         "__mirror" => mirror::run(args),
         "__proxy" => proxy::run(args),
+        "__vm-fs" => vm_fs::run(args),
+        "__vm-vsock" => vm_vsock::run(args),
         "__watch" => watch::run(args),
         watch::HOOK => return watch::hook(args),
         "__probe" => crate::probe::role(args),

@@ -102,7 +102,8 @@ fn unblock_signals() {
     }
 }
 
-/// Moves the calling process into new namespaces (not a pid or user namespace).
+/// Moves the calling process into new namespaces (not a pid namespace). A user namespace needs a process
+/// with one thread, and then an id map.
 pub fn unshare(namespaces: Namespaces) -> io::Result<()> {
     let flags = rustix::thread::UnshareFlags::from_bits_retain(namespaces.0 as u32);
     // SAFETY: namespaces leave the descriptor table and the address space alone.
@@ -210,6 +211,7 @@ pub fn limit(resource: u32, soft: Option<u64>, hard: Option<u64>) -> io::Result<
 pub mod resource {
     #![allow(missing_docs, reason = "the names are those of setrlimit(2)")]
     pub const FSIZE: u32 = libc::RLIMIT_FSIZE;
+    pub const DATA: u32 = libc::RLIMIT_DATA;
     pub const STACK: u32 = libc::RLIMIT_STACK;
     pub const CORE: u32 = libc::RLIMIT_CORE;
     pub const NPROC: u32 = libc::RLIMIT_NPROC;

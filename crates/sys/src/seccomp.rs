@@ -96,8 +96,10 @@ pub struct Policy {
     pub arch: u32,
     /// The highest number that was reviewed; what is above does not exist.
     pub ceiling: u32,
-    /// In order; for one number the first that applies answers.
+    /// In order; for one number the first that applies answers, and a number of which none applies is allowed.
     pub rules: Vec<Rule>,
+    /// What is answered to numbers without a rule: `Allow` makes the table a deny list.
+    pub otherwise: Answer,
 }
 
 impl Policy {
@@ -109,10 +111,13 @@ impl Policy {
         if nr > self.ceiling {
             return Answer::Errno(libc::ENOSYS as u16);
         }
-        self.rules
-            .iter()
-            .find(|rule| rule.nr == nr && rule.tests.iter().all(|test| test.holds(args)))
-            .map_or(Answer::Allow, |rule| rule.answer)
+        let of_number = || self.rules.iter().filter(|rule| rule.nr == nr);
+        let applies = |rule: &&Rule| rule.tests.iter().all(|test| test.holds(args));
+        match of_number().find(applies) {
+            Some(rule) => rule.answer,
+            None if of_number().next().is_some() => Answer::Allow,
+            None => self.otherwise,
+        }
     }
 
     /// Returns the program; an error when a block of rules is too long for BPF's short jumps.
@@ -161,7 +166,7 @@ impl Policy {
             code.push(jump(JEQ, *nr, 0, short(block.len())?));
             code.extend(block);
         }
-        code.push(answer(Answer::Allow));
+        code.push(answer(self.otherwise));
         Program::from_code(code)
     }
 }
@@ -381,12 +386,19 @@ mod tests {
             eperm,
         ));
         rules.push(rule(56, vec![test(0, 0x7E02_0000, &[0], false)], eperm));
-        Policy { arch: NATIVE_ARCH, ceiling: 400, rules }
+        Policy { arch: NATIVE_ARCH, ceiling: 400, rules, otherwise: Answer::Allow }
     }
 
     #[test]
     fn the_program_answers_as_the_policy() {
-        let policy = sample();
+        answers_as(&sample());
+        // An allow list: the same table, and refusal of what it does not name.
+        let mut rules = sample().rules;
+        rules.push(rule(77, vec![], Answer::Allow));
+        answers_as(&Policy { rules, otherwise: Answer::Errno(libc::EPERM as u16), ..sample() });
+    }
+
+    fn answers_as(policy: &Policy) {
         let program = policy.compile().unwrap();
         let values = [0u64, 1, 2, 3, 7, 8, 9, 10, 0x13, 0x1000_0000, 0x1_0000_0007, u64::MAX];
         for nr in (0..420).chain([X32_BIT, X32_BIT + 1, u32::MAX]) {
@@ -417,6 +429,7 @@ mod tests {
             arch: NATIVE_ARCH,
             ceiling: 467,
             rules: vec![rule(libc::SYS_uname as u32, vec![], Answer::Errno(libc::EPERM as u16))],
+            otherwise: Answer::Allow,
         };
         let program = policy.compile().unwrap();
         let mut command = Command::new("/bin/uname");

@@ -72,7 +72,9 @@ pub fn filter(notify: bool) -> FilterBytes {
     if notify {
         rules.extend(renames.iter().map(|nr| Rule { nr: *nr as u32, tests: vec![], answer: Answer::Notify }));
     }
-    FilterBytes(Policy { arch: NATIVE_ARCH, ceiling: 10_000, rules }.compile().unwrap().to_bytes())
+    FilterBytes(
+        Policy { arch: NATIVE_ARCH, ceiling: 10_000, rules, otherwise: Answer::Allow }.compile().unwrap().to_bytes(),
+    )
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -197,7 +197,7 @@ pub fn base(arch: u32, nested: bool) -> Policy {
     add(&SOCKETPAIR, vec![not_among(0, &[AF_UNIX])], EAFNOSUPPORT);
     // PER_LINUX, PER_LINUX32, both with UNAME26, and the query.
     add(&PERSONALITY, vec![not_among(0, &[0, 8, 0x2_0000, 0x2_0008, u32::MAX])], EPERM);
-    Policy { arch, ceiling: MAX_REVIEWED, rules }
+    Policy { arch, ceiling: MAX_REVIEWED, rules, otherwise: Answer::Allow }
 }
 
 /// Returns the policy of the sessions: the base, and with `rename_notify` the agent is asked about renames.

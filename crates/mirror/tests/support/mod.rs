@@ -66,7 +66,12 @@ allow_private = ['127.0.0.0/8', '::1/128']
 impl Mirror {
     /// Starts it, with more configuration and these variables for `env:` sources.
     pub fn start(env: &TestEnv, more: &str, vars: &[(&str, &str)]) -> Self {
-        let config = Config::parse(&format!("{CONFIG}{more}"), false).unwrap();
+        Self::start_with(env, &format!("{CONFIG}{more}"), vars)
+    }
+
+    /// Starts it with this configuration.
+    pub fn start_with(env: &TestEnv, config: &str, vars: &[(&str, &str)]) -> Self {
+        let config = Config::parse(config, false).unwrap();
         let home = Some(env.home());
         let git = Git::new(HostEnv { path: env.path(), home, ..HostEnv::default() }).unwrap();
         let layout = Layout::new(env.root().join("store"));
