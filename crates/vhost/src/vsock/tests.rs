@@ -232,6 +232,13 @@ fn no_more_is_sent_than_the_guest_has_room_for() {
 
 #[test]
 fn too_many_are_refused_and_refusals_are_bounded() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    if maximum.is_some_and(|maximum| maximum < 4096) {
+        println!("SKIP: this user may not have the descriptors of {MAX_CONNECTIONS} connections (`ulimit -Hn`)");
+        return;
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
     let mut guest = Guest::new();
     let listener = guest.listen(1);
     let mut hosts = Vec::new();
