@@ -194,6 +194,9 @@ impl Cycle<'_> {
             self.fetch(line, self.limits.1).run(&made, &plan.new, None)?;
         }
         self.write(&made, &plan, &BTreeSet::new())?;
+        // One file, synced once: a file and a sync for each of 15 000 refs takes minutes on a slow disk.
+        let pack = made.git(self.git).args(["pack-refs", "--all", "--prune"]);
+        pack.run().map_err(|error| Trouble::Local(error.to_string()))?;
         let bytes = du(&dir.join("objects/pack"));
         let target = repo.dir();
         fs::create_dir_all(target.parent().unwrap_or(target)).map_err(|error| Trouble::Local(error.to_string()))?;
@@ -322,7 +325,12 @@ impl Cycle<'_> {
         if input.is_empty() {
             return Ok(());
         }
-        let command = repo.git(self.git).config("core.filesRefLockTimeout=5000").config("core.packedRefsTimeout=5000");
+        let mut command =
+            repo.git(self.git).config("core.filesRefLockTimeout=5000").config("core.packedRefsTimeout=5000");
+        if repo.dir() != self.layout.mirror(&self.spec.name) {
+            // Nobody sees it yet: its refs are synced together, when they are packed.
+            command = command.config("core.fsync=-reference");
+        }
         let running = command.stdin(input).args(["update-ref", "-z", "--stdin"]).spawn().map_err(started)?;
         match finish(running)? {
             Ended::Well(_) => Ok(()),

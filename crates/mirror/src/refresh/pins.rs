@@ -47,8 +47,8 @@ pub(super) fn to_pin(
             Some(_) => drop(pins.insert(*oid)),
         }
     }
-    input.push_str("--not\n");
-    tips.for_each(|oid| input.push_str(&format!("{oid}\n")));
+    // Not `--not`: git 2.39 takes no options there.
+    tips.for_each(|oid| input.push_str(&format!("^{oid}\n")));
     let walk = repo.git(git).stdin(input).args(["rev-list", "--stdin"]);
     walk.lines(|line| {
         if let Some(oid) = Oid::parse(line)
