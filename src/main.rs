@@ -41,7 +41,7 @@ mod wall;
 mod with;
 
 use clap::Parser;
-use error::{CliError, USAGE};
+use error::CliError;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -63,7 +63,7 @@ fn main() -> ExitCode {
     }
     let cli = match cli::Cli::try_parse_from(&args) {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(&error, verbs::mirror::usage_status(&args)),
     };
     let runs_command = matches!(
         cli.verb,
@@ -91,9 +91,9 @@ fn run(cli: cli::Cli) -> error::Outcome {
     verbs::run(&context, cli.verb)
 }
 
-/// Wrong usage in git's manner: `error:`, the usage, status 129. Help and version go to
+/// Wrong usage in git's manner: `error:`, the usage, `status` (129 for most verbs). Help and version go to
 /// standard output with status 0.
-fn usage(error: &clap::Error) -> ExitCode {
+fn usage(error: &clap::Error, status: u8) -> ExitCode {
     use clap::error::ErrorKind;
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
@@ -102,7 +102,7 @@ fn usage(error: &clap::Error) -> ExitCode {
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let _ = error.print();
-            ExitCode::from(USAGE)
+            ExitCode::from(status)
         }
         _ => {
             let text = error.render().to_string();
@@ -120,7 +120,7 @@ fn usage(error: &clap::Error) -> ExitCode {
                     _ => eprintln!("  {}", text::escape(line)),
                 }
             }
-            ExitCode::from(USAGE)
+            ExitCode::from(status)
         }
     }
 }

@@ -36,7 +36,6 @@ impl Level {
 /// How bad an event is.
 pub fn level(event: &Event) -> Level {
     use crate::event::Outcome;
-    #[allow(unreachable_patterns, reason = "what says nothing of itself")]
     match event {
         Event::Served(served) if served.outcome == Outcome::Failed => Level::Error,
         // Probes and scrapes come every few seconds.
@@ -44,7 +43,11 @@ pub fn level(event: &Event) -> Level {
         Event::Served(_) => Level::Info,
         Event::Cache(CacheEvent::Failed) | Event::Trouble { .. } => Level::Error,
         Event::Cache(_) => Level::Debug,
-        _ => Level::Info,
+        Event::Refreshed(refreshed) if refreshed.error.is_some() => Level::Error,
+        // Most of the time there is nothing new.
+        Event::Refreshed(refreshed) if refreshed.changed == 0 => Level::Debug,
+        Event::Maintained(maintained) if maintained.error.is_some() => Level::Error,
+        Event::Refreshed(_) | Event::Maintained(_) => Level::Info,
     }
 }
 
@@ -53,12 +56,29 @@ pub fn line(event: &Event, at: u64) -> String {
     let mut fields = Map::new();
     fields.insert("at".to_owned(), json!(at));
     fields.insert("level".to_owned(), json!(level(event).word()));
-    #[allow(unreachable_patterns, reason = "what has no fields of its own yet is told as it is")]
     let more = match event {
         Event::Served(served) => request(served),
         Event::Cache(cache) => self::cache(cache),
         Event::Trouble { what } => json!({ "event": "trouble", "what": what }),
-        other => json!({ "event": "other", "what": format!("{other:?}") }),
+        Event::Refreshed(refreshed) => json!({
+            "event": "refresh",
+            "repo": refreshed.repo.to_string(),
+            "trigger": refreshed.trigger.word(),
+            "outcome": refreshed.outcome,
+            "error": refreshed.error,
+            "took_ms": ms(refreshed.took),
+            "changed": refreshed.changed,
+            "bytes": refreshed.bytes,
+        }),
+        Event::Maintained(maintained) => json!({
+            "event": "maintenance",
+            "repo": maintained.repo.to_string(),
+            "task": maintained.task.word(),
+            "error": maintained.error,
+            "took_ms": ms(maintained.took),
+            "packs_before": maintained.packs.0,
+            "packs_after": maintained.packs.1,
+        }),
     };
     if let Value::Object(more) = more {
         fields.extend(more);
@@ -66,8 +86,11 @@ pub fn line(event: &Event, at: u64) -> String {
     Value::Object(fields).to_string()
 }
 
+fn ms(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn request(served: &Served) -> Value {
-    let ms = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let mut value = json!({
         "event": "request",
         "transport": match served.transport {

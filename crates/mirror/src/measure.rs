@@ -38,6 +38,13 @@ pub fn measure(layout: &Layout, name: &RepoName) -> Size {
     size
 }
 
+/// Bytes of the files below a directory of directories: the pack cache.
+pub fn files(dir: &Path) -> u64 {
+    let size =
+        |file: &PathBuf| fs::symlink_metadata(file).map_or(0, |meta| if meta.is_file() { meta.len() } else { 0 });
+    entries(dir).map(|entry| size(&entry) + entries(&entry).map(|file| size(&file)).sum::<u64>()).sum()
+}
+
 fn entries(dir: &Path) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path())
 }

@@ -223,14 +223,22 @@ impl Now {
 
 impl Observer for Metrics {
     fn observe(&self, event: &Event) {
-        #[allow(unreachable_patterns, reason = "what has no number yet")]
         match event {
             Event::Served(served) => self.served(served),
             Event::Cache(event) => self.cache(event),
             Event::Trouble { .. } => {
                 self.troubles.inc();
             }
-            _ => {}
+            Event::Refreshed(refreshed) => {
+                let labels = [("outcome", refreshed.outcome), ("trigger", refreshed.trigger.word())];
+                self.refresh.get_or_create(&labels).inc();
+                let labels = [("outcome", refreshed.outcome)];
+                self.refresh_seconds.get_or_create(&labels).observe(refreshed.took.as_secs_f64());
+            }
+            Event::Maintained(maintained) => {
+                let labels = [("task", maintained.task.word())];
+                self.maintenance_seconds.get_or_create(&labels).observe(maintained.took.as_secs_f64());
+            }
         }
     }
 }

@@ -168,6 +168,16 @@ impl Service {
         self.0.stopping.clone()
     }
 
+    /// How many git processes serve.
+    pub fn inflight(&self) -> usize {
+        self.0.http.smart.queue.inflight()
+    }
+
+    /// How many requests wait for their turn.
+    pub fn waiting(&self) -> usize {
+        self.0.http.smart.queue.waiting()
+    }
+
     /// How many connections are open.
     pub fn connections(&self) -> usize {
         self.0.connections.len()

@@ -65,10 +65,8 @@ pub struct Repository {
     pub bytes: u64,
     /// Requests since the start.
     pub requests: u64,
-    /// Of these, packs that the cache had.
-    pub hits: u64,
-    /// Packs that had to be made.
-    pub misses: u64,
+    /// Bytes that clients got of it.
+    pub sent: u64,
     /// Scratch refs.
     pub scratch_refs: u64,
     /// Bytes of scratch refs.
@@ -173,8 +171,7 @@ impl Repository {
         let next = self.next.map_or_else(|| "–".to_owned(), span);
         write!(page, "</td><td>{age}</td><td>{next}</td><td>{}</td><td>{}</td>", self.refs, self.packs)?;
         write!(page, "<td>{}</td><td>{}</td>", size(self.bytes), self.requests)?;
-        let Self { hits, misses, scratch_refs, scratch_bytes, .. } = *self;
-        writeln!(page, "<td>{}</td><td>{scratch_refs}, {}</td></tr>", rate(hits, misses), size(scratch_bytes))
+        writeln!(page, "<td>{}</td><td>{}, {}</td></tr>", size(self.sent), self.scratch_refs, size(self.scratch_bytes))
     }
 }
 
@@ -188,7 +185,7 @@ table{border-collapse:collapse}td,th{text-align:left;padding:.3em .8em;border-bo
 ";
 
 const TABLE: &str = "<table><thead><tr><th>repository</th><th>state</th><th>age</th><th>next</th><th>refs</th>\
-<th>packs</th><th>size</th><th>requests</th><th>cache</th><th>scratch</th></tr></thead><tbody>
+<th>packs</th><th>size</th><th>requests</th><th>sent</th><th>scratch</th></tr></thead><tbody>
 ";
 
 /// Makes text safe between tags and in quotes; what is not printable is shown as `\\u{…}`.
@@ -250,8 +247,7 @@ pub(crate) mod tests {
             packs: 3,
             bytes: 5 << 20,
             requests: 100,
-            hits: 90,
-            misses: 10,
+            sent: 7 << 20,
             scratch_refs: 2,
             scratch_bytes: 2048,
         }
@@ -283,8 +279,13 @@ pub(crate) mod tests {
     #[test]
     fn each_repository_is_a_row_with_freshness_size_and_hit_rate() {
         let page = status().html();
-        assert!(page.contains("serving since 2 h"), "{page}");
-        for cell in ["<td class=good>fresh</td><td>12 s</td><td>18 s</td>", "5.0 MiB", "90 % of 100", "2, 2 KiB"] {
+        assert!(page.contains("serving since 2 h") && page.contains("Pack cache: 90 % of 100"), "{page}");
+        for cell in [
+            "<td class=good>fresh</td><td>12 s</td><td>18 s</td>",
+            "5.0 MiB",
+            "<td>100</td><td>7.0 MiB</td>",
+            "2, 2 KiB",
+        ] {
             assert!(page.contains(cell), "no {cell} in {page}");
         }
     }

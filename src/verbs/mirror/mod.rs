@@ -1,12 +1,17 @@
 //! `mirror`: the hot git mirror, as a service and for its clients.
 
 pub mod access;
+mod admin;
 mod clone;
 mod env;
+mod gather;
+mod log;
+mod notify;
+mod serve;
 pub mod source;
 
 use crate::context::Context;
-use crate::error::{CliError, Outcome};
+use crate::error::{CliError, Outcome, USAGE};
 use clap::{Args, Subcommand};
 use sandbox_core::host_repo::HostRepo;
 use sandbox_core::sandbox::Sandbox;
@@ -16,14 +21,18 @@ use sandbox_mirror::client::endpoint::BadEndpoint;
 use sandbox_mirror::client::session::{Grant, grant, revoke};
 use sandbox_mirror::identity::SessionId;
 use sandbox_mirror::name::RepoName;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// A git mirror next door: kept fresh in the background, and cloned from instead of the forge.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  git config --global sandbox.mirror http://127.0.0.1:9480\n  \
+#[command(
+    after_help = "Examples:\n  git sandbox mirror serve                                the service, in this terminal\n  \
+git config --global sandbox.mirror http://127.0.0.1:9480\n  \
 git sandbox mirror clone https://github.com/git/git     the newest commit, from the mirror if it has it\n  \
-eval \"$(git sandbox mirror env)\"                        fetches of this shell go to the mirror")]
+eval \"$(git sandbox mirror env)\"                        fetches of this shell go to the mirror"
+)]
 pub struct Mirror {
     /// What to do
     #[command(subcommand)]
@@ -37,6 +46,27 @@ pub enum Action {
     Clone(clone::Clone),
     /// Print variables that lead git to the mirror; nothing, and status 3, when it is not well
     Env(env::Env),
+    /// Serve repositories to many clients and keep them fresh, in the foreground
+    Serve(Box<serve::Serve>),
+    /// Register a repository
+    Add(admin::Add),
+    /// Remove a repository
+    Rm(admin::Remove),
+    /// List the repositories, and how old they are
+    #[command(visible_alias = "ls")]
+    List(admin::List),
+    /// Tell about one repository
+    Show(admin::One),
+    /// Ask the upstream of a repository now, and wait for it
+    Refresh(admin::One),
+    /// Check every object of a repository
+    Verify(admin::One),
+    /// Pack a repository anew
+    Repack(admin::Repack),
+    /// Do not refresh a repository any more; it is served as it is
+    Pause(admin::One),
+    /// Refresh a repository again
+    Resume(admin::One),
 }
 
 /// Runs it.
@@ -44,7 +74,45 @@ pub fn run(context: &Context, args: &Mirror) -> Outcome {
     match &args.action {
         Action::Clone(args) => clone::run(context, args),
         Action::Env(args) => env::run(context, args),
+        action => serving(context, action).map_err(with_status),
     }
+}
+
+fn serving(context: &Context, action: &Action) -> Outcome {
+    match action {
+        Action::Serve(args) => serve::run(context, args),
+        Action::Add(args) => admin::add(context, args),
+        Action::Rm(args) => admin::remove(context, args),
+        Action::List(args) => admin::list(context, args),
+        Action::Show(args) => admin::show(context, args),
+        Action::Refresh(args) => admin::act(context, args, "refresh", "is as its upstream is"),
+        Action::Verify(args) => admin::act(context, args, "verify", "is whole"),
+        Action::Repack(args) => admin::repack(context, args),
+        Action::Pause(args) => admin::act(context, args, "pause", "is not refreshed any more"),
+        Action::Resume(args) => admin::act(context, args, "resume", "is refreshed again"),
+        Action::Clone(_) | Action::Env(_) => unreachable!("taken above"),
+    }
+}
+
+/// Wrong usage of a verb of the service.
+const WRONG: u8 = 2;
+
+/// The status of wrong usage of this command line.
+pub fn usage_status(args: &[OsString]) -> u8 {
+    let word = |n: usize| args.get(n).and_then(|word| word.to_str()).unwrap_or("");
+    let service = word(1) == "mirror" && !matches!(word(2), "clone" | "env");
+    if service { WRONG } else { USAGE }
+}
+
+/// The statuses of a service's verbs are 1 (it failed), 2 (wrong usage) and 3 (the mirror is not there): what starts
+/// them knows no others.
+fn with_status(error: CliError) -> CliError {
+    let status = match error.status {
+        crate::error::FATAL => 1,
+        USAGE => WRONG,
+        other => other,
+    };
+    CliError { status, ..error }
 }
 
 /// The mirror that is asked for, else the one that is set (`sandbox.mirror`).

@@ -1,6 +1,7 @@
 //! The client's side of the mirror: is it there, what has it, how is a clone made from it, and what git needs to know.
 //!
 //! ```text
+//! admin      what its administrator asks of it
 //! endpoint   where it is: http://HOST:PORT or unix:/PATH
 //! request    one HTTP exchange with a deadline, whatever hangs
 //! probe      healthy? what has it of this repository?
@@ -13,6 +14,7 @@
 //!
 //! Nothing here needs the mirror to be up: whatever is wrong with it is an answer (`Why`), and the caller goes direct.
 
+pub mod admin;
 pub mod clone;
 pub mod endpoint;
 pub mod front;
