@@ -3,9 +3,18 @@
 //!
 //! ```text
 //! client      clones from a mirror, and without it whatever is wrong with it
+//! clients     of other makes: each checks out what git does
+//! load        many at once under force-pushes and repacking; killed at random
+//! operate     health, numbers, the page, the end
 //! packaging   the unit, the manifests and the image recipe are what their readers take
+//! way         registered, cloned, refreshed after a force-push, served without its upstream, started again
 //! ```
 
 mod client;
+mod clients;
+mod load;
+mod operate;
 mod packaging;
+mod stand;
 mod tools;
+mod way;

@@ -28,3 +28,9 @@ pub fn python(module: &str) -> Option<Python> {
     let program = PathBuf::from("/usr/bin/python3");
     works(&program).then_some(Python { program, packages })
 }
+
+/// Returns the directory whose `node_modules` has a package of Node.js.
+pub fn node(package: &str) -> Option<PathBuf> {
+    let dir = tools().join("node");
+    dir.join("node_modules").join(package).is_dir().then_some(dir)
+}
