@@ -18,7 +18,7 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask test [--fast | --all] [--no-install] [FILTER]
        cargo xtask soak [--minutes N] [--no-install]
-       cargo xtask bench [--rows PATTERN] [--files N] [--most N] [--runs N] [--json] [--no-install]
+       cargo xtask bench [[--rows] PATTERN] [--files N] [--most N] [--runs N] [--json] [--no-install]
 
 test   builds once, then runs every test as an ordinary user and as root (when root),
        with each git of this machine; the last line is `N passed, N failed, N skipped`

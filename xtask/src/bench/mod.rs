@@ -12,6 +12,7 @@ mod egress;
 mod growth;
 mod machine;
 mod measure;
+mod mirror;
 mod rows;
 mod table;
 mod together;
@@ -25,6 +26,7 @@ const NEEDS: &[install::Need] = &[
     install::Need { program: "bwrap", package: "bubblewrap", without: "the peer `bwrap`" },
     install::Need { program: "mkfs.btrfs", package: "btrfs-progs", without: "the rows on Btrfs" },
     install::Need { program: "mkfs.xfs", package: "xfsprogs", without: "the rows on XFS" },
+    install::Need { program: "apache2", package: "apache2-bin", without: "the peer `git http-backend` behind Apache" },
 ];
 
 /// What the command line asks for.
@@ -55,6 +57,8 @@ impl Options {
                 "--runs" => options.runs = value().and_then(number)?,
                 "--json" => options.json = true,
                 "--no-install" => options.no_install = true,
+                // `bench mirror` is shorter than `bench --rows mirror`.
+                rows if !rows.starts_with('-') && options.rows.is_empty() => options.rows = rows.to_owned(),
                 other => return Err(format!("unknown option '{other}'")),
             }
         }
@@ -96,6 +100,8 @@ mod tests {
     fn options_are_read() {
         let options = Options::parse(&["--rows", "spawn", "--runs", "3", "--json"]).unwrap();
         assert_eq!((&*options.rows, options.files, options.runs, options.json), ("spawn", 20_000, 3, true));
+        assert_eq!(Options::parse(&["mirror"]).unwrap().rows, "mirror");
+        assert!(Options::parse(&["mirror", "egress"]).is_err());
         assert_eq!(Options::parse(&["--files"]), Err("'--files' needs a value".to_owned()));
         assert_eq!(Options::parse(&["--files", "many"]), Err("'many' is not a number".to_owned()));
     }

@@ -44,6 +44,11 @@ pub const ROWS: &[(&str, Measure)] = &[
     ("first-capture", first_capture),
     ("first-capture-xfs", |bench| reflink(bench, "xfs")),
     ("first-capture-btrfs", |bench| reflink(bench, "btrfs")),
+    ("mirror-refs", super::mirror::refs),
+    ("mirror-clones", super::mirror::clones),
+    ("mirror-parallel", super::mirror::parallel),
+    ("mirror-lazy", super::mirror::lazy),
+    ("mirror-memory", super::mirror::memory),
 ];
 
 const FLOOR: &str = include_str!("floor.c");
@@ -61,6 +66,8 @@ pub struct Bench {
     large: OnceCell<()>,
     /// Peaks of the captures of the least tree: first, unchanged, after one change.
     least: OnceCell<[f64; 3]>,
+    /// The mirror and its peers.
+    mirror: OnceCell<super::mirror::Stage>,
 }
 
 impl Bench {
@@ -70,7 +77,8 @@ impl Bench {
         let env = TestEnv::below(&disk()?, git, product.clone());
         let (small, large) = (OnceCell::new(), OnceCell::new());
         let (files, runs, asked) = (options.files, options.runs.max(1), options.rows.clone());
-        Ok(Self { env, product, files, runs, most: options.most, asked, small, large, least: OnceCell::new() })
+        let (least, mirror) = (OnceCell::new(), OnceCell::new());
+        Ok(Self { env, product, files, runs, most: options.most, asked, small, large, least, mirror })
     }
 
     /// Where everything is.
@@ -112,6 +120,14 @@ impl Bench {
     /// The least that a sandbox can cost, as a C program.
     pub fn floor(&self) -> Result<Floor, String> {
         Floor::new(self, self.c_program("floor", FLOOR)?)
+    }
+
+    /// The mirror and its peers, started when a row wants them first.
+    pub fn mirror(&self) -> Result<&super::mirror::Stage, String> {
+        if self.mirror.get().is_none() {
+            let _ = self.mirror.set(super::mirror::Stage::new(&self.env, self.files)?);
+        }
+        self.mirror.get().ok_or_else(|| "set above".to_owned())
     }
 
     /// The environment.
