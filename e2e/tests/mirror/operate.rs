@@ -237,9 +237,9 @@ fn what_an_administrator_asks_for_in_vain_is_told() {
     hint: `git sandbox mirror ls` shows them all
     ---- status 1
     ");
-    insta::assert_snapshot!(says(&["add", "not a url"]), @r"
+    insta::assert_snapshot!(says(&["add", "not_a_url"]), @r"
     ---- stderr
-    error: 'not a url': this is no URL that git can fetch from: https, ssh, http, git, file, or user@host:path
+    error: 'not_a_url': this is no URL that git can fetch from: https, ssh, http, git, file, or user@host:path
     hint: https://HOST/OWNER/NAME.git, or another URL that git fetches from
     ---- status 2
     ");
