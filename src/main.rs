@@ -54,6 +54,7 @@ fn main() -> ExitCode {
         sandbox_protocol::ARGV0 => return sandbox_agent::run(),
         sandbox_drivers::vm::initramfs::GUEST_ARGV0 => return sandbox_drivers::vm::init::run(),
         "git-remote-sandbox" => return plumbing::remote::run(&args[1..]),
+        sandbox_mirror::cache::HOOK => return plumbing::pack_cache::run(&args[1..]),
         "git-sandbox-no-ssh" => return plumbing::remote::no_ssh(&args[1..]),
         "git-remote-sandbox-offline" => return plumbing::remote::offline(&args[1..]),
         _ => {}

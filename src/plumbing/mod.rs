@@ -5,6 +5,7 @@ pub mod bring;
 mod check;
 mod device;
 pub mod mirror;
+pub mod pack_cache;
 mod picture_inside;
 mod proxy;
 pub mod remote;

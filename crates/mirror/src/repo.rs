@@ -40,8 +40,8 @@ const COMMON: &[(&str, &str, &str)] = &[
     ("gc", "pruneExpire", "14.days"),
     ("pack", "useBitmapBoundaryTraversal", "true"),
     ("pack", "writeBitmapLookupTable", "true"),
-    // `multi` is safe from git 2.48 on.
-    ("pack", "allowPackReuse", "single"),
+    // Of one pack: `multi` is safe from git 2.48 on, and `single` is a word that older ones do not know.
+    ("pack", "allowPackReuse", "true"),
     ("pack", "windowMemory", "256m"),
     ("pack", "deltaCacheSize", "128m"),
     ("pack", "preferBitmapTips", "refs/heads/"),

@@ -6,6 +6,7 @@
 //!        └ the store's lock, `tmp` emptied   └ the lock is given back with the last clone
 //! ```
 
+use crate::cache::{self, PackCache};
 use crate::catalog::Reader;
 use crate::event::{Event, Observer};
 use crate::layout::Layout;
@@ -44,6 +45,8 @@ pub struct Parts {
     pub observer: Arc<dyn Observer>,
     /// How much there may be of everything.
     pub serve: Settings,
+    /// How many packs are kept.
+    pub cache: cache::Settings,
     /// What sessions may push.
     pub scratch: scratch::Settings,
     /// Parts that answer paths of their own, asked in this order.
@@ -111,8 +114,12 @@ impl Service {
             };
             removed.map_err(store)?;
         }
+        let spawner = Spawner::start().map_err(store)?;
+        let (layout, git) = (parts.layout.clone(), parts.git.clone());
+        let cache = PackCache::start(parts.cache, layout, git, &parts.program, spawner.clone(), parts.observer.clone());
         let smart = Arc::new(Smart {
-            spawner: Spawner::start().map_err(store)?,
+            spawner,
+            cache: cache.map_err(store)?,
             queue: Queue::new(parts.serve.clone()),
             catalog: parts.catalog,
             observer: parts.observer.clone(),
@@ -272,6 +279,7 @@ mod tests {
             catalog: channel(Catalog::default()).1,
             observer: Arc::new(()),
             serve: Settings::default(),
+            cache: cache::Settings::default(),
             scratch: scratch::Settings::default(),
             endpoints: vec![Arc::new(Hello)],
         }

@@ -5,6 +5,7 @@ use super::process::{GitProcess, Spawner};
 use super::queue::{Busy, Queue, Weight};
 use super::relay::{Ended, Failure, Output, Source, SourceError, collect, relay};
 use super::{Asked, Settings};
+use crate::cache::PackCache;
 use crate::catalog::{Entry, Found, Reader};
 use crate::event::{Event, GitService, Observer, Outcome, Served, Shape, Transport};
 use crate::name::RepoName;
@@ -35,6 +36,8 @@ pub struct Smart {
     pub observer: Arc<dyn Observer>,
     /// How much there may be of everything.
     pub settings: Settings,
+    /// Packs that were made already.
+    pub cache: PackCache,
     /// What sessions push.
     pub scratch: Scratch,
     /// v2 capabilities: the same for a repository as long as its configuration is.
@@ -107,7 +110,7 @@ impl Smart {
         if self.scratch.shows_in_mirror() {
             command = command.config("uploadpack.hideRefs=!refs/agents");
         }
-        let command = command.args(["upload-pack", "--strict"]);
+        let command = self.cache.hooked(command, &ask.entry.dir).args(["upload-pack", "--strict"]);
         if ask.protocol.text.is_empty() { command } else { command.env("GIT_PROTOCOL", &ask.protocol.text) }
     }
 

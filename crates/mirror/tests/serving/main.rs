@@ -1,5 +1,6 @@
 //! Real git against the service: what it serves, to whom, and what it leaves behind.
 
+mod cache;
 mod fetch;
 mod http;
 mod push;

@@ -1,6 +1,7 @@
 //! A service with one repository of each hash, on every kind of listener, and clients for it.
 
 use sandbox_git::{Git, HostEnv, ObjectFormat};
+use sandbox_mirror::cache;
 use sandbox_mirror::catalog::{Catalog, Entry, Publisher, State, channel};
 use sandbox_mirror::event::{Event, Observer, Served};
 use sandbox_mirror::identity::{Gate, Session, TokenHash};
@@ -13,6 +14,7 @@ use sandbox_mirror::serve::listen::{Listener, Socket, Speaks};
 use sandbox_mirror::service::{Parts, Service, runtime};
 use sandbox_testkit::{Output, TestEnv};
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -30,6 +32,10 @@ impl Observer for Seen {
 }
 
 impl Seen {
+    pub fn all(&self) -> Vec<Event> {
+        self.0.lock().unwrap().clone()
+    }
+
     pub fn served(&self) -> Vec<Served> {
         let events = self.0.lock().unwrap();
         events
@@ -68,10 +74,33 @@ impl World {
     }
 
     pub fn with(serve: Settings, scratch: scratch::Settings) -> Self {
+        Self::all(serve, scratch, cache::Settings { min_free: 0, ..Default::default() }, false)
+    }
+
+    /// With a git that writes down in `git-log` what it is called with.
+    pub fn logged() -> Self {
+        Self::cached(cache::Settings::default())
+    }
+
+    pub fn cached(cache: cache::Settings) -> Self {
+        Self::all(Settings::default(), scratch::Settings::default(), cache::Settings { min_free: 0, ..cache }, true)
+    }
+
+    fn all(serve: Settings, scratch: scratch::Settings, cache: cache::Settings, logged: bool) -> Self {
         let env = TestEnv::new();
         let layout = Layout::new(env.root().join("store"));
         layout.create().unwrap();
-        let git = Git::new(HostEnv { path: env.path(), home: Some(env.home()), ..Default::default() }).unwrap();
+        let mut path = env.path();
+        if logged {
+            let bin = env.root().join("logged");
+            std::fs::create_dir(&bin).unwrap();
+            let (log, real) = (env.root().join("git-log"), env.git_used().path.clone());
+            let text = format!("#!/bin/sh\necho \"$*\" >> '{}'\nexec '{}' \"$@\"\n", log.display(), real.display());
+            std::fs::write(bin.join("git"), text).unwrap();
+            std::fs::set_permissions(bin.join("git"), std::fs::Permissions::from_mode(0o755)).unwrap();
+            path = std::env::join_paths([bin].into_iter().chain(std::env::split_paths(&path))).unwrap();
+        }
+        let git = Git::new(HostEnv { path, home: Some(env.home()), ..Default::default() }).unwrap();
         let mut entries = Vec::new();
         for (name, format, private) in [
             (SHA1, ObjectFormat::Sha1, false),
@@ -103,11 +132,12 @@ impl World {
         let runtime = runtime().unwrap();
         let parts = Parts {
             git,
-            program: "/proc/self/exe".into(),
+            program: env!("CARGO_BIN_EXE_mirror-hook").into(),
             layout: layout.clone(),
             catalog,
             observer: seen.clone(),
             serve,
+            cache,
             scratch,
             endpoints: Vec::new(),
         };
