@@ -16,6 +16,7 @@ use crate::text::escape;
 use clap::Args;
 use sandbox_git::{Git, HostEnv};
 use sandbox_mirror::admin::Admin;
+use sandbox_mirror::cache;
 use sandbox_mirror::catalog::{Catalog, channel};
 use sandbox_mirror::config::{self, Config, ConfigError};
 use sandbox_mirror::credential::Keeper;
@@ -241,6 +242,12 @@ async fn serve(
         observer: log.clone(),
         serve: settings(config),
         scratch: scratch_settings(config),
+        cache: cache::Settings {
+            enabled: config.cache.max_bytes > 0,
+            max_bytes: config.cache.max_bytes,
+            max_age: config.cache.max_age,
+            min_free: config.store.min_free,
+        },
         endpoints,
     };
     let service = Service::start(parts).map_err(|error| CliError::chain(&error))?;
