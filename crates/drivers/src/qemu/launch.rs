@@ -16,6 +16,7 @@ use rustix::process::{Signal, set_parent_process_death_signal};
 use sandbox_core::driver::{DriverError, ProcessIdentity};
 use sandbox_core::launch::{Accel, LaunchSpec, Vm};
 use sandbox_sys::clock::tsc_khz;
+use sandbox_sys::landlock::{self, Rights, Ruleset};
 use sandbox_sys::namespace::{self, Forked, Namespaces};
 use sandbox_sys::{caps, fork, process, socket};
 use serde_json::json;
@@ -53,9 +54,9 @@ pub fn launch(spec: &LaunchSpec, plan: &QemuPlan) -> Result<QemuMachine, DriverE
     let kernel =
         kernel::find(vm.settings.kernel.as_deref(), cache, Path::new("/")).map_err(part("choose a guest kernel"))?;
     let (kvm, emulated) = accelerator(spec, vm, qemu, &kernel)?;
-    let initrd = initramfs::ensure(&spec.program, &kernel, cache).map_err(part("make the guest's first files"))?;
+    let initrd_path = initramfs::ensure(&spec.program, &kernel, cache).map_err(part("make the guest's first files"))?;
     let open = |path: &Path| File::open(path).map_err(during(format!("open '{}'", path.display())));
-    let (image, initrd) = (open(&kernel.image)?, open(&initrd)?);
+    let (image, initrd) = (open(&kernel.image)?, open(&initrd_path)?);
     let (read, write) = disks(spec, plan).map_err(part("have a disk"))?;
 
     let pair = || UnixStream::pair().map_err(during("create a socket pair"));
@@ -83,7 +84,8 @@ pub fn launch(spec: &LaunchSpec, plan: &QemuPlan) -> Result<QemuMachine, DriverE
         placed.push((disk.as_ref().map_or(null.as_fd(), |disk| disk.as_fd()), number));
     }
     let tsc_khz = if kvm { None } else { tsc_khz(CLOCK) };
-    let (pid, pidfd) = start(spec, qemu, &plan.command(kvm, tsc_khz).0, &placed)?;
+    let readable = [kernel.image.as_path(), initrd_path.as_path()];
+    let (pid, pidfd) = start(spec, qemu, &plan.command(kvm, tsc_khz).0, &placed, &readable)?;
     let second = pidfd.try_clone().map_err(during("watch QEMU"))?;
     processes.qemu = Some(pidfd);
     drop((guest_control, guest_monitor, guest_console, files));
@@ -183,17 +185,19 @@ fn start(
     program: &Path,
     args: &[String],
     placed: &[(BorrowedFd<'_>, i32)],
+    readable: &[&Path],
 ) -> Result<(u32, OwnedFd), DriverError> {
     let switch_user = rustix::process::geteuid().is_root();
     let user = (spec.user.uid, spec.user.gid);
     let (go_read, go_write) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| during("create a pipe")(error.into()))?;
     let namespaces = Namespaces::USER.and(Namespaces::PID).and(Namespaces::IPC).and(Namespaces::UTS);
     let namespaces = namespaces.and(Namespaces::NET).and(Namespaces::MOUNT).and(Namespaces::CGROUP);
+    let wall = wall(readable).map_err(during("make QEMU's Landlock rules"))?;
     match namespace::fork_into(namespaces, None).map_err(during("start QEMU"))? {
         Forked::Child => {
             drop(go_write);
             let child = QemuChild { program, args, placed, go: go_read, user: switch_user.then_some(user) };
-            let Err(error) = child.run();
+            let Err(error) = child.run(wall);
             // The last words are in the console's log.
             let _ = rustix::io::write(placed[2].0, format!("cannot start QEMU: {error}\n").as_bytes());
             namespace::exit_now(1)
@@ -211,6 +215,27 @@ fn start(
     }
 }
 
+/// What QEMU may open by name: its own files, the kernel's directory and that of the initramfs (it opens both once
+/// more), devices, and a place for the temporary copy of a disk that is only looked at. `None` where the kernel has
+/// no Landlock that is of use.
+fn wall(readable: &[&Path]) -> io::Result<Option<Ruleset>> {
+    let abi = landlock::abi();
+    if abi < landlock::FIRST_USABLE {
+        return Ok(None);
+    }
+    let rules = Ruleset::new(abi)?;
+    let system = ["/usr", "/lib", "/lib64", "/etc", "/sys", "/nix"].map(|path| (Path::new(path), Rights::Read));
+    let own = [("/dev", Rights::Devices), ("/proc", Rights::ReadWriteFiles), ("/var/tmp", Rights::All)];
+    let beside = readable.iter().filter_map(|path| Some((path.parent()?, Rights::Read)));
+    for (path, rights) in system.into_iter().chain(own.map(|(path, rights)| (Path::new(path), rights))).chain(beside) {
+        // What is not there needs no rule.
+        if let Ok(dir) = openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+            rules.allow(&dir, rights)?;
+        }
+    }
+    Ok(Some(rules))
+}
+
 struct QemuChild<'a> {
     program: &'a Path,
     args: &'a [String],
@@ -220,7 +245,7 @@ struct QemuChild<'a> {
 }
 
 impl QemuChild<'_> {
-    fn run(&self) -> io::Result<Infallible> {
+    fn run(&self, wall: Option<Ruleset>) -> io::Result<Infallible> {
         let mut go = [0u8; 1];
         if rustix::io::retry_on_intr(|| rustix::io::read(&self.go, &mut go))? == 0 {
             return Err(io::ErrorKind::BrokenPipe.into());
@@ -232,6 +257,9 @@ impl QemuChild<'_> {
         set_parent_process_death_signal(Some(Signal::KILL))?;
         caps::no_new_privs()?;
         caps::drop_all()?;
+        if let Some(wall) = wall {
+            wall.enforce()?;
+        }
         namespace::place_descriptors(self.placed, fd::FIRST_FREE)?;
         let program = CString::new(self.program.as_os_str().as_bytes())?;
         let words =

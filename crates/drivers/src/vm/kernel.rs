@@ -14,16 +14,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 /// What a guest cannot be without, as modules or built in.
-pub const WANTED: &[&str] = &[
-    "virtio_mmio",
-    "virtio_console",
-    "virtio_blk",
-    "ext4",
-    "fuse",
-    "virtiofs",
-    "overlay",
-    "vmw_vsock_virtio_transport",
-];
+pub const WANTED: &[&str] = &["virtio_mmio", "virtio_console", "virtio_blk", "ext4", "fuse", "virtiofs", "overlay"];
 
 /// What makes it better: memory goes back to the host, and it has random numbers at once.
 pub const WELCOME: &[&str] = &["virtio_balloon", "virtio_rng"];

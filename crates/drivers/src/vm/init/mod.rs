@@ -134,8 +134,9 @@ fn load_modules() -> Result<(), Failure> {
 fn off() -> ! {
     rustix::fs::sync();
     // All others are gone or hold nothing of it: a disk that was unmounted needs no recovery.
-    for at in [build::CGROUPS, super::guest::DISK] {
-        let _ = unmount(at, UnmountFlags::DETACH);
+    let trees = fs::read_dir(super::guest::TREES).into_iter().flatten().flatten().map(|entry| entry.path());
+    for at in trees.chain([build::CGROUPS, super::guest::DISK].map(Into::into)) {
+        let _ = unmount(&at, UnmountFlags::DETACH);
     }
     rustix::fs::sync();
     let _ = reboot(RebootCommand::Restart);

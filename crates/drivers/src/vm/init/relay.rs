@@ -1,4 +1,4 @@
-//! Carries bytes between the channel and the agent, and takes the status of processes that have no parent.
+//! Carries bytes between the channel and the agent.
 //!
 //! ```text
 //!   host ◄── port ──► [ one buffer each way ] ◄── socket pair ──► agent (PID 1 of the inner namespaces)
@@ -8,7 +8,6 @@ use super::{Failure, during};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use rustix::process::{WaitOptions, wait};
 use sandbox_core::driver::Machine;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -68,20 +67,21 @@ pub fn run(channel: File, mut machine: Box<dyn Machine>) -> Result<(), Failure> 
         if !alive && to_host.ended && to_host.bytes.is_empty() {
             return Ok(());
         }
-        let ready = {
-            let process = if alive { PollFlags::IN } else { PollFlags::empty() };
-            let mut fds = [
-                PollFd::new(&channel, interest[0]),
-                PollFd::new(machine.control(), interest[1]),
-                PollFd::from_borrowed_fd(machine.pidfd(), process),
-            ];
-            match poll(&mut fds, None) {
-                Ok(_) => {}
-                Err(Errno::INTR) => continue,
-                Err(error) => return Err(during("wait")(error)),
-            }
-            fds.each_ref().map(|fd| fd.revents())
-        };
+        // What has ended is not looked at any more: it would be ready for ever.
+        let over = to_host.ended && to_agent.bytes.is_empty();
+        let agent = if over { channel.as_fd() } else { machine.control().as_fd() };
+        let process = if alive { machine.pidfd() } else { channel.as_fd() };
+        let mut fds = [
+            PollFd::new(&channel, interest[0]),
+            PollFd::from_borrowed_fd(agent, if over { PollFlags::empty() } else { interest[1] }),
+            PollFd::from_borrowed_fd(process, if alive { PollFlags::IN } else { PollFlags::empty() }),
+        ];
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(error) => return Err(during("wait")(error)),
+        }
+        let ready = fds.each_ref().map(|fd| fd.revents());
         if ready[0].intersects(PollFlags::HUP | PollFlags::ERR) {
             // Nobody is there any more who could ask for anything.
             let _ = machine.kill();
@@ -91,21 +91,17 @@ pub fn run(channel: File, mut machine: Box<dyn Machine>) -> Result<(), Failure> 
         if ready[0].contains(PollFlags::IN) {
             to_agent.read(channel.as_fd()).map_err(during(step))?;
         }
-        if ready[1].intersects(PollFlags::IN | PollFlags::HUP) && !to_host.ended {
+        if !over && ready[1].intersects(PollFlags::IN | PollFlags::HUP) && to_host.wants() {
             to_host.read(machine.control().as_fd()).map_err(during(step))?;
         }
         if ready[0].contains(PollFlags::OUT) {
             to_host.write(channel.as_fd()).map_err(during(step))?;
         }
-        if ready[1].contains(PollFlags::OUT) && !to_agent.bytes.is_empty() {
+        if !over && ready[1].intersects(PollFlags::OUT | PollFlags::HUP) && !to_agent.bytes.is_empty() {
             to_agent.write(machine.control().as_fd()).map_err(during(step))?;
         }
         if alive && ready[2].contains(PollFlags::IN) {
             alive = false;
-        }
-        // What lost its parent outside of the inner namespaces is nobody else's to wait for.
-        if !alive {
-            while matches!(wait(WaitOptions::NOHANG), Ok(Some(_))) {}
         }
     }
 }
