@@ -5,7 +5,7 @@
 //!   (parent, name) ──statx in the parent's descriptor──► number, attributes          LOOKUP, READDIRPLUS
 //!   number ──node: parent, name──► the same again, and the number must be the same    GETATTR, READ, …
 //! ```
-//! OPEN and OPENDIR are answered with `ENOSYS`, upon which the kernel of the guest never asks again and
+//! OPEN is answered with `ENOSYS`, upon which the kernel of the guest never asks again and
 //! reads by inode: that saves a round trip for each open file, and there is no table of handles that a
 //! guest could fill. Files stay open here as long as there is room.
 
@@ -126,8 +126,13 @@ impl Server {
             opcode::LOOKUP => self.lookup(request, reply),
             opcode::GETATTR => self.getattr(request.node, reply),
             opcode::READLINK => self.readlink(request.node, reply),
-            opcode::OPEN => self.open(flag::NO_OPEN_SUPPORT, reply),
-            opcode::OPENDIR => self.open(flag::NO_OPENDIR_SUPPORT, reply),
+            opcode::OPEN => self.open(reply),
+            // No flags: the guest's kernel keeps no list of its own (6.1 was seen to show a directory as empty
+            // after its pages were dropped).
+            opcode::OPENDIR => {
+                Reply(reply).zeros(16);
+                Ok(())
+            }
             opcode::READ => self.read(request, room, reply),
             opcode::READDIR => self.readdir(request, room, false, reply),
             opcode::READDIRPLUS => self.readdir(request, room, true, reply),
@@ -172,8 +177,7 @@ impl Server {
             | flag::NO_OPEN_SUPPORT
             | flag::PARALLEL_DIROPS
             | flag::MAX_PAGES
-            | flag::CACHE_SYMLINKS
-            | flag::NO_OPENDIR_SUPPORT;
+            | flag::CACHE_SYMLINKS;
         let mut out = Reply(reply);
         out.u32(VERSION.0).u32(VERSION.1).u32(readahead).u32(wanted & can);
         // Requests in the background: the kernel's own numbers. Writes: the least it may be, none is taken.
@@ -182,10 +186,10 @@ impl Server {
     }
 
     /// `ENOSYS` means "never ask again" to a kernel that said so; an older one gets a handle of no meaning.
-    fn open(&self, support: u32, reply: &mut Vec<u8>) -> Answer {
-        /// FOPEN_KEEP_CACHE and FOPEN_CACHE_DIR.
-        const KEEP: u32 = 1 << 1 | 1 << 3;
-        if self.can & support != 0 {
+    fn open(&self, reply: &mut Vec<u8>) -> Answer {
+        /// FOPEN_KEEP_CACHE.
+        const KEEP: u32 = 1 << 1;
+        if self.can & flag::NO_OPEN_SUPPORT != 0 {
             return Err(Errno::NOSYS);
         }
         Reply(reply).u64(0).u32(KEEP).u32(0);

@@ -61,7 +61,6 @@ pub mod flag {
     pub const PARALLEL_DIROPS: u32 = 1 << 18;
     pub const MAX_PAGES: u32 = 1 << 22;
     pub const CACHE_SYMLINKS: u32 = 1 << 23;
-    pub const NO_OPENDIR_SUPPORT: u32 = 1 << 24;
 }
 
 /// A request: its header's fields that are used, and what comes after the header.
