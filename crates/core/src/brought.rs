@@ -10,9 +10,10 @@
 //!
 //! What a sandbox says of its refs is decided by the files of its git directories alone, so the same files say the
 //! same again. In doubt there is no digest: of what leads out of a git directory, of what cannot be listed, of very
-//! many files.
+//! many files, of a disk that only a guest reads.
 
 use crate::commit_back::{CommitBackError, nested_host, own_refs};
+use crate::picture;
 use crate::record::{Snapshot, ViewRecord};
 use crate::sandbox::Sandbox;
 use crate::store::{Store, StoreError, read_json, write_json};
@@ -137,6 +138,10 @@ fn digest_of_refs(refs: &BTreeMap<RefName, Oid>) -> String {
 
 /// The digest of all git directories of a sandbox, but for their objects; `None` in doubt.
 fn inside(store: &Store, sandbox: &Sandbox) -> Option<String> {
+    // What a guest writes is on its disk, and not in these directories.
+    if picture::disk(sandbox).symlink_metadata().is_ok() {
+        return None;
+    }
     let mut look = Look { text: Vec::new(), entries: 0, read: 0 };
     for tree in sandbox.trees().filter(|tree| tree.mount().has_commits()) {
         let snapshot = tree.snapshot(store).ok()?;

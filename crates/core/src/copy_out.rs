@@ -166,36 +166,24 @@ fn is_opaque(dir: &OwnedFd) -> bool {
     matches!(rustix::fs::fgetxattr(dir, "user.overlay.opaque", &mut value), Ok(n) if value[..n] == *b"y")
 }
 
-/// Copies a file or a directory out.
+/// Copies a file or a directory out: all of it or, when something fails, nothing. What is larger than the limit is
+/// refused before anything is written.
 pub fn copy_out(store: &Store, sandbox: &Sandbox, request: &CopyOut<'_>) -> Result<Copied, CopyOutError> {
-    let fail = |source: io::Error| CopyOutError::Io { path: request.path.to_owned(), source };
-    let missing = || CopyOutError::Missing { path: request.path.to_owned() };
-    let mut at = Merged::roots(store, sandbox)?;
-    let mut copy = Copy { request, copied: Copied::default() };
-    // A `..` would be looked up beside the layers.
-    let plain = |part: &Component<'_>| matches!(part, Component::Normal(_));
-    let parts: Vec<Component<'_>> = request.path.components().filter(|part| *part != Component::CurDir).collect();
-    if !parts.iter().all(plain) {
-        return Err(missing());
+    all_or_nothing(request, |copy| copy.asked(Merged::roots(store, sandbox)?))
+}
+
+/// Carries the steps of a copy out twice: counting, then writing.
+fn all_or_nothing(
+    request: &CopyOut<'_>,
+    steps: impl Fn(&mut Copy<'_>) -> Result<(), CopyOutError>,
+) -> Result<Copied, CopyOutError> {
+    steps(&mut Copy { counts: true, ..Copy::new(request) })?;
+    let mut copy = Copy::new(request);
+    let done = steps(&mut copy);
+    if done.is_err() {
+        copy.take_back();
     }
-    let parts: Vec<&OsStr> = parts.iter().map(|part| part.as_os_str()).collect();
-    for (n, part) in parts.iter().enumerate() {
-        match at.look(part).map_err(fail)? {
-            Found::Nothing => return Err(missing()),
-            Found::Directory(dir) => at = dir,
-            Found::Leaf(layer, kind) if n + 1 == parts.len() => {
-                copy.leaf(&layer, part, kind, request.target)?;
-                return Ok(copy.copied);
-            }
-            Found::Leaf(..) => return Err(missing()),
-        }
-    }
-    if parts.iter().any(|part| part.eq_ignore_ascii_case(".git")) {
-        copy.skip(request.target, "a git directory");
-        return Ok(copy.copied);
-    }
-    copy.directory(at, request.target)?;
-    Ok(copy.copied)
+    done.map(|()| copy.copied)
 }
 
 /// Copies what is the sandbox's own, all files that were changed or made in it, without looking at what it stands
@@ -205,7 +193,7 @@ pub fn copy_changes(sandbox: &Sandbox, target: &Path) -> Result<Copied, CopyOutE
     let upper = sandbox.upper();
     let top = rustix::fs::open(&upper, DIRECTORY, Mode::empty());
     let top = top.map_err(|error| CopyOutError::Io { path: upper, source: error.into() })?;
-    let mut copy = Copy { request: &request, copied: Copied::default() };
+    let mut copy = Copy::new(&request);
     copy.directory(Merged(vec![top]), target)?;
     Ok(copy.copied)
 }
@@ -213,9 +201,54 @@ pub fn copy_changes(sandbox: &Sandbox, target: &Path) -> Result<Copied, CopyOutE
 struct Copy<'a> {
     request: &'a CopyOut<'a>,
     copied: Copied,
+    /// Nothing is written.
+    counts: bool,
+    /// What was not there before, in the order in which it was made.
+    made: Vec<PathBuf>,
 }
 
-impl Copy<'_> {
+impl<'a> Copy<'a> {
+    fn new(request: &'a CopyOut<'a>) -> Self {
+        Self { request, copied: Copied::default(), counts: false, made: Vec::new() }
+    }
+
+    /// Copies what is asked for.
+    fn asked(&mut self, roots: Merged) -> Result<(), CopyOutError> {
+        let request = self.request;
+        let fail = |source: io::Error| CopyOutError::Io { path: request.path.to_owned(), source };
+        let missing = || CopyOutError::Missing { path: request.path.to_owned() };
+        let mut at = roots;
+        // A `..` would be looked up beside the layers.
+        let plain = |part: &Component<'_>| matches!(part, Component::Normal(_));
+        let parts: Vec<Component<'_>> = request.path.components().filter(|part| *part != Component::CurDir).collect();
+        if !parts.iter().all(plain) {
+            return Err(missing());
+        }
+        let parts: Vec<&OsStr> = parts.iter().map(|part| part.as_os_str()).collect();
+        for (n, part) in parts.iter().enumerate() {
+            match at.look(part).map_err(fail)? {
+                Found::Nothing => return Err(missing()),
+                Found::Directory(dir) => at = dir,
+                Found::Leaf(layer, kind) if n + 1 == parts.len() => {
+                    return self.leaf(&layer, part, kind, request.target);
+                }
+                Found::Leaf(..) => return Err(missing()),
+            }
+        }
+        if parts.iter().any(|part| part.eq_ignore_ascii_case(".git")) {
+            self.skip(request.target, "a git directory");
+            return Ok(());
+        }
+        self.directory(at, request.target)
+    }
+
+    /// Removes what was made; a directory that has got anything else meanwhile stays.
+    fn take_back(&mut self) {
+        for path in self.made.drain(..).rev() {
+            let _ = std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir(&path));
+        }
+    }
+
     fn fail(path: &Path) -> impl FnOnce(io::Error) -> CopyOutError {
         let path = path.to_owned();
         move |source| CopyOutError::Io { path, source }
@@ -253,10 +286,15 @@ impl Copy<'_> {
         Ok(())
     }
 
-    fn enter(&self, dir: Merged, target: PathBuf) -> Result<(Merged, BTreeSet<CString>, PathBuf), CopyOutError> {
-        match std::fs::create_dir(&target) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && target.is_dir() => {}
-            other => other.map_err(Self::fail(&target))?,
+    fn enter(&mut self, dir: Merged, target: PathBuf) -> Result<(Merged, BTreeSet<CString>, PathBuf), CopyOutError> {
+        if !self.counts {
+            match std::fs::create_dir(&target) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && target.is_dir() => {}
+                other => {
+                    other.map_err(Self::fail(&target))?;
+                    self.made.push(target.clone());
+                }
+            }
         }
         let names = dir.names().map_err(Self::fail(&target))?;
         Ok((dir, names, target))
@@ -296,6 +334,10 @@ impl Copy<'_> {
         if self.copied.bytes.saturating_add(size) > self.request.limit {
             return Err(CopyOutError::TooLarge { path: self.request.path.to_owned(), limit: self.request.limit });
         }
+        if self.counts {
+            self.copied.bytes += size;
+            return Ok(());
+        }
         let parent = target.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let temp = tempfile::NamedTempFile::new_in(parent).map_err(Self::fail(target))?;
         // Never more than was counted, whatever grows meanwhile; holes stay holes.
@@ -305,7 +347,11 @@ impl Copy<'_> {
             .map_err(Self::fail(target))?;
         let mode = Mode::from_raw_mode(if stat.st_mode & 0o100 != 0 { 0o755 } else { 0o644 });
         rustix::fs::fchmod(temp.as_file(), mode & !umask()).map_err(|e| Self::fail(target)(e.into()))?;
+        let new = std::fs::symlink_metadata(target).is_err();
         temp.persist(target).map_err(|error| Self::fail(target)(error.error))?;
+        if new {
+            self.made.push(target.to_owned());
+        }
         self.copied.files += 1;
         self.copied.bytes += size;
         Ok(())
@@ -319,7 +365,11 @@ impl Copy<'_> {
             self.skip(target, "a symbolic link that leads out");
             return Ok(());
         }
+        if self.counts {
+            return Ok(());
+        }
         std::os::unix::fs::symlink(to, target).map_err(Self::fail(target))?;
+        self.made.push(target.to_owned());
         self.copied.files += 1;
         Ok(())
     }
@@ -378,11 +428,43 @@ mod tests {
         std::fs::write(from.join("d8/x"), "x").unwrap();
         std::os::unix::fs::symlink(&outside, to.join("d7")).unwrap();
         let request = CopyOut { path: Path::new(""), target: &to, links: Links::Inside, limit: 100 };
-        let mut copy = Copy { request: &request, copied: Copied::default() };
+        let mut copy = Copy::new(&request);
         let top = Merged(vec![rustix::fs::open(&from, DIRECTORY, Mode::empty()).unwrap()]);
         copy.directory(top, &to).unwrap();
         assert_eq!(copy.copied.skipped, [("d7".to_owned(), "a symbolic link is in its place")]);
         assert_eq!((copy.copied.files, std::fs::read_dir(&outside).unwrap().count()), (1, 0));
         assert!(to.join("d1999").is_dir() && to.join("d8/x").is_file());
+    }
+
+    #[test]
+    fn what_fails_leaves_nothing_half_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, new, old) = (dir.path().join("from"), dir.path().join("new"), dir.path().join("old"));
+        for name in ["a", "b", "c"] {
+            std::fs::create_dir_all(from.join("sub")).unwrap();
+            std::fs::write(from.join("sub").join(name), "12345").unwrap();
+        }
+        std::fs::create_dir_all(old.join("sub/c/mine")).unwrap();
+        std::fs::write(old.join("sub/a"), "mine").unwrap();
+        let list = |at: &Path| {
+            let out = std::process::Command::new("find").arg(at).output().unwrap();
+            String::from_utf8(out.stdout).unwrap()
+        };
+        let before = list(&old);
+        let copy = |target: &Path, limit| {
+            let request = CopyOut { path: Path::new(""), target, links: Links::None, limit };
+            let top = || Merged(vec![rustix::fs::open(&from, DIRECTORY, Mode::empty()).unwrap()]);
+            all_or_nothing(&request, |copy| copy.asked(top()))
+        };
+        // Too large: neither a new directory nor anything in one that is there.
+        for target in [&new, &old] {
+            assert!(matches!(copy(target, 14), Err(CopyOutError::TooLarge { limit: 14, .. })));
+        }
+        assert!(!new.exists());
+        assert_eq!((list(&old), std::fs::read_to_string(old.join("sub/a")).unwrap()), (before.clone(), "mine".into()));
+        // A directory is in the way of the last one: what was new is gone again.
+        assert!(matches!(copy(&old, 15), Err(CopyOutError::Io { .. })));
+        assert_eq!(list(&old), before);
+        assert_eq!(copy(&new, 15).unwrap().files, 3);
     }
 }
