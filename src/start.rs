@@ -5,7 +5,7 @@
 use crate::context::Context;
 use crate::error::CliError;
 use crate::terminal::features;
-use crate::wall::{Demands, weak_words};
+use crate::wall::{Demands, lowered_words};
 use sandbox_core::connection::{Connection, ConnectionError};
 use sandbox_core::launch::{Mode, Network};
 use sandbox_core::sandbox::{Sandbox, SandboxError, State};
@@ -115,7 +115,7 @@ pub fn connect_or_start(context: &Context, store: &Store, sandbox: &Sandbox) -> 
         store.writable()?;
         match sandbox.take(Duration::from_millis(100)) {
             Ok(lock) => {
-                let weak = weak_words(&sandbox.record);
+                let weak = lowered_words(&sandbox.record);
                 if !weak.is_empty() {
                     eprintln!("starting '{}'{weak}", sandbox.name());
                 }

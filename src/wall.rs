@@ -120,12 +120,27 @@ fn system(context: &Context) -> Result<Vec<String>, CliError> {
 
 /// What of the wall may be missing around a sandbox, for the first line of a run; empty where nothing is.
 pub fn weak_words(record: &SandboxRecord) -> String {
+    let mut words = lowered(record);
+    let lacks = sandbox_drivers::by_name(&record.driver).map(Driver::lacks).unwrap_or_default();
+    words.extend(lacks.into_iter().filter(|word| !record.nested || *word != "no landlock").map(str::to_owned));
+    in_brackets(&words)
+}
+
+/// The same of one that was there before, and is started for another command: only what somebody has lowered for it.
+/// What the machine lacks was said when it was made, and is in `show`.
+pub fn lowered_words(record: &SandboxRecord) -> String {
+    in_brackets(&lowered(record))
+}
+
+fn lowered(record: &SandboxRecord) -> Vec<String> {
     let mut words: Vec<String> = record.allow_weak.iter().map(|layer| format!("may lack {}", escape(layer))).collect();
     if record.nested {
         words.push("nested".to_owned());
-    } else if sandbox_sys::landlock::abi() < sandbox_sys::landlock::FIRST_USABLE {
-        words.push("no landlock".to_owned());
     }
+    words
+}
+
+fn in_brackets(words: &[String]) -> String {
     if words.is_empty() { String::new() } else { format!(" ({})", words.join(", ")) }
 }
 

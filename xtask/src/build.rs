@@ -41,6 +41,20 @@ pub fn release() -> Result<PathBuf, String> {
     parse(&text).product.ok_or_else(|| "cargo built no program".to_owned())
 }
 
+/// Builds an example of a package with the release profile.
+pub fn example(package: &str, name: &str) -> Result<PathBuf, String> {
+    let text = cargo(&["build", "--release", "--package", package, "--example", name])?;
+    executable(&text, "example", name).ok_or_else(|| format!("cargo built no example '{name}'"))
+}
+
+fn executable(messages: &str, kind: &str, name: &str) -> Option<PathBuf> {
+    messages.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).find_map(|message| {
+        let target = &message["target"];
+        (target["name"] == name && target["kind"][0] == kind)
+            .then(|| message["executable"].as_str().map(PathBuf::from))?
+    })
+}
+
 fn cargo(args: &[&str]) -> Result<String, String> {
     eprintln!("cargo {}", args.join(" "));
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

@@ -33,6 +33,12 @@ pub trait Driver: Sync {
     /// How hard its wall is.
     fn isolation(&self) -> Isolation;
 
+    /// What this machine has not got for it, in few words, as far as that is known without a trial: what goes on
+    /// without it says so in the first line of a run.
+    fn lacks(&self) -> Vec<&'static str> {
+        Vec::new()
+    }
+
     /// What it can do on this machine, what not and why: the lines of `doctor`. Changes nothing that is not made
     /// again: what took time to find out is remembered below `settings.cache`.
     fn check(&self, settings: &VmSettings) -> Vec<Check>;

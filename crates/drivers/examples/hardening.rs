@@ -1,37 +1,32 @@
-//! What the wall's own layers cost: the filter of system calls, Landlock, and what is given up before them, without
-//! the namespaces and mounts that make a sandbox.
+//! The wall's own layers without the namespaces and mounts that make a sandbox: the filter of system calls, Landlock,
+//! and what is given up before them. `cargo xtask bench --rows hardening` compares a command with them and without.
 //!
 //! ```text
-//!   cargo run --release -p sandbox-drivers --example hardening [RUNS]
-//!
-//!   bare   this program again ─► exec
-//!   wall   this program again ─► no_new_privs, capabilities, Landlock's rules, the session's filter ─► exec
+//!   hardening bare COMMAND…   exec
+//!   hardening wall COMMAND…   no_new_privs, capabilities, Landlock's rules, the session's filter ─► exec
 //! ```
-//! Pairs, one after the other; what is told is the median of the differences (`true`) and of the ratios (a compile,
-//! and 200 000 reads of one byte), with their quartiles.
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use sandbox_sys::landlock::{self, Rights, Ruleset};
 use sandbox_sys::{caps, seccomp};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, ExitCode};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
     match args.get(1).map(String::as_str) {
-        Some("bare") => become_command(&args[2..]),
-        Some("wall") => match harden() {
+        Some("bare") if args.len() > 2 => become_command(&args[2..]),
+        Some("wall") if args.len() > 2 => match harden() {
             Ok(()) => become_command(&args[2..]),
             Err(error) => {
                 eprintln!("cannot harden: {error}");
                 ExitCode::from(125)
             }
         },
-        runs => {
-            measure(runs.and_then(|runs| runs.parse().ok()).unwrap_or(10));
-            ExitCode::SUCCESS
+        _ => {
+            eprintln!("usage: hardening bare|wall COMMAND…");
+            ExitCode::from(2)
         }
     }
 }
@@ -65,41 +60,4 @@ fn harden() -> std::io::Result<()> {
     // Without the notifier, whose cost is that of a rename.
     let (_, session) = sandbox_drivers::namespace::wall::programs(false, false)?;
     seccomp::load(&seccomp::Program::from_bytes(&session)?)
-}
-
-fn timed(mode: &str, words: &[&str]) -> Duration {
-    let start = Instant::now();
-    let status = Command::new("/proc/self/exe").arg(mode).args(words).stdout(Stdio::null()).status();
-    assert!(status.is_ok_and(|status| status.success()), "{mode} {words:?}");
-    start.elapsed()
-}
-
-fn measure(runs: usize) {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    std::env::set_current_dir(&dir).expect("it was just made");
-    let source: String = (0..3000).map(|n| format!("int f{n}(int a){{return a*{n}+(a>>3)%7;}}\n")).collect();
-    std::fs::write("big.c", source).expect("it is ours");
-    let quartiles = |mut values: Vec<f64>| {
-        values.sort_by(f64::total_cmp);
-        let at = |part: usize| values[(values.len() - 1) * part / 4];
-        (at(1), at(2), at(3))
-    };
-    let pairs = |runs: usize, words: &[&str]| -> Vec<(Duration, Duration)> {
-        timed("bare", words);
-        (0..runs).map(|_| (timed("bare", words), timed("wall", words))).collect()
-    };
-    let ms = |(bare, wall): &(Duration, Duration)| (wall.as_secs_f64() - bare.as_secs_f64()) * 1000.0;
-    let (low, median, high) = quartiles(pairs(runs * 20, &["true"]).iter().map(ms).collect());
-    println!("a start      {median:+.2} ms  ({low:+.2} to {high:+.2}), goal +2");
-    let ratio = |(bare, wall): &(Duration, Duration)| wall.as_secs_f64() / bare.as_secs_f64();
-    for (what, words) in [
-        ("a compile", &["cc", "-O1", "-c", "-o", "big.o", "big.c"][..]),
-        ("system calls", &["dd", "if=/dev/zero", "of=/dev/null", "bs=1", "count=200000", "status=none"][..]),
-    ] {
-        let (low, median, high) = quartiles(pairs(runs, words).iter().map(ratio).collect());
-        println!(
-            "{what:<12} {median:.3}x  ({low:.3} to {high:.3}){}",
-            if what == "a compile" { ", goal 1.02" } else { "" }
-        );
-    }
 }

@@ -19,6 +19,7 @@ over_views! {
     a_bad_commit_is_refused_and_says_so,
     a_configuration_inside_runs_nothing_on_the_host,
     control_characters_do_not_reach_the_terminal,
+    what_the_server_inside_says_is_escaped,
     log_and_diff_show_what_was_made,
     files_can_be_copied,
     a_commit_can_be_made_from_outside,
@@ -241,6 +242,30 @@ fn control_characters_do_not_reach_the_terminal(subject: &Subject) {
             assert!(bad.is_none(), "`{}` {name}: {bad:?} in {text:?}", verb.join(" "));
         }
     }
+}
+
+/// CVE-2024-52005: what the other side of a fetch says on its second band is printed as it is.
+fn what_the_server_inside_says_is_escaped(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    subject.idle(&repo, "s");
+    let script = r#"printf '#!/bin/sh\nprintf "\\033]52;c;eA==\\007\\033[2Jhello\\n" >&2\nexec "$@"\n' >~/hook && chmod +x ~/hook &&
+        git config --global uploadpack.packObjectsHook ~/hook && git config uploadpack.packObjectsHook ~/hook &&
+        git commit -q --allow-empty -m One && git clone -q --no-local . ~/copy 2>&1"#;
+    let control = subject.exec(&repo, "s", script).ok();
+    assert!(control.contains("\u{1b}[2Jhello"), "git itself prints it: {control:?}");
+    for (n, verb) in [&["fetch", "s"][..], &["log", "s"], &["fetch", "s"]].into_iter().enumerate() {
+        subject.exec(&repo, "s", &format!("git commit -q --allow-empty -m 'Number {n}'")).ok();
+        let seen = repo.sandbox(verb);
+        assert!(!format!("{}{}", seen.stdout, seen.stderr).contains('\u{1b}'), "{verb:?}: {seen}");
+        assert_eq!(repo.git(&["log", "-1", "--format=%s", "sandbox/s"]).ok(), format!("Number {n}\n"));
+    }
+    let seen = repo.git(&["fetch", "sandbox::s"]);
+    assert!(seen.status == 0 && !seen.stderr.contains('\u{1b}'), "{seen}");
+    // And of one that was stopped, by its helper.
+    subject.exec(&repo, "s", "git commit -q --allow-empty -m Last").ok();
+    repo.sandbox(&["stop", "s"]).ok();
+    let seen = repo.sandbox(&["fetch", "s"]).expect(0);
+    assert!(!format!("{}{}", seen.stdout, seen.stderr).contains('\u{1b}'), "{seen}");
 }
 
 fn log_and_diff_show_what_was_made(subject: &Subject) {

@@ -15,6 +15,7 @@ over_views_at_length! {
     the_network_is_the_hosts_only_on_request,
     the_callers_files_are_not_standard_output_inside,
     the_probes_of_doctor_hold,
+    processors_are_shared,
 }
 
 fn files_of_the_host_are_not_visible(subject: &Subject) {
@@ -192,4 +193,36 @@ fn the_callers_files_are_not_standard_output_inside(subject: &Subject) {
     let mut child = Child::spawn(command.stdin(Stdio::null()).stdout(file).stderr(Stdio::null()));
     child.wait(Duration::from_secs(30));
     assert_eq!(std::fs::read_to_string(&log).unwrap(), "before\nsaid\n0\n");
+}
+
+/// Where a control group limits it, by that; else whatever runs inside comes last.
+fn processors_are_shared(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    repo.sandbox(&["spawn", "-q", "--driver", subject.driver, "-d", "--cpus", "1", "s"]).ok();
+    let nice =
+        |stat: &str| stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap().parse::<i32>().unwrap();
+    let inside = nice(&subject.exec(&repo, "s", "exec cat /proc/self/stat").ok());
+    // The control: what starts it is not given the processor last.
+    let here = nice(&std::fs::read_to_string("/proc/self/stat").unwrap());
+    let shown: serde_json::Value = serde_json::from_str(&repo.sandbox(&["show", "--json", "s"]).ok()).unwrap();
+    let fallback = shown["notes"].to_string().contains("cpu limit not enforced: no delegated cgroup");
+    if fallback {
+        assert_eq!(inside, (here + 10).min(19), "{shown}");
+    } else {
+        let live = subject.env.live_processes();
+        let (_, pid) = live.iter().find(|(role, _)| role == "init").expect("it runs");
+        let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+        let quota = groups.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (fields.next()?, fields.next()?.trim_start_matches('/'));
+            let root = std::path::Path::new("/sys/fs/cgroup");
+            let one = std::fs::read_to_string(root.join(path).join("cpu.max")).ok().filter(|_| controllers.is_empty());
+            let two = || std::fs::read_to_string(root.join(controllers).join(path).join("cpu.cfs_quota_us")).ok();
+            one.or_else(two)
+        });
+        let quota = quota.unwrap_or_else(|| panic!("no limit: {groups}{shown}"));
+        assert!(quota.trim() == "100000" || quota.trim() == "100000 100000", "{quota}");
+        assert_eq!(inside, here, "the limit is enough");
+    }
+    repo.sandbox(&["stop", "s"]).ok();
 }

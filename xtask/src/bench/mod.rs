@@ -10,6 +10,7 @@
 
 mod egress;
 mod growth;
+mod hardening;
 mod machine;
 mod measure;
 mod mirror;

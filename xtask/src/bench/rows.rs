@@ -37,6 +37,7 @@ pub const ROWS: &[(&str, Measure)] = &[
     ("conflicts", super::together::conflicts),
     ("merge-ten", super::together::merge_ten),
     ("compile", compile),
+    ("hardening", super::hardening::hardening),
     ("egress", super::egress::egress),
     ("list", list),
     ("burst", burst),

@@ -10,6 +10,8 @@ pub enum Unit {
     Time,
     /// Bytes.
     Size,
+    /// How many times as much as the same without.
+    Times,
 }
 
 /// What was promised.
@@ -73,6 +75,7 @@ fn show(value: f64, unit: Unit) -> String {
         Unit::Time if value.abs() < 0.01 => format!("{:.2} ms", value * 1e3),
         Unit::Time if value.abs() < 1.0 => format!("{:.0} ms", value * 1e3),
         Unit::Time => format!("{value:.2} s"),
+        Unit::Times => format!("{value:.3}×"),
         Unit::Size if value < 1024.0 * 1024.0 => format!("{:.0} KiB", value / 1024.0),
         Unit::Size => format!("{:.1} MiB", value / 1024.0 / 1024.0),
     }
@@ -122,7 +125,7 @@ pub fn json(rows: &[Row], machine: &str) -> String {
         .map(|row| {
             json!({
                 "what": row.what,
-                "unit": match row.unit { Unit::Time => "seconds", Unit::Size => "bytes" },
+                "unit": match row.unit { Unit::Time => "seconds", Unit::Size => "bytes", Unit::Times => "times" },
                 "ours": sample(&row.ours),
                 "peer": row.peer.as_ref().map(|(name, other)| json!({ "name": name, "value": sample(other) })),
                 "ratio": row.ratio(),
@@ -149,6 +152,7 @@ mod tests {
             Row::against("slow", times(&[1.0, 3.0, 5.0]), "cp", times(&[1.0]), 2.0),
             Row::alone("memory", times(&[4_000_000.0]), Goal::Absolute(3_145_728.0), Unit::Size),
             Row::alone("bwrap", times(&[0.004]), Goal::None, Unit::Time),
+            Row::alone("with the wall", times(&[1.01, 1.02, 1.03]), Goal::Absolute(1.02), Unit::Times),
         ]
     }
 
@@ -162,7 +166,8 @@ mod tests {
              | spawn | 7.00 ms (6.50 ms – 7.50 ms) | bwrap | 4.00 ms | 1.75× | ≤ 2× | met |\n\
              | slow | 3.00 s (2.00 s – 4.00 s) | cp | 1.00 s | 3.00× | ≤ 2× | near |\n\
              | memory | 3.8 MiB | – | – | – | ≤ 3.0 MiB | missed |\n\
-             | bwrap | 4.00 ms | – | – | – | – |  |\n"
+             | bwrap | 4.00 ms | – | – | – | – |  |\n\
+             | with the wall | 1.020× (1.015× – 1.025×) | – | – | – | ≤ 1.020× | met |\n"
         );
     }
 

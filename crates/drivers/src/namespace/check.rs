@@ -223,9 +223,14 @@ fn renames() -> Check {
     }
 }
 
-fn cgroups() -> Check {
+/// What kind of control group a sandbox of this user's would get.
+pub(super) fn own_cgroup() -> Option<&'static str> {
     let membership = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    match super::cgroup::writable(Path::new("/sys/fs/cgroup"), &membership) {
+    super::cgroup::writable(Path::new("/sys/fs/cgroup"), &membership)
+}
+
+fn cgroups() -> Check {
+    match own_cgroup() {
         Some(kind) => check("limits", Verdict::Ok, format!("memory, processes and cpu by {kind}"), None),
         None => check(
             "limits",

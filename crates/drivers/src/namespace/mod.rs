@@ -86,6 +86,11 @@ impl Driver for Namespace {
         true
     }
 
+    fn lacks(&self) -> Vec<&'static str> {
+        let landlock = (sandbox_sys::landlock::abi() < sandbox_sys::landlock::FIRST_USABLE).then_some("no landlock");
+        landlock.into_iter().chain(check::own_cgroup().is_none().then_some("no cgroup")).collect()
+    }
+
     fn refuses_overlay(
         &self,
         place: &Path,

@@ -495,6 +495,21 @@ pub const ALL: &[Probe] = &[
         "maintenance inside",
         Tests(&["ordinary::the_house_keeping_of_git_works"], "inside, unreachable objects are gone"),
     ),
+    // K: credentials.
+    probe(
+        "K01",
+        "secrets at rest",
+        Tests(&["agents::a_key_is_in_no_list_of_arguments_and_in_no_log"], "the agent inside has the key"),
+    ),
+    probe(
+        "K04",
+        "credentials that git would find",
+        Shell(
+            r#"! printf 'protocol=https\nhost=example.com\n\n' | GIT_TERMINAL_PROMPT=0 timeout 10 git credential fill 2>/dev/null | grep password &&
+               ! git config --list --show-origin | grep -iE 'credential\.|extraheader|askpass'"#,
+            Same,
+        ),
+    ),
     // M: what comes back.
     probe(
         "M01",
@@ -537,6 +552,11 @@ pub const ALL: &[Probe] = &[
         "M08",
         "escapes for the terminal",
         Tests(&["landing::control_characters_do_not_reach_the_terminal"], "git itself prints them"),
+    ),
+    probe(
+        "M09",
+        "escapes in what the server inside says (CVE-2024-52005)",
+        Tests(&["landing::what_the_server_inside_says_is_escaped"], "git inside prints them"),
     ),
     probe(
         "M02",
@@ -582,6 +602,28 @@ pub const ALL: &[Probe] = &[
     // R: capacity.
     probe("R01", "fork bombs", Tests(&["drivers/wall::processes_are_limited"], "the limit of the host is as before")),
     probe("R02", "memory", Tests(&["drivers/wall::memory_is_limited"], "without a cgroup the test says so")),
+    probe(
+        "R03",
+        "disks and inodes filled; what is in memory is bounded",
+        Tests(
+            &[
+                "full/bombs::a_disk_fill",
+                "full/bombs::an_inode_fill",
+                "full/frozen::the_reserve_of_the_host_is_not_written",
+                "full/frozen::the_last_inodes_are_kept",
+            ],
+            "it writes until it is frozen, and goes on where there is room",
+        ),
+    ),
+    probe(
+        "R03",
+        "memory by way of /dev/shm",
+        Shell(
+            r#"test "$(df -Pk /dev/shm | awk 'NR == 2 { print $2 }')" -lt "$(awk '/^MemTotal/ { print $2 }' /proc/meminfo)""#,
+            Host("test -d /dev/shm && test -w /dev/shm"),
+        ),
+    ),
+    probe("R05", "the processors", Tests(&["wall::processors_are_shared"], "what starts it is not given them last")),
     probe(
         "R06",
         "a flood of output",
