@@ -48,6 +48,7 @@ async fn running(env: &TestEnv) -> Running {
         catalog: mirror.catalog.clone(),
         observer: mirror.seen.clone(),
         serve: Settings::default(),
+        cache: sandbox_mirror::cache::Settings::default(),
         scratch: sandbox_mirror::scratch::Settings::default(),
         endpoints: vec![api.clone(), Arc::new(Ensure(desk.clone())), Arc::new(Hooks(desk.clone()))],
     })
