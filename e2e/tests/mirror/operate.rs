@@ -252,7 +252,7 @@ fn what_an_administrator_asks_for_in_vain_is_told() {
     insta::assert_snapshot!(says(&["add", "https://up.test/o/r", "--interval", "often"]), @r"
     ---- stderr
     error: 'often' is no time
-    hint: a number and s, m, h or d: `--interval 30s`
+    hint: a number and s, m, h or d: `--interval [TIME]`
     ---- status 2
     ");
     insta::assert_snapshot!(says(&["add", "https://up.test/o/r", "--credential", "none"]), @r"
