@@ -326,7 +326,6 @@ fn scratch_settings(config: &Config) -> scratch::Settings {
         max_push: wanted.max_push,
         quota: wanted.quota,
         ttl: wanted.ttl,
-        ..scratch::Settings::default()
     }
 }
 

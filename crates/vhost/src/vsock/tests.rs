@@ -188,7 +188,7 @@ fn no_more_waits_than_the_guest_was_told() {
     // Nobody reads: the socket takes some, the window takes the rest, and then it is too much.
     let (mut sent, mut room) = (0u64, u64::from(window));
     let refused = loop {
-        let len = room.min(4096).max(1) as usize;
+        let len = room.clamp(1, 4096) as usize;
         guest.send(op::RW, (1, 2), &vec![b'x'; len], 0);
         match guest.poll() {
             Some((header, _)) if header.op == op::RST => break true,
