@@ -247,6 +247,7 @@ mod tests {
         bind      /run/git-sandbox/objects/k  ro,nosuid,nodev,noexec  from /x/4
         bind      /run/git-sandbox/bin/git-sandbox  ro,nosuid,nodev  from /git-sandbox-guest
         copy      /home/dev/project  rw,nosuid,nodev  from /trees/0
+        bind      /run/git-sandbox/own/0  ro,nosuid,nodev,noexec  from /disk/upper/0
         ");
     }
 
