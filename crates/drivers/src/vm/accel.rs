@@ -259,7 +259,7 @@ fn probe(
     command
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-M", "microvm,rtc=on"])
         .args(["-accel", accelerator, "-cpu", processor, "-m", "256M", "-serial", "stdio"])
-        .args(["-append", "console=ttyS0 earlyprintk=ttyS0 panic=-1 reboot=t"])
+        .args(["-append", "console=ttyS0 panic=-1 reboot=t"])
         .arg("-kernel")
         .arg(kernel)
         .arg("-initrd")
