@@ -1,6 +1,7 @@
 //! Carries out a plan: from nothing to a machine whose agent is ready.
 
 use super::command::{Disk, fd};
+use super::keeper::{self, Keeper, Leash};
 use super::machine::{Processes, QemuMachine};
 use super::monitor::Monitor;
 use super::{QemuPlan, program, unsupported, vm};
@@ -12,7 +13,7 @@ use crate::vm::kernel::GuestKernel;
 use crate::vm::{initramfs, kernel};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::process::{DumpableBehavior, PidfdFlags, pidfd_open, set_dumpable_behavior};
 use sandbox_core::driver::{DriverError, ProcessIdentity};
 use sandbox_core::launch::{Accel, LaunchSpec, Vm};
 use sandbox_sys::clock::tsc_khz;
@@ -64,7 +65,10 @@ pub fn launch(spec: &LaunchSpec, plan: &QemuPlan) -> Result<QemuMachine, DriverE
     let mut console = Console::new(console, &plan.console).map_err(during("keep the guest's console"))?;
     let mut processes = Processes { qemu: None, helpers: Vec::new() };
     let (files, helper) = file_server(spec, plan, &vm.dir)?;
+    let server = pidfd_open(rustix::process::Pid::from_child(&helper), PidfdFlags::empty());
     processes.helpers.push(helper);
+    let server = server.map_err(|error| during("watch the file server")(error.into()))?;
+    let (leash, guard) = pair()?;
 
     let null = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| during("open '/dev/null'")(error.into()))?;
@@ -85,10 +89,11 @@ pub fn launch(spec: &LaunchSpec, plan: &QemuPlan) -> Result<QemuMachine, DriverE
     }
     let tsc_khz = if kvm { None } else { tsc_khz(CLOCK) };
     let readable = [kernel.image.as_path(), initrd_path.as_path()];
-    let (pid, pidfd) = start(spec, qemu, &plan.command(kvm, tsc_khz).0, &placed, &readable)?;
+    let kept = [guard.as_fd(), control.as_fd(), server.as_fd()];
+    let (pid, pidfd) = start(spec, qemu, &plan.command(kvm, tsc_khz).0, &placed, kept, &readable)?;
     let second = pidfd.try_clone().map_err(during("watch QEMU"))?;
     processes.qemu = Some(pidfd);
-    drop((guest_control, guest_monitor, guest_console, files));
+    drop((guard, server, read, write, guest_control, guest_monitor, guest_console, files));
 
     let identity = ProcessIdentity {
         pid,
@@ -101,7 +106,8 @@ pub fn launch(spec: &LaunchSpec, plan: &QemuPlan) -> Result<QemuMachine, DriverE
     notes.extend(emulated);
     console.keep();
     let monitor = Monitor::new(monitor).map_err(during("use QEMU's monitor"))?;
-    Ok(QemuMachine { control, identity, pidfd: second, processes, monitor, notes })
+    let leash = Leash(leash);
+    Ok(QemuMachine { control, identity, pidfd: second, processes, monitor, leash, frozen: false, notes })
 }
 
 /// Whether the processor runs the guest, and what is to be said where it does not.
@@ -138,9 +144,14 @@ fn disks(spec: &LaunchSpec, plan: &QemuPlan) -> Result<(Option<OwnedFd>, Option<
     let size = spec.limits.disk.unwrap_or(disk::DEFAULT_SIZE);
     Ok(match plan.shape.disk {
         Disk::None => (None, None),
-        Disk::Look => (Some(disk::open(&plan.disk, false)?), None),
+        Disk::Look => {
+            let read = disk::open(&plan.disk, false)?;
+            disk::claim(&read, &plan.disk, false, disk::PATIENCE)?;
+            (Some(read), None)
+        }
         Disk::Own => {
             let write = disk::ensure(&plan.disk, size)?;
+            disk::claim(&write, &plan.disk, true, disk::PATIENCE)?;
             (Some(disk::open(&plan.disk, false)?), Some(write))
         }
     })
@@ -179,12 +190,13 @@ fn file_server(spec: &LaunchSpec, plan: &QemuPlan, dir: &Path) -> Result<(OwnedF
     Ok((connection.map_err(step())?.into(), child))
 }
 
-/// Forks into namespaces and becomes QEMU there.
+/// Forks into namespaces: the keeper, and QEMU beneath it.
 fn start(
     spec: &LaunchSpec,
     program: &Path,
     args: &[String],
     placed: &[(BorrowedFd<'_>, i32)],
+    kept: [BorrowedFd<'_>; 3],
     readable: &[&Path],
 ) -> Result<(u32, OwnedFd), DriverError> {
     let switch_user = rustix::process::geteuid().is_root();
@@ -196,10 +208,10 @@ fn start(
     match namespace::fork_into(namespaces, None).map_err(during("start QEMU"))? {
         Forked::Child => {
             drop(go_write);
-            let child = QemuChild { program, args, placed, go: go_read, user: switch_user.then_some(user) };
-            let Err(error) = child.run(wall);
-            // The last words are in the console's log.
-            let _ = rustix::io::write(placed[2].0, format!("cannot start QEMU: {error}\n").as_bytes());
+            let child = QemuChild { program, args, placed, kept, go: go_read, user: switch_user.then_some(user) };
+            if let Err(error) = child.run(wall) {
+                child.say(&error);
+            }
             namespace::exit_now(1)
         }
         Forked::Parent { pid, pidfd } => {
@@ -236,16 +248,26 @@ fn wall(readable: &[&Path]) -> io::Result<Option<Ruleset>> {
     Ok(Some(rules))
 }
 
+/// The first number that the keeper does not need.
+const KEPT: i32 = 7;
+
 struct QemuChild<'a> {
     program: &'a Path,
     args: &'a [String],
     placed: &'a [(BorrowedFd<'a>, i32)],
+    kept: [BorrowedFd<'a>; 3],
     go: OwnedFd,
     user: Option<(u32, u32)>,
 }
 
 impl QemuChild<'_> {
-    fn run(&self, wall: Option<Ruleset>) -> io::Result<Infallible> {
+    /// The last words are in the console's log.
+    fn say(&self, error: &io::Error) {
+        let _ = rustix::io::write(self.placed[2].0, format!("cannot start QEMU: {error}\n").as_bytes());
+    }
+
+    /// The keeper's whole life.
+    fn run(&self, wall: Option<Ruleset>) -> io::Result<()> {
         let mut go = [0u8; 1];
         if rustix::io::retry_on_intr(|| rustix::io::read(&self.go, &mut go))? == 0 {
             return Err(io::ErrorKind::BrokenPipe.into());
@@ -253,13 +275,34 @@ impl QemuChild<'_> {
         if let Some((uid, gid)) = self.user {
             namespace::switch_user(uid, gid)?;
         }
-        // After the last change of the user, which clears it.
-        set_parent_process_death_signal(Some(Signal::KILL))?;
         caps::no_new_privs()?;
         caps::drop_all()?;
         if let Some(wall) = wall {
             wall.enforce()?;
         }
+        let qemu = fork::fork(|| {
+            let Err(error) = self.become_qemu();
+            self.say(&error);
+            1
+        })?;
+        let qemu = pidfd_open(qemu, PidfdFlags::empty())?;
+        // It is as good as a supervisor to the guest, and QEMU is the same user.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+        let own = [self.kept[0], self.kept[1], self.kept[2], qemu.as_fd()];
+        // All others are QEMU's, or the supervisor's: held here, their ends would never be seen.
+        let null = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        let mut placed: Vec<(BorrowedFd<'_>, i32)> = (0..3).map(|number| (null.as_fd(), number)).collect();
+        placed.extend(own.into_iter().zip(3..));
+        namespace::place_descriptors(&placed, KEPT)?;
+        fork::close_from(KEPT as u32, None)?;
+        let (leash, control, files) = (fork::inherited(3)?, fork::inherited(4)?, fork::inherited(5)?);
+        let keeper = Keeper { leash, control, files, qemu: fork::inherited(6)? };
+        let ended = keeper.run(keeper::TIMES);
+        // Whatever owned a descriptor before must not close what has its number now.
+        namespace::exit_now(i32::from(ended.is_err()))
+    }
+
+    fn become_qemu(&self) -> io::Result<Infallible> {
         namespace::place_descriptors(self.placed, fd::FIRST_FREE)?;
         let program = CString::new(self.program.as_os_str().as_bytes())?;
         let words =

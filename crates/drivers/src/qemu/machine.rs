@@ -1,5 +1,6 @@
 //! QEMU under way and a running machine: values that end it when they are dropped.
 
+use super::keeper::Leash;
 use super::monitor::Monitor;
 use crate::namespace::end;
 use sandbox_core::driver::{Machine, ProcessIdentity, Usage};
@@ -13,7 +14,7 @@ use std::time::Duration;
 /// QEMU and its helpers; dropped, they end.
 #[derive(Debug)]
 pub struct Processes {
-    /// QEMU's pidfd, once it was started.
+    /// The pidfd of QEMU's keeper, once it was started: QEMU dies with it.
     pub qemu: Option<OwnedFd>,
     /// Processes that serve its devices; each ends by itself when QEMU does.
     pub helpers: Vec<Child>,
@@ -37,15 +38,19 @@ impl Drop for Processes {
 pub struct QemuMachine {
     /// The port that the agent is at.
     pub control: UnixStream,
-    /// QEMU's.
+    /// Its keeper's.
     pub identity: ProcessIdentity,
-    /// QEMU's pidfd, a second one.
+    /// Its keeper's pidfd, a second one.
     pub pidfd: OwnedFd,
     /// QEMU and its helpers.
     #[expect(dead_code, reason = "it ends them when it is dropped")]
     pub processes: Processes,
     /// QEMU's monitor.
     pub monitor: Monitor,
+    /// It ends when this is let go.
+    pub leash: Leash,
+    /// It stands still.
+    pub frozen: bool,
     /// What is missing.
     pub notes: Vec<String>,
 }
@@ -79,15 +84,27 @@ impl Machine for QemuMachine {
         usage
     }
 
+    /// The guest has a few seconds to write out what is in its memory.
     fn kill(&mut self) -> io::Result<()> {
-        process::kill(&self.pidfd)
+        if self.frozen {
+            let _ = self.thaw();
+        }
+        match process::state(self.identity.pid) {
+            // Somebody else has hold of its keeper.
+            Ok('T' | 't') => process::kill(&self.pidfd),
+            _ => self.leash.end(),
+        }
     }
 
     fn freeze(&mut self) -> io::Result<()> {
-        self.monitor.execute("stop").map(drop)
+        self.monitor.execute("stop")?;
+        self.frozen = true;
+        Ok(())
     }
 
     fn thaw(&mut self) -> io::Result<()> {
-        self.monitor.execute("cont").map(drop)
+        self.monitor.execute("cont")?;
+        self.frozen = false;
+        Ok(())
     }
 }

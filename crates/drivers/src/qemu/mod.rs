@@ -5,15 +5,16 @@
 //!   ──────────                          ────                       ─────
 //!   kernel, initramfs, disk, plan
 //!   file server (role `__vm-fs`) ◄────► vhost-user-fs
-//!   fork into namespaces ─────────────► exec ────────────────────► kernel ─► first process (vm::init)
+//!   keeper in namespaces ─────────────► exec ────────────────────► kernel ─► first process (vm::init)
 //!   GuestSpec ────────────────────────► virtio-serial ───────────► builds, starts the agent
 //!   notes, Ready ◄────────────────────────────────────────────────
 //!   Machine: the same port is now the agent's control channel
 //! ```
 //! QEMU runs as the sandbox's user in namespaces of its own (no network, no process of the host in sight), cannot
-//! gain privileges, and ends with its supervisor. What it opens it has as descriptors.
+//! gain privileges, and ends with its supervisor, after the guest has written out its disk. What it opens it has as descriptors.
 
 pub mod command;
+mod keeper;
 mod launch;
 mod machine;
 mod monitor;

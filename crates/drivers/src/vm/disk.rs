@@ -3,12 +3,15 @@
 //! It is made by mke2fs(8) as a file, without root and without a mount, before any guest has seen it. Afterwards
 //! nothing on the host looks into it.
 
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// The size of a disk without a limit: what is not written takes no room.
 pub const DEFAULT_SIZE: u64 = 64 << 30;
@@ -19,6 +22,9 @@ pub const SMALLEST: u64 = 16 << 20;
 /// Where distributions have it; it is not on every user's PATH.
 const PROGRAMS: &[&str] = &["/usr/sbin/mke2fs", "/sbin/mke2fs", "/usr/bin/mke2fs", "/usr/local/sbin/mke2fs"];
 
+/// How long a machine that was left behind may take to end.
+pub const PATIENCE: Duration = Duration::from_secs(75);
+
 /// Why there is no disk.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
@@ -28,6 +34,12 @@ pub enum DiskError {
     /// It cannot be that small.
     #[error("a disk of {0} bytes is too small: a file system needs {SMALLEST}")]
     TooSmall(u64),
+    /// A machine that was left behind still writes it out, or somebody looks at it.
+    #[error("the disk '{path}' is in use by a virtual machine that is still ending", path = path.display())]
+    Busy {
+        /// Where.
+        path: PathBuf,
+    },
     /// It could not be made or opened.
     #[error("cannot {action} the disk '{path}'", path = path.display())]
     Io {
@@ -57,6 +69,23 @@ pub fn ensure(path: &Path, size: u64) -> Result<OwnedFd, DiskError> {
 pub fn open(path: &Path, write: bool) -> Result<OwnedFd, DiskError> {
     let file = OpenOptions::new().read(true).write(write).open(path);
     file.map(OwnedFd::from).map_err(|source| DiskError::Io { action: "open", path: path.to_owned(), source })
+}
+
+/// Waits until no other machine has the disk. It is had until the last process that has this descriptor ends.
+pub fn claim(disk: &OwnedFd, path: &Path, write: bool, patience: Duration) -> Result<(), DiskError> {
+    let how = if write { FlockOperation::NonBlockingLockExclusive } else { FlockOperation::NonBlockingLockShared };
+    let until = Instant::now() + patience;
+    loop {
+        match rustix::fs::flock(disk, how) {
+            Ok(()) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(Errno::WOULDBLOCK) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+            Err(Errno::WOULDBLOCK) => return Err(DiskError::Busy { path: path.to_owned() }),
+            Err(error) => {
+                return Err(DiskError::Io { action: "lock", path: path.to_owned(), source: error.into() });
+            }
+        }
+    }
 }
 
 fn make(path: &Path, size: u64) -> Result<(), DiskError> {
@@ -103,6 +132,20 @@ mod tests {
         drop(ensure(&path, 1 << 30).unwrap());
         assert_eq!(fs::metadata(&path).unwrap().ino(), inode);
         assert!(ensure(&dir.path().join("small"), SMALLEST).is_ok(), "the smallest");
+    }
+
+    #[test]
+    fn one_machine_has_it_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        let first = ensure(&path, SMALLEST).unwrap();
+        claim(&first, &path, true, Duration::ZERO).unwrap();
+        let second = open(&path, false).unwrap();
+        let error = claim(&second, &path, false, Duration::ZERO).unwrap_err().to_string();
+        assert_eq!(error, format!("the disk '{}' is in use by a virtual machine that is still ending", path.display()));
+        drop(first);
+        claim(&second, &path, false, Duration::ZERO).unwrap();
+        claim(&open(&path, false).unwrap(), &path, false, Duration::ZERO).unwrap();
     }
 
     #[test]
