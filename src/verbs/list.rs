@@ -53,6 +53,9 @@ pub struct Row {
     pub rewritten: bool,
     /// Files that differ from the captured state and from what was committed.
     pub uncommitted: usize,
+    /// It writes to a disk of its guest's, and was not asked since: `uncommitted` is what was known before.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub uncommitted_unknown: bool,
     /// Bytes of its own on disk.
     pub disk_bytes: u64,
     /// Bytes that it may write.
@@ -165,7 +168,7 @@ pub fn run(context: &Context, args: &cli::List) -> Outcome {
                 commits_words(row.commits_ahead, row.rewritten),
                 row.with.iter().map(|along| (along, commits_words(along.commits_ahead, along.rewritten))),
             ),
-            cell(number(row.uncommitted), row.with.iter().map(|along| (along, number(along.uncommitted)))),
+            cell(uncommitted_words(row), row.with.iter().map(|along| (along, number(along.uncommitted)))),
             size(row.disk_bytes),
             if row.memory_bytes == 0 { "-".into() } else { size(row.memory_bytes) },
             command_words(row),
@@ -214,6 +217,10 @@ fn collides_words(with: &[String]) -> String {
 
 fn number(n: usize) -> Option<String> {
     (n > 0).then(|| n.to_string())
+}
+
+fn uncommitted_words(row: &Row) -> Option<String> {
+    if row.uncommitted_unknown { Some("?".into()) } else { number(row.uncommitted) }
 }
 
 fn commits_words(ahead: usize, rewritten: bool) -> Option<String> {
@@ -302,6 +309,7 @@ pub fn row(context: &Context, store: &Store, sandbox: &Sandbox, memory: &HashMap
     let commits = work::commits_on_host(context.git()?, store, sandbox).unwrap_or_default();
     crate::picture::fresh_if_it_runs(context, store, sandbox);
     let uncommitted = work::uncommitted_now(context.git()?, store, sandbox).map(|left| left.files.len()).unwrap_or(0);
+    let uncommitted_unknown = !sandbox_core::picture::is_fresh(sandbox, &[]).unwrap_or(false);
     let silent = (state == State::Running && status.exited.is_none() && !record.argv.is_empty()).then(|| {
         // The log may be of an earlier run, or there is none yet.
         let wrote = std::fs::metadata(sandbox.dir.log()).map_or(0, |meta| meta.mtime().max(0) as u64);
@@ -329,6 +337,7 @@ pub fn row(context: &Context, store: &Store, sandbox: &Sandbox, memory: &HashMap
         commits_ahead: commits.ahead,
         rewritten: commits.rewritten,
         uncommitted,
+        uncommitted_unknown,
         disk_bytes: work::disk(sandbox),
         disk_limit: record.limits.disk,
         frozen: status.frozen.filter(|_| state == State::Running),
@@ -424,6 +433,7 @@ mod tests {
             commits_ahead: 0,
             rewritten: false,
             uncommitted: 0,
+            uncommitted_unknown: false,
             disk_bytes: 0,
             disk_limit: None,
             frozen: None,
@@ -445,6 +455,9 @@ mod tests {
             ..row(state)
         };
         assert_eq!(says(row("running")), "running");
+        let left =
+            |uncommitted_unknown| uncommitted_words(&Row { uncommitted: 2, uncommitted_unknown, ..row("stopped") });
+        assert_eq!((left(false).as_deref(), left(true).as_deref()), (Some("2"), Some("?")));
         assert_eq!(says(Row { silent_seconds: Some(59), ..row("running") }), "running");
         assert_eq!(says(Row { silent_seconds: Some(250), ..row("running") }), "running, silent 4m");
         assert_eq!(says(ended("running", 1, None, false)), "running, exited 1 2m ago");

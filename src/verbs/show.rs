@@ -148,7 +148,11 @@ pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
         }
     }
     let (look_first, unread) = look_first(context, &store, &by_tree);
-    let unknown = unknown.into_iter().chain(unread);
+    let unasked = (!sandbox_core::picture::is_fresh(&sandbox, &[])?).then(|| {
+        let name = sandbox.name();
+        format!("what is not committed is not known before `git sandbox diff {name} --uncommitted` asks for it")
+    });
+    let unknown = unknown.into_iter().chain(unread).chain(unasked);
     let shown = Shown {
         version: 1,
         directory: sandbox.dir.path().to_owned(),
