@@ -154,7 +154,8 @@ fn a_killed_supervisor_loses_nothing(subject: &Subject) {
     let (_, pid) = live.iter().find(|(role, _)| role == "supervisor").expect("a supervisor");
     let pid = rustix::process::Pid::from_raw(i32::try_from(*pid).unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    wait_until("nothing of it runs", Duration::from_secs(5), || subject.env.live_processes().is_empty());
+    // A guest writes its disk out first.
+    wait_until("nothing of it runs", Duration::from_secs(120), || subject.env.live_processes().is_empty());
     let list = repo.sandbox(&["list"]).ok();
     assert!(list.contains("crashed"), "{list}");
     repo.sandbox(&["fetch", "s"]).ok();

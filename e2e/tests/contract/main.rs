@@ -8,6 +8,7 @@
 //! ci       results copied out, a report, what must stand
 //! tools    what people work with still works inside
 //! life     spawn, detach, exec, logs, wait, stop, start, crash, drop
+//! guest    a virtual machine is killed and goes on
 //! landing  commits come back, and nothing else of the host changes
 //! merging  onto a host tree with uncommitted work
 //! leaving  the conversation at the end of an interactive shell
@@ -115,6 +116,7 @@ mod egress;
 mod errors;
 mod filesystem;
 mod fork;
+mod guest;
 mod host_life;
 mod hostile;
 mod instant;
