@@ -10,15 +10,22 @@
 //! GET    /v1/sessions                                 {"sessions": [SessionView…]}
 //! POST   /v1/sessions       NewSession                201 Granted
 //! DELETE /v1/sessions/{id}                            204
+//! GET    /v1/scratch                                  AllHeld
+//! GET    /v1/scratch/{session}/{repo}                 Held
+//! POST   /v1/scratch/{session}/bundle/{repo}  Wanted  a bundle; 204 where nothing is left to bring
+//! POST   /v1/scratch/{session}/saved/{repo}   Saved   Held; who has taken it says so
+//! DELETE /v1/scratch/{session}/{repo}[?force]         Held; 409 while it is nowhere else
 //!
 //! errors: {"error": "…", "hint": "…"}
 //! ```
+
+mod scratch;
 
 use crate::desk::{Desk, blocking, body};
 use crate::event::Trigger;
 use crate::identity::{Gate, Session, SessionId, TokenHash};
 use crate::maintain::{MaintainError, Maintainer, Task};
-use crate::name::{RepoName, Upstream};
+use crate::name::{NameError, RepoName, Upstream};
 use crate::refresh::{Pattern, Waited};
 use crate::registry::plan::{Change, Refused, Removal, RemovalError};
 use crate::registry::{Origin, Record, RegistryError, Spec};
@@ -71,7 +78,12 @@ pub struct Add {
 impl Add {
     fn spec(self) -> Result<Spec, String> {
         let shown = |text: &str| sandbox_git::printable(text.as_bytes());
-        let url = Upstream::parse(&self.url).map_err(|error| format!("'{}': {error}", shown(&self.url)))?;
+        let url = Upstream::parse(&self.url).map_err(|error| match error {
+            // Neither told nor logged: it is somebody's.
+            NameError::Password => error.to_string(),
+            error if self.url.contains('@') => format!("the URL: {error}"),
+            error => format!("'{}': {error}", shown(&self.url)),
+        })?;
         let mut spec = Spec::of(url);
         if let Some(name) = self.name {
             spec.name = name.parse().map_err(|error| format!("'{}': {error}", shown(&name)))?;
@@ -225,6 +237,8 @@ impl Admin {
                 }
                 self.show(&name)
             }
+            (verb, None) if rest == "scratch" => self.scratch(verb, "", &query, request).await,
+            (verb, Some(("scratch", rest))) => self.scratch(verb, rest, &query, request).await,
             ("GET", None) if rest == "sessions" => Ok(self.sessions()),
             ("POST", None) if rest == "sessions" => self.grant(read(request).await?).await,
             ("DELETE", Some(("sessions", id))) => {
@@ -277,7 +291,7 @@ impl Admin {
         let desk = self.desk.clone();
         let done = blocking(move || -> Result<Removed, Box<Response>> {
             let conflict = |error: RemovalError| {
-                let hint = "`git sandbox mirror scratch` saves or drops them";
+                let hint = "`git sandbox mirror scratch bundle` saves them, `… scratch drop` drops them";
                 let hint = matches!(error, RemovalError::HasScratch { .. }).then_some(hint);
                 fail(StatusCode::CONFLICT, error, hint)
             };

@@ -6,7 +6,7 @@
 //! [store]        root db min_free
 //! [refresh]      interval jitter concurrency per_host timeout clone_timeout max_stale backoff_max
 //! [upstream]     allow_insecure allow_private ca_file
-//! [cache]        dir max_bytes max_age prewarm
+//! [cache]        dir max_bytes max_age
 //! [maintenance]  geometric_every full_every window prune_after threads memory
 //! [scratch]      enabled prefix isolation max_push quota ttl
 //! [webhook]      secret providers
@@ -200,17 +200,6 @@ pub struct Cache {
     pub max_bytes: u64,
     /// How long one is kept.
     pub max_age: Duration,
-    /// What is made after each refresh.
-    pub prewarm: Vec<Shape>,
-}
-
-/// A shape of clone that is made before it is asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shape {
-    /// Depth 1 of the default branch.
-    Tip,
-    /// The same without blobs.
-    TipBlobless,
 }
 
 /// What is done to keep serving fast.
@@ -467,16 +456,10 @@ impl Upstream {
 
 impl Cache {
     fn read(mut s: Section, root: &Path) -> Result<Self> {
-        let shape = |text: &str| match text {
-            "tip" => Ok(Shape::Tip),
-            "tip-blobless" => Ok(Shape::TipBlobless),
-            other => Err(format!("'{}' is neither 'tip' nor 'tip-blobless'", shown(other))),
-        };
         let this = Self {
             dir: s.path("dir")?.unwrap_or_else(|| root.join("packcache")),
             max_bytes: s.size("max_bytes")?.unwrap_or(4 * GIB),
             max_age: s.duration("max_age", Duration::ZERO)?.unwrap_or(5 * MINUTE),
-            prewarm: s.list("prewarm", shape)?.unwrap_or_else(|| vec![Shape::Tip, Shape::TipBlobless]),
         };
         s.finish()?;
         Ok(this)

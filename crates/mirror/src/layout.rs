@@ -6,7 +6,7 @@
 //!   registry.sqlite                 what is mirrored, and how it went
 //!   mirrors/<stem>.git              one bare repository for each upstream; the stem is made from its name
 //!   scratch/<stem>/<session>.git    what a session pushed, over alternates: cannot be made again
-//!   packcache/<xx>/<key>.pack       packs that were asked for; may go at any time
+//!   packcache/<key>-<stamp>.pack    packs that were asked for; may go at any time, and be elsewhere
 //!   quarantine/<stem>-<seconds>.git a mirror that was found corrupt
 //!   tmp/                            half-made things; emptied when the service starts
 //!   run/                            sockets of the service itself, and the hook's link
@@ -21,12 +21,19 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     root: PathBuf,
+    packcache: PathBuf,
 }
 
 impl Layout {
     /// The store at this absolute path.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        let root = root.into();
+        Self { packcache: root.join("packcache"), root }
+    }
+
+    /// The same with packs that were asked for in another directory, which may be on another disk.
+    pub fn with_packcache(self, dir: impl Into<PathBuf>) -> Self {
+        Self { packcache: dir.into(), ..self }
     }
 
     /// Makes the directories that are not there yet; only their owner may look into them.
@@ -86,7 +93,7 @@ impl Layout {
 
     /// Packs that were asked for.
     pub fn packcache(&self) -> PathBuf {
-        self.root.join("packcache")
+        self.packcache.clone()
     }
 
     /// Half-made things; on the file system of the mirrors, so that they can be renamed into place.

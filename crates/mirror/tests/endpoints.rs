@@ -263,7 +263,7 @@ fn the_administrator_does_everything_on_one_socket() {
             (
                 409,
                 "'h/o/r' has scratch refs that are nowhere else: refs/agents/s42",
-                Some("`git sandbox mirror scratch` saves or drops them")
+                Some("`git sandbox mirror scratch bundle` saves them, `… scratch drop` drops them")
             )
         );
         let (_, plan): (_, Removed) = running.api("DELETE /v1/repos/h/o/r?dry_run", "").await;
@@ -284,6 +284,19 @@ fn the_administrator_does_everything_on_one_socket() {
                 400,
                 "'ext::sh': this is no URL that git can fetch from: https, ssh, http, git, file, or user@host:path",
             ),
+            (
+                "POST /v1/repos",
+                r#"{"url":"https://me:hunter2@h/x"}"#,
+                400,
+                "a URL with a password in it is refused: give the mirror a credential instead",
+            ),
+            (
+                "POST /v1/repos",
+                r#"{"url":"htps://me:hunter2@h/x"}"#,
+                400,
+                "the URL: this is no URL that git can fetch from: https, ssh, http, git, file, or user@host:path",
+            ),
+            ("GET /v1/scratch/s1/h/x", "", 404, "no repository named 'h/x'"),
             ("POST /v1/repos", r#"{"url":"https://h/x","credential":"gh"}"#, 400, "there is no credential 'gh'"),
             ("POST /v1/repos", r#"{"url":"https://h/x","interval_ms":5}"#, 400, "an interval is at least 1 s"),
             ("POST /v1/sessions", r#"{"id":"s","repos":["h/x"]}"#, 404, "no repository named 'h/x'"),

@@ -7,6 +7,7 @@
 //! load        many at once under force-pushes and repacking; killed at random
 //! operate     health, numbers, the page, the end
 //! packaging   the unit, the manifests and the image recipe are what their readers take
+//! scratch     what a session pushed is its own, is not lost, and is saved, fetched, promoted and dropped
 //! way         registered, cloned, refreshed after a force-push, served without its upstream, started again
 //! ```
 
@@ -15,6 +16,7 @@ mod clients;
 mod load;
 mod operate;
 mod packaging;
+mod scratch;
 mod stand;
 mod tools;
 mod way;

@@ -166,11 +166,18 @@ impl<'e> Mirror<'e> {
         exchange(stream, &format!("GET {path} HTTP/1.1\r\nHost: mirror\r\nConnection: close\r\n\r\n"))
     }
 
-    /// Runs `git sandbox mirror VERB --admin …`.
+    /// `POST` of JSON on the administrator's socket.
+    pub fn admin_post(&self, path: &str, body: &str) -> (u16, String) {
+        let stream = UnixStream::connect(&self.admin).unwrap();
+        let head = format!("POST {path} HTTP/1.1\r\nHost: mirror\r\nConnection: close\r\n");
+        exchange(stream, &format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()))
+    }
+
+    /// Runs `git sandbox mirror VERB --admin …`, `scratch` with its own verb before that.
     pub fn verb(&self, args: &[&str]) -> sandbox_testkit::Output {
         let admin = self.admin.to_str().unwrap();
-        let (verb, rest) = args.split_first().unwrap();
-        self.env.sandbox(self.env.root(), &[&["mirror", verb, "--admin", admin], rest].concat())
+        let (verb, rest) = args.split_at(if args[0] == "scratch" { 2 } else { 1 });
+        self.env.sandbox(self.env.root(), &[&["mirror"], verb, &["--admin", admin], rest].concat())
     }
 
     /// Waits until a ref is served as this commit.

@@ -18,9 +18,9 @@ const UNAVAILABLE: u8 = 3;
 /// Where a service of the machine has its socket.
 const SYSTEM: &str = "/run/git-sandbox/admin.sock";
 /// For what is done at once.
-const SHORT: Duration = Duration::from_secs(30);
+pub(super) const SHORT: Duration = Duration::from_secs(30);
 /// For what asks the upstream or packs.
-const LONG: Duration = Duration::from_secs(3600);
+pub(super) const LONG: Duration = Duration::from_secs(3600);
 
 /// Which mirror.
 #[derive(Debug, Args)]
@@ -117,6 +117,9 @@ pub fn add(context: &Context, args: &Add) -> Outcome {
         NameError::Password => {
             CliError::usage(error.to_string()).hint("`[[credential]]` in its configuration, and `--credential ID`")
         }
+        // What is before an `@` may be a password all the same.
+        error if args.url.contains('@') => CliError::usage(format!("the URL: {error}"))
+            .hint("https://HOST/OWNER/NAME.git, or another URL that git fetches from"),
         error => CliError::usage(format!("'{}': {error}", escape(&args.url)))
             .hint("https://HOST/OWNER/NAME.git, or another URL that git fetches from"),
     })?;
@@ -218,16 +221,16 @@ impl One {
 }
 
 /// A name in the path of a URL: what is not plain is written as `%XX`.
-fn in_path(name: &str) -> String {
+pub(super) fn in_path(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/:[]@+".contains(&byte);
     name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
-struct Mirror(Admin);
+pub(super) struct Mirror(Admin);
 
 impl Mirror {
     /// The one that is named, is set, belongs to this machine, or to this user.
-    fn of(context: &Context, at: &At) -> Result<Self, CliError> {
+    pub(super) fn of(context: &Context, at: &At) -> Result<Self, CliError> {
         let set = || {
             let text = context.setting("sandbox.mirrorAdmin")?;
             Some(PathBuf::from(text.strip_prefix("unix:").unwrap_or(&text)))
@@ -242,18 +245,37 @@ impl Mirror {
         Ok(Self(Admin::at(&path)))
     }
 
-    fn call(&self, method: &str, path: &str, body: Option<&Value>, limit: Duration) -> Result<Value, CliError> {
-        self.0.call(method, path, body, limit).map_err(|error| {
-            let failure = CliError::chain(&error);
-            match error {
-                AdminError::Unavailable { .. } => failure.status(UNAVAILABLE).hint(
-                    "`git sandbox mirror serve` is not running, or has its socket elsewhere (`--admin PATH`, sandbox.mirrorAdmin)",
-                ),
-                AdminError::Refused { status: 503, hint, .. } => hinted(failure.status(UNAVAILABLE), hint),
-                AdminError::Refused { hint, .. } => hinted(failure, hint),
-                AdminError::Unexpected { .. } => failure.hint("that is no mirror's administrator's socket"),
-            }
-        })
+    pub(super) fn call(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+        limit: Duration,
+    ) -> Result<Value, CliError> {
+        self.0.call(method, path, body, limit).map_err(told)
+    }
+
+    /// Has a file written; false where there is none.
+    pub(super) fn file(
+        &self,
+        path: &str,
+        body: &Value,
+        sink: &mut dyn std::io::Write,
+        limit: Duration,
+    ) -> Result<bool, CliError> {
+        self.0.file(path, body, sink, limit).map_err(told)
+    }
+}
+
+fn told(error: AdminError) -> CliError {
+    let failure = CliError::chain(&error);
+    match error {
+        AdminError::Unavailable { .. } => failure.status(UNAVAILABLE).hint(
+            "`git sandbox mirror serve` is not running, or has its socket elsewhere (`--admin PATH`, sandbox.mirrorAdmin)",
+        ),
+        AdminError::Refused { status: 503, hint, .. } => hinted(failure.status(UNAVAILABLE), hint),
+        AdminError::Refused { hint, .. } => hinted(failure, hint),
+        AdminError::Unexpected { .. } => failure.hint("that is no mirror's administrator's socket"),
     }
 }
 
@@ -264,7 +286,7 @@ fn hinted(failure: CliError, hint: Option<String>) -> CliError {
     }
 }
 
-fn print_json(value: &Value) {
+pub(super) fn print_json(value: &Value) {
     println!("{}", escape_json(&format!("{value:#}")));
 }
 
@@ -280,7 +302,7 @@ fn state(repo: &Value) -> String {
 }
 
 /// How long ago, of seconds since 1970.
-fn old(at: &Value) -> String {
+pub(super) fn old(at: &Value) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     at.as_u64().map_or_else(|| "-".to_owned(), |at| age(now.saturating_sub(at)))
 }

@@ -7,6 +7,7 @@ mod env;
 mod gather;
 mod log;
 mod notify;
+mod scratch;
 mod serve;
 pub mod source;
 
@@ -67,6 +68,8 @@ pub enum Action {
     Pause(admin::One),
     /// Refresh a repository again
     Resume(admin::One),
+    /// What sessions have pushed: list, save, fetch, promote and drop it
+    Scratch(scratch::Scratch),
 }
 
 /// Runs it.
@@ -90,6 +93,7 @@ fn serving(context: &Context, action: &Action) -> Outcome {
         Action::Repack(args) => admin::repack(context, args),
         Action::Pause(args) => admin::act(context, args, "pause", "is not refreshed any more"),
         Action::Resume(args) => admin::act(context, args, "resume", "is refreshed again"),
+        Action::Scratch(args) => scratch::run(context, args),
         Action::Clone(_) | Action::Env(_) => unreachable!("taken above"),
     }
 }

@@ -44,6 +44,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -212,7 +213,7 @@ async fn serve(
     metrics: Arc<Metrics>,
     log: Arc<dyn Observer>,
 ) -> Outcome {
-    let layout = Layout::new(&config.store.root);
+    let layout = Layout::new(&config.store.root).with_packcache(&config.cache.dir);
     layout.create().map_err(CliError::io(format!("make the store '{}'", layout.root().display())))?;
     let env = HostEnv { path: context.vars.get("PATH").cloned().unwrap_or_default().into(), ..HostEnv::default() };
     let git = Git::new(env)?;
@@ -225,7 +226,9 @@ async fn serve(
     registry.apply(of_file(&registry.now(), specs(config)?)).map_err(|error| CliError::chain(&error))?;
     let running = Arc::new(OnceLock::new());
     let (gather, sizes) = super::gather::gather(&registry, &layout, config, &metrics, running.clone());
-    let operate = Operate { metrics: metrics.clone(), gather, ready: Box::new(|| Ok(())) };
+    let phase = Arc::new(Phase::default());
+    let asked = phase.clone();
+    let operate = Operate { metrics: metrics.clone(), gather, ready: Box::new(move || asked.ready()) };
     let path = || context.vars.get("PATH").cloned().unwrap_or_default().into();
     let keeper = || Keeper::new(context.vars.clone(), path());
     let webhook = config.webhook.clone().map(|webhook| (webhook, keeper()));
@@ -272,6 +275,7 @@ async fn serve(
     admin.maintained_by(maintainer);
     desk.running(refresher.clone(), service.clone());
     let listening = listen(&service, config).await?;
+    phase.0.store(SERVING, Ordering::Relaxed);
     listening.print(args.json);
     if registry.now().repos.is_empty() {
         let admin = config.serve.admin.display();
@@ -288,11 +292,30 @@ async fn serve(
             log.observe(&Event::Trouble { what: format!("{}: {}", error.message, error.causes.join(": ")) });
         }
     }
+    phase.0.store(STOPPING, Ordering::Relaxed);
     notify::tell("STOPPING=1\nSTATUS=waiting for clients");
     measuring.abort();
     drop(refresher);
     service.stop(GRACE).await;
     Ok(0)
+}
+
+/// How far the service is, for `/readyz`: whoever balances clients asks it.
+#[derive(Default)]
+struct Phase(AtomicU8);
+
+const SERVING: u8 = 1;
+const STOPPING: u8 = 2;
+
+impl Phase {
+    /// From when the registry is as the file says and every listener is there, until it is asked to end.
+    fn ready(&self) -> Result<(), String> {
+        match self.0.load(Ordering::Relaxed) {
+            SERVING => Ok(()),
+            STOPPING => Err("the mirror is stopping".to_owned()),
+            _ => Err("the mirror is starting".to_owned()),
+        }
+    }
 }
 
 /// Brings the registry to what the file says now.
@@ -326,6 +349,7 @@ fn scratch_settings(config: &Config) -> scratch::Settings {
         max_push: wanted.max_push,
         quota: wanted.quota,
         ttl: wanted.ttl,
+        min_free: config.store.min_free,
     }
 }
 
@@ -424,4 +448,19 @@ async fn listen(service: &Service, config: &Config) -> Result<Listening, CliErro
         serve(socket, Speaks::Http, Gate::Admin, None);
     }
     Ok(listening)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_are_sent_here_only_while_it_serves() {
+        let phase = Phase::default();
+        assert_eq!(phase.ready(), Err("the mirror is starting".to_owned()));
+        phase.0.store(SERVING, Ordering::Relaxed);
+        assert_eq!(phase.ready(), Ok(()));
+        phase.0.store(STOPPING, Ordering::Relaxed);
+        assert_eq!(phase.ready(), Err("the mirror is stopping".to_owned()));
+    }
 }

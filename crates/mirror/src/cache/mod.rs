@@ -106,6 +106,16 @@ fn is_cosmetic(arg: &str) -> bool {
     matches!(arg, "--progress" | "-q" | "--quiet")
 }
 
+/// Whether a file's name is one of a pack here: `<key>-<stamp>.pack`.
+fn is_pack(name: &str) -> bool {
+    let parts = name.strip_suffix(".pack").and_then(|name| name.split_once('-'));
+    parts.is_some_and(|(key, stamp)| {
+        key.len() == 64
+            && key.bytes().all(|byte| byte.is_ascii_hexdigit())
+            && stamp.bytes().all(|byte| byte.is_ascii_digit())
+    })
+}
+
 /// How far a pack is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Progress {
@@ -154,7 +164,11 @@ impl PackCache {
         observer: Arc<dyn Observer>,
     ) -> io::Result<Self> {
         for left in std::fs::read_dir(layout.packcache())? {
-            std::fs::remove_file(left?.path())?;
+            let left = left?;
+            // The directory may be one that somebody chose: what is not ours stays.
+            if is_pack(&left.file_name().to_string_lossy()) {
+                std::fs::remove_file(left.path())?;
+            }
         }
         let (link, socket) = (layout.run().join(HOOK), layout.run().join("packs"));
         for path in [&link, &socket] {

@@ -1,9 +1,9 @@
 //! The administrator's side: one exchange for each thing that is asked of a service.
 
 use super::Endpoint;
-use super::request::{Request, exchange};
+use super::request::{Answer, Request, download, exchange};
 use serde_json::Value;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -54,6 +54,20 @@ impl Admin {
         let request = Request { method, path, body: body.as_deref(), bearer: None, git: false };
         let answer = exchange(&Endpoint::Unix(self.path.clone()), &request, limit)
             .map_err(|source| AdminError::Unavailable { path: self.path.clone(), source })?;
+        self.told(&answer)
+    }
+
+    /// Asks for a file and writes it to `sink`; false where there is none to be had.
+    pub fn file(&self, path: &str, body: &Value, sink: &mut dyn Write, limit: Duration) -> Result<bool, AdminError> {
+        let body = body.to_string();
+        let request = Request { method: "POST", path, body: Some(&body), bearer: None, git: false };
+        let answer = download(&Endpoint::Unix(self.path.clone()), &request, limit, sink)
+            .map_err(|source| AdminError::Unavailable { path: self.path.clone(), source })?;
+        self.told(&answer)?;
+        Ok(answer.status == 200)
+    }
+
+    fn told(&self, answer: &Answer) -> Result<Value, AdminError> {
         let value = serde_json::from_slice::<Value>(&answer.body);
         if (200..300).contains(&answer.status) {
             return match value {

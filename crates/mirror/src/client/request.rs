@@ -1,6 +1,6 @@
 //! One HTTP/1.1 exchange on a connection of its own, with a deadline for all of it.
 
-use super::endpoint::{Endpoint, left};
+use super::endpoint::{Endpoint, Stream, left};
 use std::io::{self, Read, Write};
 use std::time::{Duration, Instant};
 
@@ -52,31 +52,100 @@ impl<'a> Request<'a> {
 /// Sends one request and reads the answer.
 pub(crate) fn exchange(endpoint: &Endpoint, request: &Request<'_>, limit: Duration) -> io::Result<Answer> {
     let until = Instant::now() + limit;
+    let mut stream = sent(endpoint, request, until)?;
+    let mut received = Vec::new();
+    answer(&mut stream, &mut received, until)
+}
+
+/// Sends one request, and writes the body of a 200 to `sink`, whatever its size; other answers are returned whole.
+pub(crate) fn download(
+    endpoint: &Endpoint,
+    request: &Request<'_>,
+    limit: Duration,
+    sink: &mut dyn Write,
+) -> io::Result<Answer> {
+    let until = Instant::now() + limit;
+    let mut stream = sent(endpoint, request, until)?;
+    let (mut received, mut buffer) = (Vec::new(), vec![0u8; 64 << 10]);
+    let (status, length, at) = loop {
+        if let Some(head) = head(&received)? {
+            break head;
+        }
+        match some(&mut stream, &mut buffer, until)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            n => received.extend_from_slice(&buffer[..n]),
+        }
+        if received.len() > MOST {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a head of more than 1 MiB"));
+        }
+    };
+    if status != 200 {
+        return answer(&mut stream, &mut received, until);
+    }
+    let length = length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no length"))?;
+    let rest = &received[at..];
+    let mut left = length.checked_sub(rest.len() as u64).ok_or(io::ErrorKind::InvalidData)?;
+    sink.write_all(rest)?;
+    while left > 0 {
+        let n = some(&mut stream, &mut buffer, until)?;
+        if n == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        left = left.checked_sub(n as u64).ok_or(io::ErrorKind::InvalidData)?;
+        sink.write_all(&buffer[..n])?;
+    }
+    Ok(Answer { status, body: Vec::new() })
+}
+
+fn sent(endpoint: &Endpoint, request: &Request<'_>, until: Instant) -> io::Result<Stream> {
     let mut stream = endpoint.connect(until)?;
     stream.until(until)?;
     stream.write_all(request.text(&endpoint.authority()).as_bytes())?;
-    let mut received = Vec::new();
-    let mut buffer = [0u8; 8192];
+    Ok(stream)
+}
+
+/// Reads some; 0 is the end. Each read gets what is left of the time: one byte at a time would never end else.
+fn some(stream: &mut Stream, buffer: &mut [u8], until: Instant) -> io::Result<usize> {
     loop {
-        if let Some(answer) = parse(&received, false)? {
-            return Ok(answer);
-        }
-        // Each read gets what is left: one byte at a time would never end else.
         stream.until(until)?;
-        match stream.read(&mut buffer) {
-            Ok(0) => return parse(&received, true)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => received.extend_from_slice(&buffer[..n]),
+        match stream.read(buffer) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 left(until)?;
                 return Err(io::ErrorKind::TimedOut.into());
             }
-            Err(error) => return Err(error),
+            done => return done,
+        }
+    }
+}
+
+/// Reads a whole answer, of which some may be there.
+fn answer(stream: &mut Stream, received: &mut Vec<u8>, until: Instant) -> io::Result<Answer> {
+    let mut buffer = [0u8; 8192];
+    loop {
+        if let Some(answer) = parse(received, false)? {
+            return Ok(answer);
+        }
+        match some(stream, &mut buffer, until)? {
+            0 => return parse(received, true)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into()),
+            n => received.extend_from_slice(&buffer[..n]),
         }
         if received.len() > MOST {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer of more than 1 MiB"));
         }
     }
+}
+
+/// The status, the length that is said, and where the body begins, when all of the head is there.
+fn head(received: &[u8]) -> io::Result<Option<(u16, Option<u64>, usize)>> {
+    let mut headers = [httparse::EMPTY_HEADER; HEADERS];
+    let mut response = httparse::Response::new(&mut headers);
+    let parsed = response.parse(received);
+    let parsed = parsed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+    let httparse::Status::Complete(at) = parsed else { return Ok(None) };
+    let length = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("content-length"));
+    let length = length.and_then(|header| std::str::from_utf8(header.value).ok()?.trim().parse().ok());
+    Ok(Some((response.code.unwrap_or(0), length, at)))
 }
 
 /// The answer, when all of it is there. `ended`: nothing more comes.

@@ -37,7 +37,6 @@ ca_file = "/etc/ca.pem"
 dir = "/srv/cache"
 max_bytes = "4GiB"
 max_age = "5m"
-prewarm = ["tip", "tip-blobless"]
 [maintenance]
 geometric_every = "10m"
 full_every = "7d"
@@ -138,8 +137,6 @@ fn every_wrong_value_is_named() {
             "[upstream]\nallow_private = ['here']",
             "'upstream.allow_private': expected a range of addresses like '10.0.0.0/8'",
         ),
-        ("[cache]\nprewarm = ['full']", "'cache.prewarm': 'full' is neither 'tip' nor 'tip-blobless'"),
-        ("[cache]\nprewarm = 'tip'", "'cache.prewarm': expected a list of strings, not a value of the kind 'string'"),
         (
             "[maintenance]\nwindow = '2-5'",
             "'maintenance.window': '2-5' is no part of a day like '02:00-05:00', nor 'always'",

@@ -170,6 +170,13 @@ pub enum RemovalError {
     },
 }
 
+/// Whether a session's repository is one without refs: a push was refused, or all of it was deleted. What is not known
+/// to be so is not.
+fn is_empty(git: &Git, dir: &Path) -> bool {
+    let refs = MirrorRepo::at(dir).git(git).args(["for-each-ref", "--format=%(refname)", "refs/agents"]);
+    dir.join("HEAD").exists() && refs.output().is_ok_and(|out| out.stdout.is_empty())
+}
+
 fn list(scratch: &[String]) -> String {
     let first: Vec<&str> = scratch.iter().take(3).map(String::as_str).collect();
     let more = scratch.len().saturating_sub(3);
@@ -185,7 +192,11 @@ impl Removal {
         match std::fs::read_dir(&sessions) {
             Ok(entries) => {
                 for entry in entries {
-                    let file = entry.map_err(|source| unreadable(&sessions, source))?.file_name();
+                    let entry = entry.map_err(|source| unreadable(&sessions, source))?;
+                    if is_empty(git, &entry.path()) {
+                        continue;
+                    }
+                    let file = entry.file_name();
                     let file = file.to_string_lossy();
                     scratch.push(sandbox_git::printable(file.trim_end_matches(".git").as_bytes()));
                 }

@@ -16,9 +16,12 @@
 //! Nothing that was pushed is ever executed: hooks are off for every command (X5).
 
 mod commands;
+pub mod held;
+mod own;
 mod report;
 
 pub use commands::{Command, Commands, PREFIX, Plan};
+pub use own::{Own, behind, lacks};
 pub use report::{REPORT, nothing, report};
 
 use crate::identity::{Identity, Session, SessionId};
@@ -60,12 +63,15 @@ pub struct Settings {
     pub quota: u64,
     /// How long after the last push it is kept.
     pub ttl: Duration,
+    /// Bytes that must be free on the disk for another push to be taken.
+    pub min_free: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let (enabled, isolation) = (true, Isolation::Session);
-        Self { enabled, isolation, max_push: 256 << 20, quota: 1 << 30, ttl: Duration::from_secs(14 * 24 * 3600) }
+        let ttl = Duration::from_secs(14 * 24 * 3600);
+        Self { enabled, isolation, max_push: 256 << 20, quota: 1 << 30, ttl, min_free: 0 }
     }
 }
 
@@ -233,9 +239,12 @@ impl Scratch {
         added.await.map_err(|error| Refusal::Failed(error.to_string()))?.map_err(Refusal::from)
     }
 
-    /// Refuses what brings something when the session has used up its room.
+    /// Refuses what brings something when the disk is nearly full, or the session has used up its room.
     pub fn within_quota(&self, target: &Target, commands: &Commands, plan: &mut Plan) -> io::Result<()> {
-        if target.mirror.is_some() && used(&target.dir)? >= self.settings.quota {
+        let free = rustix::fs::statvfs(&target.dir).map(|stat| stat.f_bavail * stat.f_frsize);
+        if free.is_ok_and(|free| free < self.settings.min_free) {
+            plan.refuse_writes(commands, "the mirror's disk is nearly full: try again later");
+        } else if target.mirror.is_some() && used(&target.dir)? >= self.settings.quota {
             let room = self.settings.quota;
             let own = format!("{PREFIX}{}", target.session);
             plan.refuse_writes(commands, &format!("the {room} bytes for {own} are used up: delete refs below it"));

@@ -79,6 +79,16 @@ pub fn wants(mut bytes: &[u8]) -> Vec<sandbox_git::Oid> {
     wants
 }
 
+/// The prefixes that refs are asked for by (`ls-refs`, gitprotocol-v2(5)).
+pub fn prefixes(mut bytes: &[u8]) -> Vec<Vec<u8>> {
+    let mut prefixes = Vec::new();
+    while let Ok(Some((packet, length))) = pktline::read(bytes) {
+        bytes = &bytes[length..];
+        prefixes.extend(packet.line().and_then(|line| line.strip_prefix(b"ref-prefix ")).map(<[u8]>::to_vec));
+    }
+    prefixes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,6 +124,8 @@ mod tests {
         assert_eq!(v2(&["done"]), Shape::Other);
         let v0 = shape(&request(&[&format!("{want} multi_ack include-tag"), "|", "done"]), 0);
         assert_eq!(v0, (Shape::Full, Weight::Heavy));
+        let asked = request(&["command=ls-refs", "|", "peel", "ref-prefix refs/heads/", "ref-prefix HEAD"]);
+        assert_eq!(prefixes(&asked), [b"refs/heads/".to_vec(), b"HEAD".to_vec()]);
         assert_eq!(shape(b"garbage", 0), (Shape::Other, Weight::Heavy));
         assert_eq!(wants(&request(&[&format!("{want} multi_ack"), have, want])).len(), 2);
     }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use sandbox_git::{Git, GitCommand};
 use std::collections::HashMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -104,13 +104,12 @@ impl Smart {
     }
 
     /// `git upload-pack` on a repository. It is told what only protected configuration may say.
-    fn upload_pack(&self, ask: &Ask) -> GitCommand {
-        let repo = MirrorRepo::at(&ask.entry.dir);
-        let mut command = repo.serving(&self.git);
+    fn upload_pack(&self, ask: &Ask, dir: &Path) -> GitCommand {
+        let mut command = MirrorRepo::at(dir).serving(&self.git);
         if self.scratch.shows_in_mirror() {
             command = command.config("uploadpack.hideRefs=!refs/agents");
         }
-        let command = self.cache.hooked(command, &ask.entry.dir).args(["upload-pack", "--strict"]);
+        let command = self.cache.hooked(command, dir).args(["upload-pack", "--strict"]);
         if ask.protocol.text.is_empty() { command } else { command.env("GIT_PROTOCOL", &ask.protocol.text) }
     }
 
@@ -126,9 +125,18 @@ impl Smart {
             return Ok(kept.clone());
         }
         let turn = self.queue.turn(&ask.entry.name, Weight::Light).await?;
-        let command = self.upload_pack(ask).args(["--stateless-rpc", "--http-backend-info-refs"]).arg(&ask.entry.dir);
+        let command = self
+            .upload_pack(ask, &ask.entry.dir)
+            .args(["--stateless-rpc", "--http-backend-info-refs"])
+            .arg(&ask.entry.dir);
         let bytes = self.output(command).await?;
         drop(turn);
+        if key.is_none()
+            && let Some(own) = self.scratch.own(ask)
+        {
+            let lines = own.lines(&self.git, &[]).await?;
+            return Ok(scratch::behind(bytes.into(), &lines).into());
+        }
         if let Some(key) = key
             && bytes.len() <= ADVERTISEMENT
         {
@@ -162,8 +170,15 @@ impl Smart {
 
     /// Answers one request of a fetch. What it comes to is said to the observer.
     pub async fn upload(&self, ask: &Ask, source: &mut Source, output: &mut Output) -> Result<(), Refusal> {
+        let own = self.scratch.own(ask);
+        let (mut prefixes, mut wants) = (Vec::new(), Vec::new());
         let (shape, weight) = match source.peek(ask::is_enough).await {
-            Ok(bytes) => ask::shape(bytes, ask.protocol.version),
+            Ok(bytes) => {
+                if own.is_some() {
+                    (prefixes, wants) = (ask::prefixes(bytes), ask::wants(bytes));
+                }
+                ask::shape(bytes, ask.protocol.version)
+            }
             Err(error) => {
                 output.fail(failure(&error)).await;
                 let ended = Ended { outcome: outcome(&error), sent: 0, said: String::new() };
@@ -174,7 +189,19 @@ impl Smart {
         let report = Report::new(self, ask, GitService::UploadPack, shape);
         let turn = self.queue.turn(&ask.entry.name, weight).await.inspect_err(|_| report.busy())?;
         let report = report.queued(turn.queued);
-        let command = self.upload_pack(ask).arg("--stateless-rpc").arg(&ask.entry.dir);
+        let mut dir = ask.entry.dir.as_path();
+        match &own {
+            // In the second version refs come in any order.
+            Some(own) if shape == Shape::Refs => {
+                let lines = own.lines(&self.git, &prefixes).await?;
+                if !lines.is_empty() && !output.send(lines.into()).await {
+                    return Ok(());
+                }
+            }
+            Some(own) if !wants.is_empty() && scratch::lacks(&self.git, dir, wants).await? => dir = own.dir(),
+            _ => {}
+        }
+        let command = self.upload_pack(ask, dir).arg("--stateless-rpc").arg(dir);
         let process = self.spawner.git(command).await?;
         let ended = relay(process, source, output).await;
         report.done(source.received, ended);
@@ -188,7 +215,7 @@ impl Smart {
         let turn = self.queue.turn(&ask.entry.name, Weight::Heavy).await.inspect_err(|_| report.busy())?;
         let report = report.queued(turn.queued);
         let patience = format!("--timeout={}", self.settings.idle_timeout.as_secs().max(1));
-        let command = self.upload_pack(ask).arg(patience).arg(&ask.entry.dir);
+        let command = self.upload_pack(ask, &ask.entry.dir).arg(patience).arg(&ask.entry.dir);
         let process = self.spawner.git(command).await?;
         let ended = relay(process, source, output).await;
         report.done(source.received, ended);

@@ -203,6 +203,17 @@ fn a_push_has_limits() {
     world.at(&dir, &["push", "-q", &url, ":refs/agents/s1"]).ok();
 }
 
+#[test]
+fn a_disk_that_is_nearly_full_takes_no_push_and_serves_on() {
+    let settings = scratch::Settings { min_free: u64::MAX, ..Default::default() };
+    let world = World::with(Default::default(), settings);
+    let url = format!("http://{}/{SHA1}", world.session);
+    let dir = world.worked_in(&url, "full", &[]);
+    let said = world.at(&dir, &["push", &url, OWN]).expect(1).stderr;
+    assert!(said.contains("(the mirror's disk is nearly full: try again later)"), "{said}");
+    world.at(&dir, &["fetch", "-q", &url, "main"]).ok();
+}
+
 /// A push runs nothing: neither hooks of the repository nor what it brought.
 #[test]
 fn nothing_that_was_pushed_runs() {
