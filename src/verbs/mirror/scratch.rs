@@ -287,9 +287,9 @@ fn bring(context: &Context, repo: &HostRepo, mirror: &Mirror, one: &One, held: &
 
 /// Whether everything behind these refs is here.
 fn connected(git: &Git, repo: &HostRepo, held: &Held) -> Result<bool, CliError> {
-    let mut input: String = held.refs.iter().map(|of| format!("{}\n", of.oid)).collect();
-    input.push_str("--not\n--all\n");
-    let walk = repo.read(git).args(["rev-list", "--objects", "--quiet", "--stdin"]).stdin(input);
+    let input: String = held.refs.iter().map(|of| format!("{}\n", of.oid)).collect();
+    // Git before 2.42 takes no options from standard input.
+    let walk = repo.read(git).args(["rev-list", "--objects", "--quiet", "--stdin", "--not", "--all"]).stdin(input);
     Ok(walk.try_output()?.0.success())
 }
 
