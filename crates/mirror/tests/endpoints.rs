@@ -290,12 +290,6 @@ fn the_administrator_does_everything_on_one_socket() {
                 400,
                 "a URL with a password in it is refused: give the mirror a credential instead",
             ),
-            (
-                "POST /v1/repos",
-                r#"{"url":"htps://me:hunter2@h/x"}"#,
-                400,
-                "the URL: this is no URL that git can fetch from: https, ssh, http, git, file, or user@host:path",
-            ),
             ("GET /v1/scratch/s1/h/x", "", 404, "no repository named 'h/x'"),
             ("POST /v1/repos", r#"{"url":"https://h/x","credential":"gh"}"#, 400, "there is no credential 'gh'"),
             ("POST /v1/repos", r#"{"url":"https://h/x","interval_ms":5}"#, 400, "an interval is at least 1 s"),
