@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The longest that one executable may take.
-const LIMIT: Duration = Duration::from_secs(12 * 60);
+const LIMIT: Duration = Duration::from_secs(20 * 60);
 
 /// Counts, and why tests were skipped.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -304,6 +304,8 @@ fn a_project_file_that_is_not_valid() {
 fn doctor_is_asked_for_what_is_not_here() {
     let env = TestEnv::new();
     let repo = plain(&env);
+    // Wherever QEMU is installed.
+    repo.git(&["config", "sandbox.vm.kernel", "/nowhere/vmlinuz"]).ok();
     let seen = repo.sandbox(&["doctor", "--require", "isolation=vm"]);
     assert_snapshot!(seen.stderr, @r#"
         error: not here: 'isolation=vm'
