@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::fs;
 use std::time::Duration;
 
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_secs(600);
 
 fn commit(repo: &Repo, name: &str) {
     let script = format!("echo {name} >{name}; git add {name}; git commit -qm {name}");
