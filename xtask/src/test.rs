@@ -210,6 +210,11 @@ impl Stage {
                 &mut self.command(test, pass, &temp, options),
                 Duration::from_secs(options.soak.unwrap_or(0)),
             );
+            // A harness that took an argument for a filter, or a table that is empty, is no suite that passed.
+            let (counts, failure) = match counts == Totals::default() && self.lists_tests(test, pass, &temp, options) {
+                true => (Totals { failed: 1, ..counts }, Some(format!("{}: none of its tests ran", test.name))),
+                false => (counts, failure),
+            };
             totals.add(&counts);
             if counts != Totals::default() {
                 println!("  {:24} {counts} ({:.1} s)", test.name, start.elapsed().as_secs_f64());
@@ -220,6 +225,12 @@ impl Stage {
         }
         println!("  {totals} ({:.0} s)", start.elapsed().as_secs_f64());
         Ok(totals)
+    }
+
+    /// Whether it has tests at all, as it says itself.
+    fn lists_tests(&self, test: &TestExecutable, pass: &Pass, temp: &Path, options: &Options) -> bool {
+        let listed = self.command(test, pass, temp, options).arg("--list").output();
+        listed.is_ok_and(|listed| String::from_utf8_lossy(&listed.stdout).contains(": test"))
     }
 
     /// A directory for temporary files that belongs to the user.
@@ -238,7 +249,7 @@ impl Stage {
         let mut command = Command::new(&test.path);
         // A test of a sandbox waits more than it computes.
         let threads = std::thread::available_parallelism().map_or(2, usize::from) + 1;
-        command.env_clear().args(["--show-output", "--test-threads", &threads.to_string()]);
+        command.env_clear().args(["--show-output", &format!("--test-threads={threads}")]);
         if let Some(filter) = &options.filter {
             command.arg(filter);
         }
