@@ -282,8 +282,9 @@ async fn serve(
         eprintln!("hint: `git sandbox mirror add --admin {admin} URL` registers a repository");
     }
     let measuring = tokio::spawn(sizes);
-    notify::tell("READY=1\nSTATUS=serving");
+    // Before it is said: who hears it may end us at once.
     let mut signals = signals()?;
+    notify::tell("READY=1\nSTATUS=serving");
     while let Some(signal) = signals.recv().await {
         if signal != SIGHUP {
             break;

@@ -6,9 +6,15 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 
+/// A mirror that is well may take its time on a busy machine.
+const PATIENT: &str = "5000";
+
 /// `git sandbox mirror clone <url> <dir> --mirror <mirror> <args>`, in the home directory.
 fn clone(env: &TestEnv, world: &World, mirror: &str, dir: &str, args: &[&str]) -> Output {
-    env.sandbox(&env.home(), &[&["mirror", "clone", &world.url, dir, "--mirror", mirror], args].concat())
+    env.sandbox(
+        &env.home(),
+        &[&["mirror", "clone", &world.url, dir, "--mirror", mirror, "--probe-ms", PATIENT], args].concat(),
+    )
 }
 
 /// What it said, without what differs from run to run.
