@@ -72,7 +72,12 @@ pub fn parse_duration(text: &str) -> Option<u64> {
 
 /// Writes a number with its noun: `1 commit`, `2 commits`.
 pub fn count(n: usize, noun: &str) -> String {
-    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+    count_of(n, noun, &format!("{noun}s"))
+}
+
+/// The same, of a noun whose plural has no `s` at its end alone.
+pub fn count_of(n: usize, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
 }
 
 /// Lays out rows in columns, two spaces apart; the last column is not padded.

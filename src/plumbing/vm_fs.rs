@@ -7,6 +7,6 @@ use std::ffi::OsString;
 
 pub fn run(args: &[OsString]) -> Result<(), CliError> {
     let plan: sandbox_vhost::fs::Plan = device::plan(argument(args, 0, "the plan")?)?;
-    let [vmm, _] = device::take_over()?;
+    let (vmm, _) = device::take_over()?;
     sandbox_vhost::fs::run(vmm.into(), &plan).map_err(|error| CliError::chain(&error))
 }

@@ -8,6 +8,6 @@ use std::ffi::OsString;
 
 pub fn run(args: &[OsString]) -> Result<(), CliError> {
     let plan: sandbox_vhost::vsock::Plan = device::plan(argument(args, 0, "the plan")?)?;
-    let [vmm, host] = device::take_over()?;
+    let (vmm, host) = device::take_over()?;
     sandbox_vhost::vsock::run(vmm.into(), host.into(), &plan).map_err(|error| CliError::chain(&error))
 }

@@ -76,9 +76,11 @@ fn stopped(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<String
 
 /// Something was written in a git directory of it, and that is not known to be home.
 fn may_have_news(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<bool, CliError> {
+    if !work::git_changed(store, sandbox)? {
+        return Ok(false);
+    }
     // What a newer program wrote down is not believed.
-    let home = store.writable().is_ok() && brought::is_home(context.git()?, store, sandbox);
-    Ok(!home && work::git_changed(store, sandbox)?)
+    Ok(store.writable().is_err() || !brought::is_home(context.git()?, store, sandbox))
 }
 
 /// As [`bring`], of a sandbox whose lock is held and that does not run.

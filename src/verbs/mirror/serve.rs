@@ -100,7 +100,7 @@ pub struct Serve {
 pub fn run(context: &Context, args: &Serve) -> Outcome {
     let config = configuration(context, args)?;
     if args.check {
-        let repos = crate::text::count(config.repos.len(), "repository").replace("repositorys", "repositories");
+        let repos = crate::text::count_of(config.repos.len(), "repository", "repositories");
         println!("the configuration is right: {repos}, {}", crate::text::count(config.credentials.len(), "credential"));
         return Ok(0);
     }
@@ -276,14 +276,14 @@ async fn serve(
     desk.running(refresher.clone(), service.clone());
     let listening = listen(&service, config).await?;
     phase.0.store(SERVING, Ordering::Relaxed);
+    // Before anything is said: who hears it may end us at once.
+    let mut signals = signals()?;
     listening.print(args.json);
     if registry.now().repos.is_empty() {
         let admin = config.serve.admin.display();
         eprintln!("hint: `git sandbox mirror add --admin {admin} URL` registers a repository");
     }
     let measuring = tokio::spawn(sizes);
-    // Before it is said: who hears it may end us at once.
-    let mut signals = signals()?;
     notify::tell("READY=1\nSTATUS=serving");
     while let Some(signal) = signals.recv().await {
         if signal != SIGHUP {
