@@ -148,7 +148,8 @@ pub fn wait_until(what: &str, limit: Duration, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < limit, "after {limit:?} still not: {what}");
-        std::thread::sleep(Duration::from_millis(10));
+        // Seldom once it takes long: what looks may be a command that the busy machine has to start.
+        std::thread::sleep((start.elapsed() / 10).clamp(Duration::from_millis(10), Duration::from_millis(500)));
     }
 }
 

@@ -91,7 +91,7 @@ fn an_index_that_is_rewritten_in_a_loop_is_whole(subject: &Subject) {
     repo.git(&["add", "f"]).ok();
     subject.spawn(&repo, &["--rm"], "true").ok();
     let adding = Loop::start(&repo, "echo $n >f && git add f && sleep 0.03");
-    let script = "git fsck --strict 2>&1 | grep -v dangling; git ls-files | wc -l; cat f; git show :f";
+    let script = "git fsck --strict 2>&1 | grep -v dangling; git ls-files | wc -l; echo \"$(cat f)\"; git show :f";
     let files = repo.git(&["ls-files"]).ok().lines().count();
     meanwhile(subject, &repo, script, |seen| {
         let lines: Vec<&str> = seen.lines().collect();

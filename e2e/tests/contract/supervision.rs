@@ -225,7 +225,7 @@ fn doing(pid: u32) -> char {
 fn a_suspended_client_gives_the_terminal_back_and_takes_it_again(subject: &Subject) {
     let repo = subject.repo(State::Plain);
     // More output than a terminal takes that nobody reads.
-    let script = "printf '\\033[?2004h'; echo up; read go; i=0; while [ $i -lt 20000 ]; do i=$((i+1)); echo \"a line of output, the one with number $i\"; done; echo all >done; while read line; do echo \"got $line\"; done";
+    let script = "printf '\\033[?2004h'; echo up; read go; echo >begun; until [ -e flood ]; do sleep 0.05; done; i=0; while [ $i -lt 20000 ]; do i=$((i+1)); echo \"a line of output, the one with number $i\"; done; echo all >done; while read line; do echo \"got $line\"; done";
     let mut pty = Pty::spawn(&subject.env.sandbox_command(
         repo.dir(),
         &["spawn", "--driver", subject.driver, "--on-exit", "keep", "s", "--", "sh", "-c", script],
@@ -233,11 +233,14 @@ fn a_suspended_client_gives_the_terminal_back_and_takes_it_again(subject: &Subje
     pty.expect("up");
     wait_until("the terminal is raw", LIMIT, || pty.is_raw());
     pty.send("go\r");
+    // What was typed has come to the command: a client that stands still passes nothing on.
+    wait_until("the command has read", LIMIT, || subject.exec(&repo, "s", "test -e begun").status == 0);
     signal(pty.pid(), Signal::TSTP);
     wait_until("it stands still", LIMIT, || doing(pty.pid()) == 'T');
     assert!(!pty.is_raw(), "the shell that goes on has its terminal");
     assert!(pty.raw().windows(8).any(|part| part == b"\x1b[?2004l"));
-    wait_until("the command goes on without it", 2 * LIMIT, || subject.exec(&repo, "s", "test -e done").status == 0);
+    subject.exec(&repo, "s", ": >flood").ok();
+    wait_until("the command goes on without it", 4 * LIMIT, || subject.exec(&repo, "s", "test -e done").status == 0);
     signal(pty.pid(), Signal::CONT);
     wait_until("the terminal is raw again", LIMIT, || pty.is_raw());
     pty.expect("the one with number 20000");
