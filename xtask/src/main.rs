@@ -16,14 +16,16 @@ mod user;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-usage: cargo xtask test [--fast | --all] [--no-install] [FILTER]
+usage: cargo xtask test [--fast | --all] [--strict] [--no-install] [FILTER]
        cargo xtask soak [--minutes N] [--no-install]
        cargo xtask bench [[--rows] PATTERN] [--files N] [--most N] [--runs N] [--json] [--no-install]
 
 test   builds once, then runs every test as an ordinary user and as root (when root),
-       with each git of this machine; the last line is `N passed, N failed, N skipped`
+       with each git of this machine; the last line is `N passed, N failed, N skipped`.
+       Up to three tests of a suite that failed among others are run once more, alone, and told
          --fast        one user and one git
          --all         ignored tests and documentation tests too, each user with each git
+         --strict      what failed has failed: nothing is run again
          --no-install  installs nothing and makes no user
 soak   everything at once, at random, with kills, against a model: ten minutes or N, shared by
        an ordinary user and root; SOAK_SEED repeats the decisions of a run

@@ -13,8 +13,12 @@ const LIMIT: Duration = Duration::from_secs(20 * 60);
 pub struct Totals {
     /// Tests that ran and passed.
     pub passed: usize,
+    /// Of these, tests that failed among others and passed when they ran alone.
+    pub unsteady: Vec<String>,
     /// Tests that failed, and executables that did not end as they should.
     pub failed: usize,
+    /// Where they failed, and which they are where that is known.
+    pub broken: Vec<String>,
     /// Tests that said why they could not run: reason and how many.
     pub skipped: BTreeMap<String, usize>,
 }
@@ -23,6 +27,8 @@ impl Totals {
     /// Adds another's counts.
     pub fn add(&mut self, other: &Self) {
         self.passed += other.passed;
+        self.unsteady.extend_from_slice(&other.unsteady);
+        self.broken.extend_from_slice(&other.broken);
         self.failed += other.failed;
         for (reason, count) in &other.skipped {
             *self.skipped.entry(reason.clone()).or_default() += count;
@@ -37,7 +43,11 @@ impl Totals {
 
 impl std::fmt::Display for Totals {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skips())
+        write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed, self.skips())?;
+        match self.unsteady.len() {
+            0 => Ok(()),
+            n => write!(f, ", {n} of the passed only when run alone"),
+        }
     }
 }
 
@@ -82,6 +92,23 @@ pub fn run(command: &mut Command, more: Duration) -> (Totals, Option<String>) {
             (totals, output)
         }
     }
+}
+
+/// Names of the tests that failed, as the last list in libtest's output has them.
+pub fn failures(text: &str) -> Vec<String> {
+    let Some((_, list)) = text.rsplit_once("\nfailures:\n") else { return Vec::new() };
+    list.lines().map_while(|line| line.strip_prefix("    ")).map(str::to_owned).collect()
+}
+
+/// What a failed run has to tell: from the first failure on, and of one that did not get so far its last lines.
+pub fn told(text: &str) -> &str {
+    /// Lines of an executable that died.
+    const LAST: usize = 120;
+    if let Some(at) = text.find("\nfailures:\n") {
+        return text[at..].trim_matches('\n');
+    }
+    let start = text.rmatch_indices('\n').nth(LAST).map_or(0, |(at, _)| at + 1);
+    &text[start..]
 }
 
 /// Reads libtest's output as `--show-output` makes it.
@@ -145,11 +172,32 @@ failures:
 ---- c stdout ----
 thread 'c' panicked
 
+
+failures:
+    c
+
 test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s
 ";
         let totals = parse(text);
         assert_eq!(totals.to_string(), "2 passed, 1 failed, 2 skipped");
+        assert!(told(text).starts_with("failures:\n\n---- c stdout"), "{}", told(text));
+        assert_eq!(failures(text), ["c"]);
         assert_eq!(totals.skipped.keys().collect::<Vec<_>>(), ["no strace", "takes an hour"]);
+    }
+
+    #[test]
+    fn what_died_tells_its_last_lines() {
+        let text: String = (0..500).map(|n| format!("line {n}\n")).collect();
+        assert!(told(&text).starts_with("line 380\n") && told(&text).ends_with("line 499\n"), "{}", told(&text));
+        assert!(failures(&text).is_empty());
+        assert_eq!(told("short"), "short");
+    }
+
+    #[test]
+    fn what_passed_only_alone_is_told() {
+        let mut totals = Totals { passed: 2, ..Totals::default() };
+        totals.add(&Totals { passed: 1, unsteady: vec!["a: b".into()], ..Totals::default() });
+        assert_eq!(totals.to_string(), "3 passed, 0 failed, 0 skipped, 1 of the passed only when run alone");
     }
 
     #[test]

@@ -23,10 +23,12 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// What the command line asks for.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Options {
     fast: bool,
     all: bool,
+    /// A test that failed is not run again.
+    strict: bool,
     no_install: bool,
     filter: Option<String>,
     /// Only the soak, for so many seconds in all.
@@ -41,6 +43,7 @@ impl Options {
             match *arg {
                 "--fast" => options.fast = true,
                 "--all" => options.all = true,
+                "--strict" => options.strict = true,
                 "--no-install" => options.no_install = true,
                 flag if flag.starts_with('-') => return Err(format!("unknown option '{flag}'")),
                 filter => options.filter = Some(filter.to_owned()),
@@ -150,6 +153,18 @@ pub fn run(options: &Options) -> Result<bool, String> {
             println!("  {count} × {reason}");
         }
     }
+    if !totals.unsteady.is_empty() {
+        println!("\npassed only when run alone (`--strict` takes that for a failure):");
+        for name in &totals.unsteady {
+            println!("  {name}");
+        }
+    }
+    if !totals.broken.is_empty() {
+        println!("\nfailed:");
+        for name in &totals.broken {
+            println!("  {name}");
+        }
+    }
     println!("\nin {:.0} s:", start.elapsed().as_secs_f64());
     println!("{totals}");
     Ok(totals.failed == 0)
@@ -206,25 +221,62 @@ impl Stage {
         let wanted = |test: &&TestExecutable| options.soak.is_none() || test.name.ends_with("soak");
         for test in self.tests.iter().filter(wanted) {
             let start = Instant::now();
-            let (counts, failure) = runner::run(
-                &mut self.command(test, pass, &temp, options),
-                Duration::from_secs(options.soak.unwrap_or(0)),
-            );
+            let more = Duration::from_secs(options.soak.unwrap_or(0));
+            let (mut counts, failure) = runner::run(&mut self.command(test, pass, &temp, options), more);
+            let mut failed = failure.as_deref().map(runner::failures).unwrap_or_default();
+            if !options.strict && options.soak.is_none() {
+                self.alone(test, pass, &temp, options, &mut failed, &mut counts);
+            }
             // A harness that took an argument for a filter, or a table that is empty, is no suite that passed.
-            let (counts, failure) = match counts == Totals::default() && self.lists_tests(test, pass, &temp, options) {
-                true => (Totals { failed: 1, ..counts }, Some(format!("{}: none of its tests ran", test.name))),
-                false => (counts, failure),
-            };
+            let (mut counts, failure) =
+                match counts == Totals::default() && self.lists_tests(test, pass, &temp, options) {
+                    true => (Totals { failed: 1, ..counts }, Some(format!("{}: none of its tests ran", test.name))),
+                    false => (counts, failure),
+                };
+            if counts.failed > 0 {
+                let names = if failed.is_empty() { "the whole".to_owned() } else { failed.join(", ") };
+                counts.broken.push(format!("{}: {names}, {pass}", test.name));
+            }
             totals.add(&counts);
             if counts != Totals::default() {
                 println!("  {:24} {counts} ({:.1} s)", test.name, start.elapsed().as_secs_f64());
             }
             if let Some(text) = failure {
-                println!("{text}");
+                println!("{}", if options.soak.is_some() { &text } else { runner::told(&text) });
             }
         }
         println!("  {totals} ({:.0} s)", start.elapsed().as_secs_f64());
         Ok(totals)
+    }
+
+    /// Runs the few that failed among others again, one by one: on a machine of which others take the half, a
+    /// deadline may pass that nothing is wrong with. Who passes is told by name in the totals, and what it had
+    /// printed is printed all the same.
+    fn alone(
+        &self,
+        test: &TestExecutable,
+        pass: &Pass,
+        temp: &Path,
+        options: &Options,
+        failed: &mut Vec<String>,
+        counts: &mut Totals,
+    ) {
+        /// More are no accident.
+        const MOST: usize = 3;
+        if failed.len() != counts.failed || failed.len() > MOST {
+            return;
+        }
+        failed.retain(|name| {
+            let mut command = self.command(test, pass, temp, &Options { filter: None, ..options.clone() });
+            let (again, _) = runner::run(command.args(["--exact", name]), Duration::ZERO);
+            let passed = again.failed == 0 && again.passed == 1;
+            if passed {
+                counts.failed -= 1;
+                counts.passed += 1;
+                counts.unsteady.push(format!("{}: {name}, {pass}", test.name));
+            }
+            !passed
+        });
     }
 
     /// Whether it has tests at all, as it says itself.
@@ -364,6 +416,39 @@ mod tests {
              not as root: not run by root\n\
              not with a second git: this machine has one\n"
         );
+    }
+
+    /// Runs a shell script as if it were an executable of tests.
+    fn run_script(script: &str, strict: bool) -> Totals {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("suite");
+        fs::write(&path, format!("#!/bin/sh\n{script}")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let test = TestExecutable { name: "a/suite".into(), path, manifest_dir: dir.path().into() };
+        let stage = Stage { tools: dir.path().into(), dir, product: None, suite: None, tests: vec![test], users: 1 };
+        let pass = Pass { user: User::current(), git: git("/usr/bin/git", 39) };
+        stage.run(&pass, &Options { strict, ..Options::default() }).unwrap()
+    }
+
+    #[test]
+    fn what_failed_among_others_is_run_again_alone() {
+        let result = |passed, failed| format!("echo 'test result: x. {passed} passed; {failed} failed; 0 ignored'");
+        let fails = format!("printf '\\nfailures:\\n    a::b\\n'; {}; exit 101", result(4, 1));
+        let alone = format!("case \"$*\" in *--exact\\ a::b) {};; *) {fails};; esac", result(1, 0));
+        let totals = run_script(&alone, false);
+        assert_eq!((totals.passed, totals.failed, totals.unsteady.len(), totals.broken.len()), (5, 0, 1, 0));
+        assert!(totals.unsteady[0].starts_with("a/suite: a::b, as "), "{totals:?}");
+        let totals = run_script(&alone, true);
+        assert_eq!((totals.passed, totals.failed, totals.unsteady.len()), (4, 1, 0));
+        // What fails alone, too, and what has nothing to run by that name.
+        for again in [fails.as_str(), &result(0, 0)] {
+            let totals = run_script(&format!("case \"$*\" in *--exact*) {again};; *) {fails};; esac"), false);
+            assert_eq!((totals.passed, totals.failed, totals.unsteady.len()), (4, 1, 0));
+            assert!(totals.broken[0].starts_with("a/suite: a::b, as "), "{totals:?}");
+        }
+        // Who died says no names.
+        let totals = run_script("kill -9 $$", false);
+        assert_eq!((totals.failed, totals.broken.len()), (1, 1));
     }
 
     #[test]
