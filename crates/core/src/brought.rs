@@ -60,6 +60,9 @@ pub(crate) struct Seen {
 
 impl Seen {
     /// Before the sandbox is asked: what changes afterwards is then another state.
+    ///
+    /// Also of one that runs: the last commit-back of a life is not known as the last when it runs. At the end
+    /// there is another one only if a ref has moved since.
     pub(crate) fn before(store: &Store, sandbox: &Sandbox) -> Self {
         // Of a disk that only a guest mounts there is a picture, of another moment.
         let inside = if sandbox.record.guest_disk { None } else { inside(store, sandbox) };

@@ -20,7 +20,7 @@ use sandbox_sys::clock::tsc_khz;
 use sandbox_sys::landlock::{self, Rights, Ruleset};
 use sandbox_sys::namespace::{self, Forked, Namespaces};
 use sandbox_sys::{caps, fork, process, socket};
-use serde_json::json;
+use sandbox_vhost::fs::{self as vhost_fs, Cache, Share};
 use std::convert::Infallible;
 use std::error::Error;
 use std::ffi::CString;
@@ -161,17 +161,18 @@ fn disks(spec: &LaunchSpec, plan: &QemuPlan) -> Result<(Option<OwnedFd>, Option<
 fn file_server(spec: &LaunchSpec, plan: &QemuPlan, dir: &Path) -> Result<(OwnedFd, Child), DriverError> {
     const NAME: &str = "files.sock";
     let step = || during("start the file server");
-    let shares: Vec<_> = plan
-        .guest
-        .exports
-        .iter()
-        .map(|export| {
-            let cache = if export.immutable { "always" } else { "auto" };
-            json!({ "name": export.name, "dir": export.source, "cache": cache })
-        })
-        .collect();
-    let user = rustix::process::geteuid().is_root().then_some((spec.user.uid, spec.user.gid));
-    let told = json!({ "shares": shares, "xattrs": false, "user": user, "parent": std::process::id() });
+    let shares = plan.guest.exports.iter().map(|export| Share {
+        name: export.name.clone(),
+        dir: export.source.clone(),
+        cache: if export.immutable { Cache::Always } else { Cache::Auto },
+    });
+    let told = vhost_fs::Plan {
+        shares: shares.collect(),
+        xattrs: false,
+        user: rustix::process::geteuid().is_root().then_some((spec.user.uid, spec.user.gid)),
+        parent: std::process::id(),
+    };
+    let told = serde_json::to_string(&told).map_err(|error| step()(error.into()))?;
     let at = openat(CWD, dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|error| step()(error.into()))?;
     // One of an earlier life that ended in between.
@@ -180,7 +181,7 @@ fn file_server(spec: &LaunchSpec, plan: &QemuPlan, dir: &Path) -> Result<(OwnedF
     let connection = socket::connect_at(&at, NAME);
     let _ = fs::remove_file(dir.join(NAME));
     let child = Command::new(&spec.program)
-        .args(["__vm-fs", &told.to_string()])
+        .args(["__vm-fs", &told])
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::from(OwnedFd::from(listener)))

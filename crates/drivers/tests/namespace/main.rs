@@ -9,19 +9,19 @@
 #![forbid(unsafe_code)]
 
 mod egress;
+#[path = "../harness/mod.rs"]
+mod harness;
 mod inside;
 mod kit;
 mod life;
 mod view;
 mod wall;
 
-use std::panic::catch_unwind;
+use harness::Scenario;
 use std::process::ExitCode;
 
-/// `Err` is a reason why it cannot be tried here.
-type Scenario = fn() -> Result<(), String>;
-
 const ALL: &[(&str, Scenario)] = &[
+    ("arguments_are_read", harness::arguments_are_read),
     ("the_tree_is_copy_on_write", view::the_tree_is_copy_on_write),
     ("a_session_has_nothing", wall::a_session_has_nothing),
     ("the_first_process_has_one_capability", wall::the_first_process_has_one_capability),
@@ -72,37 +72,5 @@ fn main() -> ExitCode {
         life::launch(spec);
         return ExitCode::SUCCESS;
     }
-    let filter = args.iter().find(|arg| !arg.starts_with('-'));
-    let list = args.iter().any(|arg| arg == "--list");
-    let (mut failed, mut passed, mut skipped) = (0, 0, 0);
-    for (name, scenario) in ALL {
-        if filter.is_some_and(|filter| !name.contains(filter.as_str())) {
-            continue;
-        }
-        if list {
-            println!("{name}: test");
-            continue;
-        }
-        match catch_unwind(scenario) {
-            Ok(Ok(())) => {
-                passed += 1;
-                println!("test {name} ... ok");
-            }
-            Ok(Err(reason)) => {
-                skipped += 1;
-                println!("test {name} ... ignored, {reason}");
-            }
-            Err(_) => {
-                failed += 1;
-                println!("test {name} ... FAILED");
-            }
-        }
-    }
-    if !list {
-        let result = if failed == 0 { "ok" } else { "FAILED" };
-        println!(
-            "\ntest result: {result}. {passed} passed; {failed} failed; {skipped} ignored; 0 measured; 0 filtered out"
-        );
-    }
-    ExitCode::from(u8::from(failed > 0))
+    harness::run(ALL, &args)
 }

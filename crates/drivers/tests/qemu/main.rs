@@ -8,25 +8,27 @@
 //! ```
 #![forbid(unsafe_code)]
 
+#[path = "../harness/mod.rs"]
+mod harness;
 #[path = "../namespace/inside.rs"]
 mod inside;
 #[path = "../namespace/kit.rs"]
 #[allow(dead_code)]
 mod kit;
 
+use harness::Scenario;
 use kit::Kit;
 use sandbox_core::launch::{Accel, Network, TreeView, Vm, VmSettings};
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// `Err` is a reason why it cannot be tried here.
-type Scenario = fn() -> Result<(), String>;
-
-const ALL: &[(&str, Scenario)] =
-    &[("a_guest_is_a_sandbox", a_guest_is_a_sandbox), ("what_cannot_be_is_said", what_cannot_be_is_said)];
+const ALL: &[(&str, Scenario)] = &[
+    ("arguments_are_read", harness::arguments_are_read),
+    ("a_guest_is_a_sandbox", a_guest_is_a_sandbox),
+    ("what_cannot_be_is_said", what_cannot_be_is_said),
+];
 
 fn main() -> ExitCode {
     let mut args = std::env::args();
@@ -43,39 +45,7 @@ fn main() -> ExitCode {
     {
         return file_server(plan);
     }
-    let filter = args.iter().find(|arg| !arg.starts_with('-'));
-    let list = args.iter().any(|arg| arg == "--list");
-    let (mut failed, mut passed, mut skipped) = (0, 0, 0);
-    for (name, scenario) in ALL {
-        if filter.is_some_and(|filter| !name.contains(filter.as_str())) {
-            continue;
-        }
-        if list {
-            println!("{name}: test");
-            continue;
-        }
-        match catch_unwind(scenario) {
-            Ok(Ok(())) => {
-                passed += 1;
-                println!("test {name} ... ok");
-            }
-            Ok(Err(reason)) => {
-                skipped += 1;
-                println!("test {name} ... ignored, {reason}");
-            }
-            Err(_) => {
-                failed += 1;
-                println!("test {name} ... FAILED");
-            }
-        }
-    }
-    if !list {
-        let result = if failed == 0 { "ok" } else { "FAILED" };
-        println!(
-            "\ntest result: {result}. {passed} passed; {failed} failed; {skipped} ignored; 0 measured; 0 filtered out"
-        );
-    }
-    ExitCode::from(u8::from(failed > 0))
+    harness::run(ALL, &args)
 }
 
 fn file_server(plan: &str) -> ExitCode {
