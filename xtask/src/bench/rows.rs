@@ -49,7 +49,13 @@ pub const ROWS: &[(&str, Measure)] = &[
     ("mirror-clones", super::mirror::clones),
     ("mirror-parallel", super::mirror::parallel),
     ("mirror-lazy", super::mirror::lazy),
-    ("mirror-memory", super::mirror::memory),
+    ("mirror-provision", super::mirror::provision),
+    ("mirror-pushed", super::mirror::pushed),
+    ("mirror-crowded", super::mirror::crowded),
+    ("mirror-kept", super::mirror::kept),
+    ("mirror-webhook", super::mirror::webhook),
+    ("mirror-streaming", super::mirror::streaming),
+    ("mirror-idle", super::mirror::idle),
 ];
 
 const FLOOR: &str = include_str!("floor.c");
@@ -67,8 +73,8 @@ pub struct Bench {
     large: OnceCell<()>,
     /// Peaks of the captures of the least tree: first, unchanged, after one change.
     least: OnceCell<[f64; 3]>,
-    /// The mirror and its peers.
-    mirror: OnceCell<super::mirror::Stage>,
+    /// The mirror and its peers, or why there are none.
+    mirror: OnceCell<Result<super::mirror::Stage, String>>,
 }
 
 impl Bench {
@@ -125,10 +131,7 @@ impl Bench {
 
     /// The mirror and its peers, started when a row wants them first.
     pub fn mirror(&self) -> Result<&super::mirror::Stage, String> {
-        if self.mirror.get().is_none() {
-            let _ = self.mirror.set(super::mirror::Stage::new(&self.env, self.files)?);
-        }
-        self.mirror.get().ok_or_else(|| "set above".to_owned())
+        self.mirror.get_or_init(|| super::mirror::Stage::new(&self.env, self.files)).as_ref().map_err(String::clone)
     }
 
     /// The environment.

@@ -43,6 +43,9 @@ impl Own {
 
     /// Its refs as lines of an advertisement, of those that begin with one of these; of all if there are none.
     pub async fn lines(&self, git: &Git, prefixes: &[Vec<u8>]) -> Result<Vec<u8>, Refusal> {
+        if !may_match(&self.refs, prefixes) {
+            return Ok(Vec::new());
+        }
         let command = MirrorRepo::at(&self.dir).git(git).timeout(SHORT);
         let command = command.args(["for-each-ref", "--format=%(objectname) %(refname)", &self.refs]);
         let out = tokio::task::spawn_blocking(move || command.output()).await;
@@ -57,6 +60,13 @@ impl Own {
         }
         Ok(lines)
     }
+}
+
+/// Whether a ref that is `own` or below it can begin with one of these; any can when there are none. Most clients ask
+/// for branches only, and a session may have very many refs.
+fn may_match(own: &str, prefixes: &[Vec<u8>]) -> bool {
+    let own = own.as_bytes();
+    prefixes.is_empty() || prefixes.iter().any(|prefix| prefix.starts_with(own) || own.starts_with(prefix))
 }
 
 /// Whether a repository does not have all of these.
@@ -85,7 +95,19 @@ pub fn behind(mut advertised: Vec<u8>, lines: &[u8]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::behind;
+    use super::{behind, may_match};
+
+    #[test]
+    fn own_refs_are_not_listed_for_who_asks_for_others() {
+        let asks = |prefixes: &[&str]| {
+            let prefixes: Vec<Vec<u8>> = prefixes.iter().map(|prefix| prefix.as_bytes().to_vec()).collect();
+            may_match("refs/agents/s1", &prefixes)
+        };
+        for all in [&[][..], &["refs/"], &["refs/heads/", "refs/agents/"], &["refs/agents/s1/wip"], &[""]] {
+            assert!(asks(all), "{all:?}");
+        }
+        assert!(!asks(&["HEAD", "refs/heads/", "refs/tags/", "refs/agents/s2"]));
+    }
 
     #[test]
     fn refs_go_before_the_end_of_an_advertisement() {

@@ -1,6 +1,7 @@
 //! What is mirrored: this project's own history, and a generated tree of 20,000 files with 2,000 commits behind it.
 
 use super::super::measure::time;
+use super::stage::printed;
 use crate::build::workspace;
 use sandbox_testkit::TestEnv;
 use std::fmt::Write as _;
@@ -20,6 +21,8 @@ pub fn own(env: &TestEnv, dir: &Path) -> Result<(), String> {
     let mut git = env.command(&env.git_used().path, dir);
     git.args(["-c", "safe.directory=*", "clone", "--quiet", "--bare", "--no-local", "--single-branch", "--no-tags"]);
     time(git.arg(workspace()).arg(&bare))?;
+    // Whatever branch is checked out here.
+    time(env.command(&env.git_used().path, &bare).args(["branch", "-M", "main"]))?;
     served(env, &bare)
 }
 
@@ -94,6 +97,31 @@ fn history(stream: impl Write, files: usize) -> std::io::Result<()> {
     out.flush()
 }
 
+/// Makes commits on top of `main` that no branch has yet; returns their ids, oldest first.
+pub fn ahead(env: &TestEnv, bare: &Path, commits: usize) -> Result<Vec<String>, String> {
+    let git = || env.command(&env.git_used().path, bare);
+    let tip = printed(git().args(["rev-parse", "refs/heads/main"]))?;
+    let mut import = git();
+    import.args(["fast-import", "--quiet", "--force"]).stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut child = import.spawn().map_err(|error| error.to_string())?;
+    let mut stream = child.stdin.take().ok_or("no input")?;
+    let mut write = |n: usize| -> std::io::Result<()> {
+        let from = if n == 0 { format!("from {tip}\n") } else { String::new() };
+        let (message, body) = (format!("After {tip} {n}"), text(n as u64, 40 + n % 50));
+        let at = 1_800_000_000 + n * 60;
+        writeln!(stream, "commit refs/bench/ahead\ncommitter Dev <dev@example.com> {at} +0000")?;
+        writeln!(stream, "data {}\n{message}\n{from}M 100644 inline bench/file{}.rs", message.len(), n % 30)?;
+        writeln!(stream, "data {}\n{body}", body.len())
+    };
+    (0..commits).try_for_each(&mut write).map_err(|error| format!("cannot write the history: {error}"))?;
+    drop(stream);
+    if !child.wait().is_ok_and(|status| status.success()) {
+        return Err("`git fast-import` failed".to_owned());
+    }
+    let list = printed(git().args(["rev-list", "--reverse", &format!("{tip}..refs/bench/ahead")]))?;
+    Ok(list.lines().map(str::to_owned).collect())
+}
+
 /// How a directory's size and a repository's commits are told in the table.
 pub fn describe(env: &TestEnv, bare: &Path) -> Result<String, String> {
     let count = |args: &[&str]| -> Result<usize, String> {
@@ -120,6 +148,7 @@ mod tests {
             describe(&env, &bare).unwrap().split(", ").take(2).collect::<Vec<_>>(),
             ["2001 commits", "50 files"]
         );
+        assert_eq!(ahead(&env, &bare, 3).unwrap().len(), 3);
         env.git(&bare, &["fsck", "--strict"]).expect(0);
     }
 }

@@ -2,143 +2,34 @@
 //! repository, and against the upstream itself behind a round trip of 20 ms.
 //!
 //! ```text
-//! upstream/*.git ─ git daemon ─┬─ delay (20 ms) ◄── "direct"
-//!                              └─► mirror serve ◄── ours, http:// and git://
-//!                                      │ its repositories, copied when they are fresh
-//!                                      └─► peers/*.git ◄── git daemon, Apache
+//! upstream/*.git ─ git daemon ─ delay (20 ms) ─┬◄── "direct"
+//!                                              └─► mirror serve ◄── ours, http:// and git://
+//!                                                      │ its repositories, copied when they are fresh
+//!                                                      └─► peers/*.git ◄── git daemon, Apache
 //! ```
 
 mod delay;
 mod input;
+mod kept;
 mod peers;
+mod provision;
+mod pushed;
+mod stage;
+mod taken;
+
+pub use kept::{kept, webhook};
+pub use provision::provision;
+pub use pushed::{crowded, pushed};
+pub use stage::Stage;
+pub use taken::{idle, streaming};
 
 use super::measure::{Contender, Sample, interleave, time};
 use super::rows::{Bench, Rows, take};
 use super::table::{Goal, Row, Unit};
-use peers::Peer;
-use sandbox_testkit::{Child, TestEnv};
+use sandbox_testkit::TestEnv;
+use stage::{INPUTS, git_in};
 use std::fs;
-use std::net::SocketAddr;
-use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-/// Of a far forge.
-const ROUND_TRIP: Duration = Duration::from_millis(20);
-/// The inputs: the name of the repository and what it is.
-const INPUTS: [&str; 2] = ["own", "generated"];
-
-/// The servers of one run.
-pub struct Stage {
-    http: String,
-    git: String,
-    mirror: Child,
-    daemon: Peer,
-    /// Why there is none, or it.
-    apache: Result<Peer, String>,
-    direct: SocketAddr,
-    /// `own: 300 commits, …`
-    about: Vec<String>,
-    _upstream: Peer,
-}
-
-impl Stage {
-    /// Makes the inputs, starts all servers, and waits until the mirror has everything.
-    pub fn new(env: &TestEnv, files: usize) -> Result<Self, String> {
-        let io = |error: std::io::Error| error.to_string();
-        let (upstreams, store) = (env.root().join("upstream"), env.root().join("store"));
-        let packed = env.root().join("peers");
-        for dir in [&upstreams, &packed] {
-            fs::create_dir_all(dir).map_err(io)?;
-        }
-        eprintln!("  making the repositories that are mirrored");
-        input::own(env, &upstreams)?;
-        input::generated(env, &upstreams, files)?;
-        let about = INPUTS
-            .iter()
-            .map(|name| Ok(format!("'{name}' ({})", input::describe(env, &upstreams.join(format!("{name}.git")))?)));
-        let about = about.collect::<Result<_, String>>()?;
-        let upstream = peers::daemon(env, &upstreams, Some(0))?;
-        let direct = delay::relay(upstream.address, ROUND_TRIP).map_err(io)?;
-
-        let mut config = format!(
-            "[serve]\nhttp = \"127.0.0.1:0\"\ngit = \"127.0.0.1:0\"\nadmin = \"unix:{}\"\n[store]\nroot = \"{}\"\n\
-             min_free = \"1MiB\"\n[upstream]\nallow_insecure = true\nallow_private = [\"127.0.0.0/8\"]\n",
-            env.root().join("admin.sock").display(),
-            store.display()
-        );
-        for name in INPUTS {
-            let url = format!("git://{}/{name}.git", upstream.address);
-            config.push_str(&format!("[[repo]]\nurl = \"{url}\"\nname = \"bench.test/{name}\"\ninterval = \"1h\"\n"));
-        }
-        let (file, out) = (env.root().join("mirror.toml"), env.root().join("mirror.out"));
-        fs::write(&file, config).map_err(io)?;
-        let mut command = env.sandbox_command(env.root(), &["mirror", "serve", "--json", "--config"]);
-        command.arg(&file).stdin(Stdio::null()).stdout(fs::File::create(&out).map_err(io)?);
-        let log = fs::File::create(env.root().join("mirror.log")).map_err(io)?;
-        let mirror = Child::spawn(command.stderr(log));
-        let printed =
-            until("the mirror listens", || fs::read_to_string(&out).ok().filter(|text| text.ends_with('\n')))?;
-        let printed: serde_json::Value = serde_json::from_str(&printed).map_err(|error| error.to_string())?;
-        let first = |key: &str| printed[key][0].as_str().unwrap_or_default().to_owned();
-        let (http, git) = (first("http"), first("git"));
-        for name in INPUTS {
-            let url = format!("{http}/bench.test/{name}");
-            until(&format!("'{name}' is mirrored"), || {
-                time(git_in(env, env.root()).args(["ls-remote", "--exit-code", &url])).ok()
-            })?;
-            let mirrors = fs::read_dir(store.join("mirrors")).map_err(io)?;
-            let mut mirrors = mirrors.flatten().map(|entry| entry.path());
-            let prefix = format!("bench.test_{name}-");
-            let found =
-                mirrors.find(|path| path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(&prefix)));
-            let found = found.ok_or(format!("'{name}' is not in the store"))?;
-            // The mirror's own packing is what the peers serve: what is compared is the serving.
-            time(git_in(env, &found).args(["-c", "safe.bareRepository=all", "repack", "-adbq"]))?;
-            time(Command::new("cp").arg("-R").arg(&found).arg(packed.join(format!("{name}.git"))))?;
-        }
-        let daemon = peers::daemon(env, &packed, None)?;
-        let apache = peers::apache(env, &packed);
-        Ok(Self { http, git, mirror, daemon, apache, direct, about, _upstream: upstream })
-    }
-
-    fn ours(&self, name: &str) -> String {
-        format!("{}/bench.test/{name}", self.http)
-    }
-
-    fn ours_git(&self, name: &str) -> String {
-        format!("{}/bench.test/{name}", self.git)
-    }
-
-    fn daemon(&self, name: &str) -> String {
-        format!("git://{}/{name}.git", self.daemon.address)
-    }
-
-    fn apache(&self, name: &str) -> Option<String> {
-        self.apache.as_ref().ok().map(|peer| format!("http://{}/{name}.git", peer.address))
-    }
-
-    fn direct(&self, name: &str) -> String {
-        format!("git://{}/{name}.git", self.direct)
-    }
-}
-
-fn until<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> Result<T, String> {
-    let start = Instant::now();
-    loop {
-        if let Some(value) = done() {
-            return Ok(value);
-        }
-        if start.elapsed() > Duration::from_secs(120) {
-            return Err(format!("not within two minutes: {what}"));
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn git_in(env: &TestEnv, dir: &Path) -> Command {
-    env.command(&env.git_used().path, dir)
-}
 
 /// Clones, and removes what was cloned outside of the time.
 fn clone(env: &TestEnv, url: &str, args: &[&str]) -> Result<Duration, String> {
@@ -269,12 +160,4 @@ pub fn lazy(bench: &Bench) -> Rows {
         rows.extend(against(bench, stage, "one blob of a partial clone", name, 0.45, fetch)?);
     }
     Ok(rows)
-}
-
-/// P11: what the service takes when nothing happens, after everything that came before.
-pub fn memory(bench: &Bench) -> Rows {
-    let stage = bench.mirror()?;
-    let taken = super::machine::pss(stage.mirror.pid())?;
-    let sample = Sample::new(vec![taken]);
-    Ok(vec![Row::alone("PSS of the service, idle", sample, Goal::Absolute(40.0 * 1024.0 * 1024.0), Unit::Size)])
 }
