@@ -1,6 +1,8 @@
 // What must hold of any bytes; panics if it does not.
 
 use sandbox_mirror::name::{LONGEST, RepoName, Upstream};
+use sandbox_mirror::pktline::{self, Packet};
+use sandbox_mirror::serve::ask;
 
 /// A name that is accepted means nothing to a file system, and has one spelling.
 pub fn repo_name(bytes: &[u8]) {
@@ -36,4 +38,43 @@ pub fn upstream(bytes: &[u8]) {
     let scheme = url.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'));
     assert!(!scheme.starts_with("::"), "{url:?}");
     assert_eq!(Upstream::parse(url).as_ref(), Ok(&upstream), "{url:?}");
+}
+
+/// Packets that are read are those that were written, more bytes change none of them, and what a request asks for is
+/// found in any bytes.
+pub fn pktline(bytes: &[u8]) {
+    let (mut rest, mut again) = (bytes, Vec::new());
+    loop {
+        match pktline::read(rest) {
+            Ok(Some((packet, length))) => {
+                assert!((4..=pktline::LONGEST).contains(&length) && length <= rest.len());
+                assert_eq!(pktline::read(&rest[..length]), Ok(Some((packet, length))), "it ends where it says");
+                if let Packet::Data(data) = packet {
+                    assert_eq!(data.len() + 4, length);
+                    again.clear();
+                    pktline::write(&mut again, data);
+                    assert!(again.eq_ignore_ascii_case(&rest[..length]), "written as it was read");
+                }
+                rest = &rest[length..];
+            }
+            // More may come: what is there now must not be taken for anything else by then.
+            Ok(None) => {
+                assert!(rest.len() < pktline::LONGEST, "{} bytes are no part of one packet", rest.len());
+                break;
+            }
+            Err(_) => {
+                for more in [&b"0"[..], b"0000", b"x"] {
+                    assert!(pktline::read(&[rest, more].concat()).is_err(), "an error stays one");
+                }
+                break;
+            }
+        }
+    }
+    for version in 0..=2 {
+        let _ = ask::shape(bytes, version);
+    }
+    let most = bytes.len() / 4;
+    assert!(ask::wants(bytes).len() <= most && ask::prefixes(bytes).len() <= most);
+    let protocol = ask::Protocol::parse(bytes);
+    assert!(protocol.version <= 2 && !protocol.text.chars().any(char::is_control), "{protocol:?}");
 }

@@ -284,6 +284,7 @@ impl Git {
             limits: None,
             user: None,
             cwd: None,
+            ends_with_us: false,
             inherit: Vec::new(),
             host: Arc::clone(&self.env),
         }
@@ -314,6 +315,7 @@ pub struct GitCommand {
     limits: Option<ChildLimits>,
     user: Option<(u32, u32)>,
     cwd: Option<PathBuf>,
+    ends_with_us: bool,
     inherit: Vec<OwnedFd>,
     host: Arc<HostEnv>,
 }
@@ -390,6 +392,13 @@ impl GitCommand {
     /// Limits its resources and those of its children.
     pub fn limits(mut self, limits: ChildLimits) -> Self {
         self.limits = Some(limits);
+        self
+    }
+
+    /// Has the kernel end it when the thread that starts it ends, as that of a service that is killed: for callers that
+    /// wait for it where they start it.
+    pub fn ends_with_us(mut self) -> Self {
+        self.ends_with_us = true;
         self
     }
 
@@ -502,6 +511,9 @@ impl GitCommand {
         }
         if let Some(limits) = self.limits {
             child::limit(&mut command, limits);
+        }
+        if self.ends_with_us {
+            child::die_with_us(&mut command);
         }
         command
     }

@@ -28,6 +28,13 @@ pub enum Event {
     Refreshed(Refreshed),
     /// Maintenance of a repository ended.
     Maintained(Maintained),
+    /// What a session pushed went: nobody had pushed to it for as long as it is kept.
+    Expired {
+        /// The repository.
+        repo: RepoName,
+        /// What went.
+        expired: crate::scratch::held::Expired,
+    },
     /// A listener, or the service itself, cannot do what it should; text is safe to print.
     Trouble {
         /// What could not be done.

@@ -47,7 +47,7 @@ pub fn level(event: &Event) -> Level {
         // Most of the time there is nothing new.
         Event::Refreshed(refreshed) if refreshed.changed == 0 => Level::Debug,
         Event::Maintained(maintained) if maintained.error.is_some() => Level::Error,
-        Event::Refreshed(_) | Event::Maintained(_) => Level::Info,
+        Event::Refreshed(_) | Event::Maintained(_) | Event::Expired { .. } => Level::Info,
     }
 }
 
@@ -60,6 +60,13 @@ pub fn line(event: &Event, at: u64) -> String {
         Event::Served(served) => request(served),
         Event::Cache(cache) => self::cache(cache),
         Event::Trouble { what } => json!({ "event": "trouble", "what": what }),
+        Event::Expired { repo, expired } => json!({
+            "event": "expired",
+            "repo": repo.to_string(),
+            "session": expired.session.to_string(),
+            "refs": expired.refs,
+            "saved": expired.saved,
+        }),
         Event::Refreshed(refreshed) => json!({
             "event": "refresh",
             "repo": refreshed.repo.to_string(),

@@ -4,7 +4,9 @@
 //! every LOOK ─► for each repository: next(status, packs, now) (pure) ─► one task at a time, all repositories
 //!
 //!   geometric   expire pins, pack-refs, repack --geometric=2 with MIDX and bitmaps, commit-graph
-//!   full        the same with one pack, and a cruft pack that loses what is older than prune_after
+//!   full        the same with one pack, and a cruft pack that loses what is older than prune_after; before that,
+//!               what sessions push keeps what it borrows (scratch/held/aged.rs)
+//!   expire      scratch refs that nobody pushed to for scratch.ttl
 //!   verify      fsck; asked for by the administrator
 //!                  │ fails as a broken store does
 //!                  ▼
@@ -26,6 +28,7 @@ use crate::event::{Event, Maintained};
 use crate::name::RepoName;
 use crate::refresh::{Refresher, expire_pins};
 use crate::repo::MirrorRepo;
+use crate::scratch::held::Holdings;
 use sandbox_git::{Git, GitCommand, GitError};
 use sandbox_sys::child::ChildLimits;
 use std::path::Path;
@@ -34,6 +37,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How often it is looked what is due.
 const LOOK: Duration = Duration::from_secs(15);
+/// How often it is looked for scratch refs that are too old.
+const EXPIRE: Duration = Duration::from_secs(3600);
 /// The longest task.
 const LIMIT: Duration = Duration::from_secs(6 * 3600);
 const NICE: i32 = 15;
@@ -88,17 +93,34 @@ pub enum MaintainError {
 pub struct Maintainer {
     refresher: Refresher,
     config: Arc<config::Maintenance>,
+    holdings: Holdings,
+    ttl: Duration,
     /// One at a time: it is the disk that is slow.
     one: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Maintainer {
-    /// Begins; must be called on a runtime with time. Ends with `stop`.
-    pub fn start(refresher: Refresher, config: config::Maintenance, stop: tokio_util::sync::CancellationToken) -> Self {
-        let this = Self { refresher, config: Arc::new(config), one: Arc::default() };
+    /// Begins; must be called on a runtime with time. Scratch refs are kept for `ttl` after the last push. Ends with
+    /// `stop`.
+    pub fn start(
+        refresher: Refresher,
+        config: config::Maintenance,
+        ttl: Duration,
+        stop: tokio_util::sync::CancellationToken,
+    ) -> Self {
+        let holdings = Holdings::new(refresher.parts().git.clone(), refresher.parts().layout.clone());
+        let this = Self { refresher, config: Arc::new(config), holdings, ttl, one: Arc::default() };
         let looking = this.clone();
         tokio::spawn(async move {
+            let mut aged = Instant::now();
             loop {
+                if aged <= Instant::now() {
+                    aged += EXPIRE.min(ttl / 10);
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = looking.expire() => {}
+                    }
+                }
                 tokio::select! {
                     () = stop.cancelled() => return,
                     () = tokio::time::sleep(LOOK.min(looking.config.geometric_every)) => {}
@@ -110,6 +132,25 @@ impl Maintainer {
             }
         });
         this
+    }
+
+    /// Takes away what sessions pushed too long ago.
+    async fn expire(&self) {
+        let names: Vec<RepoName> = self.refresher.parts().registry.now().repos.keys().cloned().collect();
+        for name in names {
+            let (holdings, ttl, of) = (self.holdings.clone(), self.ttl, name.clone());
+            let job = tokio::task::spawn_blocking(move || holdings.expire(&of, ttl, SystemTime::now())).await;
+            let observe = |event| self.refresher.parts().observer.observe(&event);
+            match job {
+                Ok(Ok(expired)) => {
+                    expired.into_iter().for_each(|expired| observe(Event::Expired { repo: name.clone(), expired }))
+                }
+                Ok(Err(error)) => {
+                    observe(Event::Trouble { what: format!("cannot take away old scratch refs: {error}") })
+                }
+                Err(_) => {}
+            }
+        }
     }
 
     /// Does what is due.
@@ -142,7 +183,18 @@ impl Maintainer {
         let before = Packs::of(&dir).count;
         let began = Instant::now();
         let (git, config, of) = (parts.git.clone(), self.config.clone(), MirrorRepo::at(&dir));
-        let job = tokio::task::spawn_blocking(move || run(&git, &of, task, &config)).await;
+        let (holdings, observer, named) = (self.holdings.clone(), parts.observer.clone(), name.clone());
+        let job = move || {
+            let borrowers = || {
+                let settled = holdings.settle(&named).map(drop);
+                settled.inspect_err(|error| {
+                    let what = format!("'{named}' is not pruned, since what was pushed to it would suffer: {error}");
+                    observer.observe(&Event::Trouble { what });
+                })
+            };
+            run(&git, &of, task, &config, || borrowers().is_ok())
+        };
+        let job = tokio::task::spawn_blocking(job).await;
         let done = job.unwrap_or_else(|error| Err(MaintainError::Other(error.to_string())));
         drop(place);
         let done = match done {
@@ -187,8 +239,14 @@ fn is_broken(error: &GitError, task: Task) -> bool {
     fsck || crate::refresh::is_corrupt(&error.to_string())
 }
 
-/// The commands of a task.
-fn run(git: &Git, repo: &MirrorRepo, task: Task, config: &config::Maintenance) -> Result<(), MaintainError> {
+/// The commands of a task. Nothing is lost for good unless `settled` says that nobody else stands on it.
+fn run(
+    git: &Git,
+    repo: &MirrorRepo,
+    task: Task,
+    config: &config::Maintenance,
+    settled: impl FnOnce() -> bool,
+) -> Result<(), MaintainError> {
     let threads = u64::try_from(config.threads).unwrap_or(1).max(1);
     let command = || -> GitCommand {
         let limits = ChildLimits { nice: Some(NICE), ..ChildLimits::default() };
@@ -211,8 +269,8 @@ fn run(git: &Git, repo: &MirrorRepo, task: Task, config: &config::Maintenance) -
     match task {
         Task::Geometric => repack.args(["--geometric=2", "--write-midx"]).run()?,
         _ => {
-            let expire = format!("--cruft-expiration={}.seconds.ago", config.prune_after.as_secs());
-            repack.args(["-a", "--cruft", &expire]).run()?;
+            let age = if settled() { format!("{}.seconds.ago", config.prune_after.as_secs()) } else { "never".into() };
+            repack.args(["-a", "--cruft", &format!("--cruft-expiration={age}")]).run()?;
         }
     }
     let split = if task == Task::Full { "--split=replace" } else { "--split" };

@@ -57,6 +57,7 @@ pub struct Metrics {
     cache_failures: Counter,
     troubles: Counter,
     /// By repository, which the registry bounds.
+    scratch_expired: Counter,
     used: Mutex<HashMap<RepoName, Used>>,
     /// What is set when somebody asks.
     now: Mutex<Now>,
@@ -97,6 +98,7 @@ impl Metrics {
             cache_evicted: Counter::default(),
             cache_failures: Counter::default(),
             troubles: Counter::default(),
+            scratch_expired: Counter::default(),
             used: Mutex::default(),
             now: Mutex::default(),
             registry: Registry::default(),
@@ -113,6 +115,7 @@ impl Metrics {
         r.register("mirror_maintenance_seconds", "How long maintenance took", metrics.maintenance_seconds.clone());
         r.register("mirror_fallback", "Clients that were sent to the upstream", metrics.fallback.clone());
         r.register("scratch_pushes", "Refs of pushes to scratch refs", metrics.scratch_pushes.clone());
+        r.register("scratch_expired", "Sessions whose scratch refs went by age", metrics.scratch_expired.clone());
         r.register("mirror_inflight", "Requests being served", now.inflight.clone());
         r.register("mirror_waiting", "Requests that wait for their turn", now.waiting.clone());
         r.register("child_processes", "Processes of git that run", now.children.clone());
@@ -226,6 +229,9 @@ impl Observer for Metrics {
         match event {
             Event::Served(served) => self.served(served),
             Event::Cache(event) => self.cache(event),
+            Event::Expired { .. } => {
+                self.scratch_expired.inc();
+            }
             Event::Trouble { .. } => {
                 self.troubles.inc();
             }

@@ -145,8 +145,9 @@ impl MirrorRepo {
     }
 }
 
-/// Bounds what one command takes of the machine.
+/// Bounds what one command takes of the machine; it does not outlive a service that is killed.
 fn tuned(command: GitCommand) -> GitCommand {
+    let command = command.ends_with_us();
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(4);
     command.config(format!("pack.threads={threads}"))
 }

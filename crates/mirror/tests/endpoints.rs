@@ -54,7 +54,12 @@ async fn running(env: &TestEnv) -> Running {
     })
     .unwrap();
     desk.running(mirror.refresher.clone(), service.clone());
-    api.maintained_by(Maintainer::start(mirror.refresher.clone(), config.maintenance, service.stopping()));
+    api.maintained_by(Maintainer::start(
+        mirror.refresher.clone(),
+        config.maintenance,
+        config.scratch.ttl,
+        service.stopping(),
+    ));
     let socket = Socket::tcp(([127, 0, 0, 1], 0).into()).await.unwrap();
     let http = socket.address().unwrap();
     service.listen(Listener { socket, speaks: Speaks::Http, gate: Gate::Anyone, tls: None });

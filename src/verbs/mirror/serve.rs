@@ -271,7 +271,8 @@ async fn serve(
         credentials: config.credentials.clone(),
         observer: log.clone(),
     });
-    let maintainer = Maintainer::start(refresher.clone(), config.maintenance.clone(), service.stopping());
+    let maintainer =
+        Maintainer::start(refresher.clone(), config.maintenance.clone(), config.scratch.ttl, service.stopping());
     admin.maintained_by(maintainer);
     desk.running(refresher.clone(), service.clone());
     let listening = listen(&service, config).await?;
@@ -349,7 +350,6 @@ fn scratch_settings(config: &Config) -> scratch::Settings {
         },
         max_push: wanted.max_push,
         quota: wanted.quota,
-        ttl: wanted.ttl,
         min_free: config.store.min_free,
     }
 }

@@ -7,6 +7,10 @@
 //! <the repository>/objects/info/saved-<session>    lines `<oid> <ref>` of what is known to be elsewhere
 //! ```
 
+mod aged;
+
+pub use aged::Expired;
+
 use super::{Isolation, PREFIX, last_push, used};
 use crate::identity::SessionId;
 use crate::layout::Layout;
@@ -267,23 +271,7 @@ impl Holdings {
         }
         let changed = || HeldError::Changed { repo: repo.clone(), session: session.clone() };
         match place.isolation {
-            Isolation::Session => {
-                // First out of the way of pushes, then looked at once more, then gone.
-                let tmp = self.layout.tmp();
-                let aside = tempfile::Builder::new().prefix("dropped-").tempdir_in(&tmp).map_err(io_error(&tmp))?;
-                let moved = aside.path().join("r.git");
-                std::fs::rename(&place.dir, &moved).map_err(io_error(&place.dir))?;
-                let now = read(&self.git, &moved, &format!("{PREFIX}{session}"));
-                if !matches!(&now, Ok(now) if same(now, &place.refs)) {
-                    // Who pushes meanwhile has made a new one: then this one stays aside, and is not lost.
-                    std::fs::rename(&moved, &place.dir).map_err(|error| {
-                        let _ = aside.keep();
-                        io_error(&place.dir)(error)
-                    })?;
-                    return Err(now.map_or_else(|error| error, |_| changed()));
-                }
-                aside.close().map_err(io_error(&place.dir))?;
-            }
+            Isolation::Session => self.remove_own(repo, &place)?,
             Isolation::Repo => {
                 let mut updates = b"start\n".to_vec();
                 for of in &place.refs {
@@ -301,21 +289,34 @@ impl Holdings {
         Ok(held)
     }
 
+    /// Removes a session's own repository as it was looked at: first it goes out of the way of pushes, then it is looked
+    /// at once more.
+    fn remove_own(&self, repo: &RepoName, place: &Place) -> Result<(), HeldError> {
+        let tmp = self.layout.tmp();
+        let aside = tempfile::Builder::new().prefix("dropped-").tempdir_in(&tmp).map_err(io_error(&tmp))?;
+        let moved = aside.path().join("r.git");
+        std::fs::rename(&place.dir, &moved).map_err(io_error(&place.dir))?;
+        let now = read(&self.git, &moved, &format!("{PREFIX}{}", place.session));
+        if !matches!(&now, Ok(now) if same(now, &place.refs)) {
+            // Who pushes meanwhile has made a new one: then this one stays aside, and is not lost.
+            std::fs::rename(&moved, &place.dir).map_err(|error| {
+                let _ = aside.keep();
+                io_error(&place.dir)(error)
+            })?;
+            let changed = HeldError::Changed { repo: repo.clone(), session: place.session.clone() };
+            return Err(now.map_or_else(|error| error, |_| changed));
+        }
+        aside.close().map_err(io_error(&place.dir))
+    }
+
     fn place(&self, repo: &RepoName, session: &SessionId) -> Result<Place, HeldError> {
         let found = self.places(repo)?.into_iter().find(|place| place.session == *session);
         found.ok_or_else(|| HeldError::Absent { repo: repo.clone(), session: session.clone() })
     }
 
     fn places(&self, repo: &RepoName) -> Result<Vec<Place>, HeldError> {
-        let (sessions, mut places) = (self.layout.scratch_dir(repo), Vec::new());
-        let entries = match std::fs::read_dir(&sessions) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            entries => entries.map_err(io_error(&sessions))?.collect::<Result<_, _>>().map_err(io_error(&sessions))?,
-        };
-        for entry in entries {
-            let (dir, name) = (entry.path(), entry.file_name());
-            let session = name.to_str().and_then(|name| name.strip_suffix(".git")?.parse::<SessionId>().ok());
-            let Some(session) = session else { continue };
+        let mut places = Vec::new();
+        for (session, dir) in self.own(repo)? {
             let refs = read(&self.git, &dir, &format!("{PREFIX}{session}"))?;
             if !refs.is_empty() {
                 places.push(Place { dir, isolation: Isolation::Session, session, refs });

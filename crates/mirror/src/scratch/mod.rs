@@ -35,7 +35,7 @@ use sandbox_git::{Git, GitCommand, Oid};
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 /// Ends of a shallow history that are looked at in one push.
 const SHALLOW: usize = 256;
@@ -61,8 +61,6 @@ pub struct Settings {
     pub max_push: u64,
     /// Bytes of all that one session has pushed to one repository (with [`Isolation::Session`]).
     pub quota: u64,
-    /// How long after the last push it is kept.
-    pub ttl: Duration,
     /// Bytes that must be free on the disk for another push to be taken.
     pub min_free: u64,
 }
@@ -70,8 +68,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         let (enabled, isolation) = (true, Isolation::Session);
-        let ttl = Duration::from_secs(14 * 24 * 3600);
-        Self { enabled, isolation, max_push: 256 << 20, quota: 1 << 30, ttl, min_free: 0 }
+        Self { enabled, isolation, max_push: 256 << 20, quota: 1 << 30, min_free: 0 }
     }
 }
 
@@ -250,24 +247,6 @@ impl Scratch {
             plan.refuse_writes(commands, &format!("the {room} bytes for {own} are used up: delete refs below it"));
         }
         Ok(())
-    }
-
-    /// Sessions' repositories that nobody pushed to for as long as they are kept. Only what this returns
-    /// may be removed, and its removal is whoever asks'.
-    pub fn expired(&self, name: &RepoName, now: SystemTime) -> io::Result<Vec<PathBuf>> {
-        let dir = match std::fs::read_dir(self.layout.scratch_dir(name)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            dir => dir?,
-        };
-        let mut expired = Vec::new();
-        for entry in dir {
-            let path = entry?.path();
-            let last = last_push(&path)?;
-            if now.duration_since(last).is_ok_and(|age| age >= self.settings.ttl) {
-                expired.push(path);
-            }
-        }
-        Ok(expired)
     }
 }
 

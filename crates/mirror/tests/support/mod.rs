@@ -27,6 +27,11 @@ impl Observer for Seen {
 }
 
 impl Seen {
+    /// Everything so far.
+    pub fn all(&self) -> Vec<Event> {
+        self.0.lock().unwrap().clone()
+    }
+
     /// All refreshes so far.
     pub fn refreshes(&self) -> Vec<Refreshed> {
         let one = |event: &Event| match event {
@@ -163,4 +168,13 @@ pub fn refs_of(env: &TestEnv, dir: &std::path::Path) -> String {
 pub fn on_runtime<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().worker_threads(2).build().unwrap();
     runtime.block_on(test)
+}
+
+/// Waits for what must come, without a word about how long it takes.
+pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = std::time::Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(120), "in vain: {what}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
 }
