@@ -43,7 +43,8 @@ fn a_device_has_nothing_but_what_it_serves_and_ends_with_its_machine() {
     let at = |name: &str| dir.path().join(name);
     let files = json!({ "shares": [{ "name": "x", "dir": "/usr", "cache": "auto" }], "xattrs": true,
         "user": user(), "parent": std::process::id() });
-    let vsock = json!({ "cid": 3, "outgoing": at("host"), "user": user(), "parent": std::process::id() });
+    let vsock =
+        json!({ "cid": 3, "incoming": true, "outgoing": at("host"), "user": user(), "parent": std::process::id() });
     let mut devices = [("__vm-fs", files, "fs"), ("__vm-vsock", vsock, "vsock")].map(|(role, plan, name)| {
         let child = env
             .sandbox_command(dir.path(), &[role, &plan.to_string()])

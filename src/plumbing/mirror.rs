@@ -12,7 +12,6 @@ use sandbox_mirror::client::front::{Front, Otherwise};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::future::pending;
-use std::net::TcpListener;
 use std::path::Path;
 
 /// Bytes that one life of a sandbox may move to and from the mirror.
@@ -39,5 +38,5 @@ pub fn run(args: &[OsString]) -> Result<(), CliError> {
     let (listener, _) = proxy::take_over().map_err(CliError::io("take over the socket"))?;
     let otherwise = if leads.upstream { Otherwise::Upstream } else { Otherwise::Nothing };
     let front = Front { to, bearer: leads.bearer, secret: None, otherwise, most: MOST };
-    front.serve(TcpListener::from(listener), pending()).map_err(CliError::io("lead to the mirror"))
+    front.serve(listener, pending()).map_err(CliError::io("lead to the mirror"))
 }

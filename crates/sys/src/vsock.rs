@@ -3,6 +3,14 @@
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+/// The host, as its guests call it.
+pub const HOST: u32 = libc::VMADDR_CID_HOST;
+
+// `linux/vm_sockets.h`; the C library's headers do not have them.
+const BUFFER_SIZE: libc::c_int = 0;
+const CONNECT_TIMEOUT: libc::c_int = 6;
 
 /// Lets the kernel choose a port.
 pub const ANY_PORT: u32 = libc::VMADDR_PORT_ANY;
@@ -80,6 +88,36 @@ pub fn connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
     }
     rustix::io::ioctl_fionbio(&fd, true)?;
     Ok(fd)
+}
+
+/// Begins to connect to a port of a context: whether it did is known ([`libc::SO_ERROR`]) when the socket can be
+/// written, after `patience` at the latest. What the peer sent and nobody has read yet is at most `buffer` bytes.
+pub fn begin_connect(cid: u32, port: u32, patience: Duration, buffer: u64) -> io::Result<OwnedFd> {
+    let fd = socket(libc::SOCK_NONBLOCK)?;
+    set(&fd, BUFFER_SIZE, &buffer)?;
+    let time = libc::timeval { tv_sec: patience.as_secs() as libc::time_t, tv_usec: 0 };
+    set(&fd, CONNECT_TIMEOUT, &time)?;
+    let address = address(cid, port);
+    // SAFETY: `address` lives over the call and its size is given.
+    let done =
+        unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), size_of::<libc::sockaddr_vm>() as u32) };
+    match done {
+        0 => Ok(fd),
+        _ => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok(fd),
+            error => Err(error),
+        },
+    }
+}
+
+fn set<T: Copy>(fd: &OwnedFd, option: libc::c_int, value: &T) -> io::Result<()> {
+    // SAFETY: `value` lives over the call and its size is given; the callers give the types that the kernel reads.
+    match unsafe {
+        libc::setsockopt(fd.as_raw_fd(), libc::AF_VSOCK, option, (&raw const *value).cast(), size_of::<T>() as u32)
+    } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Connects to a port of this machine, where the kernel has the loopback transport.

@@ -16,7 +16,7 @@
 //! | role | argument | standard input | standard output |
 //! |---|---|---|---|
 //! | `__vm-fs` | [`fs::Plan`] | listening socket for the VMM | not used |
-//! | `__vm-vsock` | [`vsock::Plan`] | listening socket for the VMM | listening socket for programs of the host |
+//! | `__vm-vsock` | [`vsock::Plan`] | listening socket for the VMM | listening socket for programs of the host, if the plan says `incoming` |
 //!
 //! Standard error takes what went wrong, one line. The thread that starts the role must live as long
 //! as the role shall: the kernel ends a child with the *thread* that forked it.

@@ -714,7 +714,10 @@ connect(b'allow.test:22')";
     assert!(closed[0]["received"].as_u64() > Some(5000), "{seen:#?}");
     assert_eq!(allowed[1]["method"], "GET");
     assert!(allowed[1]["path_hash"].is_string(), "{seen:#?}");
-    assert_eq!((&refused[0]["reason"], &refused[0]["process"]), (&"not-allowed".into(), &"python3".into()));
+    assert_eq!(refused[0]["reason"], "not-allowed");
+    // Of a guest's processes the host knows nothing but what they say of themselves.
+    let process = if subject.driver == "qemu" { serde_json::Value::Null } else { "python3".into() };
+    assert_eq!(refused[0]["process"], process);
     assert_eq!((&refused[2]["reason"], &refused[2]["port"]), (&"port".into(), &22.into()));
     let raw = fs::read_to_string(directory(subject, "told").join("log/events.jsonl")).unwrap();
     assert!(!raw.contains("secret-path") && !raw.contains('\x1b') && !raw.contains("\\u001b"), "{raw}");

@@ -6,10 +6,13 @@ use crate::Subject;
 use rustix::process::{Pid, Signal, kill_process};
 use sandbox_testkit::{Repo, State, wait_until};
 use serde_json::Value;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::time::Duration;
 
 over_guests! {
     a_killed_machine_has_what_was_synced,
+    a_guest_reaches_what_is_listed_and_nothing_else,
 }
 
 /// Emulated, on a busy machine.
@@ -64,4 +67,69 @@ fn a_killed_machine_has_what_was_synced(subject: &Subject) {
     repo.sandbox(&["start", "s"]).ok();
     let look = "cat kept.txt ~/home.txt; git log -1 --format=%s; git status --porcelain";
     assert_eq!(subject.exec(&repo, "s", look).ok(), "kept\nhome\nOne\n?? kept.txt\n");
+}
+
+/// Answers each request with its body's length and a large body, for as long as the test's process lives.
+fn server() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                let (mut head, mut byte) = (Vec::new(), [0]);
+                while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap_or(0) > 0 {
+                    head.push(byte[0]);
+                }
+                let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
+                let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse().ok());
+                let took = std::io::copy(&mut (&stream).take(length.unwrap_or(0)), &mut std::io::sink()).unwrap_or(0);
+                let body = [format!("took {took}\n").into_bytes(), vec![b'x'; LARGE]].concat();
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+                let _ = stream.write_all(&[answer.into_bytes(), body].concat());
+            });
+        }
+    });
+    port
+}
+
+/// More than all buffers on the way together.
+const LARGE: usize = 2 << 20;
+
+/// `ask HOST [BYTES]`: the whole answer of what is at this name.
+const ASK: &str = r#"
+ask() {
+    exec 3<>/dev/tcp/127.0.0.1/3128
+    printf "POST http://$1/ HTTP/1.1\r\nHost: $1\r\nConnection: close\r\nContent-Length: ${2:-0}\r\n\r\n" >&3
+    head -c "${2:-0}" /dev/zero >&3
+    cat <&3
+    exec 3>&-
+}
+"#;
+
+/// There is no network device: one socket of the host is all that a guest can have connections to.
+fn a_guest_reaches_what_is_listed_and_nothing_else(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    let rule = format!("api.test:80=127.0.0.1:{}", server());
+    repo.sandbox(&["spawn", "--driver", subject.driver, "-d", "s", "--net", "allow", "--allow", &rule]).ok();
+    let exec = |script: &str| repo.sandbox(&["exec", "s", "--", "bash", "-c", &format!("{ASK}{script}")]).ok();
+    let asked = exec(&format!(
+        "grep -c : /proc/net/dev; ask api.test {LARGE} >answer; head -1 answer; grep -a ^took answer; wc -c <answer
+        ask evil.test; exec 4<>/dev/tcp/127.0.0.1/9480 || echo no mirror; rm answer"
+    ));
+    let lines: Vec<&str> = asked.lines().map(str::trim_end).collect();
+    assert_eq!(lines[..3], ["1", "HTTP/1.1 200 OK", &format!("took {LARGE}")], "{asked}");
+    assert!(lines[3].parse::<usize>().unwrap() > LARGE, "{asked}");
+    assert_eq!(lines[4], "HTTP/1.1 403 Forbidden");
+    assert!(lines.contains(&"X-Git-Sandbox: blocked") && lines.contains(&"no mirror"), "{asked}");
+    // What is denied from now on is refused at once.
+    repo.sandbox(&["deny", "s", "api.test"]).ok();
+    let denied = exec("ask api.test | head -1");
+    assert_eq!(denied.trim_end(), "HTTP/1.1 403 Forbidden");
+    let events = repo.sandbox(&["events", "s", "--json"]).ok();
+    let events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let told: Vec<String> = events
+        .filter(|event| event["event"] == "network" && event["verdict"] != "closed")
+        .map(|event| format!("{} {}", event["verdict"].as_str().unwrap(), event["host"].as_str().unwrap()))
+        .collect();
+    assert_eq!(told, ["allowed api.test", "refused evil.test", "refused api.test"]);
 }

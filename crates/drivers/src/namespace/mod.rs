@@ -242,7 +242,7 @@ pub(crate) fn launch(spec: &LaunchSpec, plan: &MountPlan) -> Result<NamespaceMac
 }
 
 /// Ports on the sandbox's loopback whose listeners are handed out.
-fn listeners(spec: &LaunchSpec) -> Vec<u16> {
+pub(crate) fn listeners(spec: &LaunchSpec) -> Vec<u16> {
     let proxy = (spec.network == Network::Allow).then_some(PROXY_PORT);
     // With the host's network the loopback device is the host's.
     let mirror = (spec.mirror && spec.network != Network::Host).then_some(MIRROR_PORT);

@@ -24,8 +24,10 @@ pub mod fd {
     pub const DISK: i32 = 9;
     /// The disk, if it is the sandbox's own, to be written.
     pub const DISK_WRITE: i32 = 10;
+    /// The device of the ways out, if there are any.
+    pub const SOCKETS: i32 = 11;
     /// The first that is none of them.
-    pub const FIRST_FREE: i32 = 11;
+    pub const FIRST_FREE: i32 = 12;
 }
 
 /// What differs from one machine to the next.
@@ -37,6 +39,8 @@ pub struct Shape {
     pub memory_mib: u64,
     /// Whether there is a disk, and whether what is written to it stays.
     pub disk: Disk,
+    /// Whether something leads out.
+    pub sockets: bool,
 }
 
 /// The disk of a machine.
@@ -88,6 +92,10 @@ impl CommandLine {
         line.option("-device", format!("virtserialport,chardev=control,name={port}"));
         line.option("-chardev", format!("socket,id=files,fd={}", fd::FILES));
         line.option("-device", format!("vhost-user-fs-device,chardev=files,tag={tag},queue-size=1024"));
+        if shape.sockets {
+            line.option("-chardev", format!("socket,id=sockets,fd={}", fd::SOCKETS));
+            line.option("-device", "vhost-user-vsock-device,chardev=sockets");
+        }
         if shape.disk != Disk::None {
             let snapshot = if shape.disk == Disk::Look { "on" } else { "off" };
             line.option("-add-fd", format!("set=1,fd={}", fd::DISK));

@@ -5,7 +5,7 @@
 //!                             │
 //!   let go, or killed ────────┤ hangs up the control channel: the guest writes its disk out and switches itself off
 //!   told to end       ────────┤ the same, with less time
-//!   file server gone  ────────┘ the same: what reads its files would wait for ever
+//!   a device gone     ────────┘ the same: what reads its files, or waits for its sockets, would wait for ever
 //! ```
 //! Whatever the guest does then, QEMU has ended when the time is over: it dies with this process at the latest.
 
@@ -53,45 +53,44 @@ pub struct Keeper {
     pub leash: OwnedFd,
     /// The supervisor's end of the control channel.
     pub control: OwnedFd,
-    /// The file server's pidfd.
-    pub files: OwnedFd,
     /// QEMU's pidfd, of a child.
     pub qemu: OwnedFd,
+    /// Pidfds of the processes that serve its devices.
+    pub devices: Vec<OwnedFd>,
 }
 
 impl Keeper {
     /// Runs until QEMU has ended.
     pub fn run(&self, times: Times) -> io::Result<()> {
-        let (mut leash, mut files) = (true, true);
+        let (mut leash, mut devices) = (true, true);
         let mut until: Option<Instant> = None;
         loop {
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
             let timeout =
                 left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) });
-            let watched = |is: bool| if is { PollFlags::IN } else { PollFlags::empty() };
             // What has ended would be ready for ever.
-            let pick = |is: bool, fd| if is { fd } else { &self.qemu };
-            let ready = {
-                let mut fds = [
-                    PollFd::new(&self.qemu, PollFlags::IN),
-                    PollFd::new(pick(leash, &self.leash), watched(leash)),
-                    PollFd::new(pick(files, &self.files), watched(files)),
-                ];
-                match poll(&mut fds, timeout.as_ref()) {
-                    Ok(_) | Err(Errno::INTR) => fds.each_ref().map(|fd| !fd.revents().is_empty()),
-                    Err(error) => return Err(error.into()),
-                }
-            };
-            if ready[0] {
+            let devices_now = self.devices.iter().filter(|_| devices);
+            let leash_now = leash.then_some(&self.leash);
+            let looked_at = std::iter::once(&self.qemu).chain(devices_now).chain(leash_now);
+            let mut fds: Vec<PollFd<'_>> = looked_at.map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+            match poll(&mut fds, timeout.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+            let (ended, rest) = (ready[0], &ready[1..]);
+            let (gone, called) = rest.split_at(if devices { self.devices.len() } else { 0 });
+            let (gone, called) = (gone.contains(&true), called.contains(&true));
+            if ended {
                 break;
             }
             let mut limit = None;
-            if leash && ready[1] {
+            if called {
                 leash = matches!(rustix::io::read(&self.leash, &mut [0u8; 64]), Ok(1..) | Err(Errno::INTR));
                 limit = Some(if leash { times.asked } else { times.alone });
             }
-            if files && ready[2] {
-                files = false;
+            if gone {
+                devices = false;
                 limit = Some(limit.unwrap_or(times.alone));
             }
             if let Some(limit) = limit {
@@ -127,12 +126,14 @@ mod tests {
         keeper: Keeper,
         leash: Leash,
         files: Child,
+        second: Child,
         _control: UnixStream,
         qemu: Child,
     }
 
     fn scene(script: &str) -> Scene {
-        let files = Command::new("sleep").arg("1000").spawn().unwrap();
+        let device = || Command::new("sleep").arg("1000").spawn().unwrap();
+        let (files, second) = (device(), device());
         let (host, guest) = UnixStream::pair().unwrap();
         let (leash, other) = UnixStream::pair().unwrap();
         let stdin = Stdio::from(OwnedFd::from(guest));
@@ -140,10 +141,10 @@ mod tests {
         let keeper = Keeper {
             leash: other.into(),
             control: host.try_clone().unwrap().into(),
-            files: pidfd(&files),
             qemu: pidfd(&qemu),
+            devices: vec![pidfd(&second), pidfd(&files)],
         };
-        Scene { keeper, leash: Leash(leash), files, _control: host, qemu }
+        Scene { keeper, leash: Leash(leash), files, second, _control: host, qemu }
     }
 
     /// What "QEMU" said before its end, when `ending` has happened.
@@ -153,8 +154,10 @@ mod tests {
         scene.keeper.run(times).unwrap();
         let mut said = String::new();
         scene.qemu.stdout.take().unwrap().read_to_string(&mut said).unwrap();
-        let _ = scene.files.kill();
-        let _ = scene.files.wait();
+        for device in [&mut scene.files, &mut scene.second] {
+            let _ = device.kill();
+            let _ = device.wait();
+        }
         drop(held);
         said
     }

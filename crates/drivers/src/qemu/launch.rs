@@ -5,6 +5,7 @@ use super::keeper::{self, Keeper, Leash};
 use super::machine::{Processes, QemuMachine};
 use super::monitor::Monitor;
 use super::{QemuPlan, program, unsupported, vm};
+use crate::namespace::{effective, listeners};
 use crate::vm::accel::{self, Choice};
 use crate::vm::boot;
 use crate::vm::console::Console;
@@ -15,12 +16,14 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{DumpableBehavior, PidfdFlags, pidfd_open, set_dumpable_behavior};
 use sandbox_core::driver::{DriverError, ProcessIdentity};
-use sandbox_core::launch::{Accel, LaunchSpec, Vm};
+use sandbox_core::launch::{Accel, LaunchSpec, PROXY_PORT, Vm};
 use sandbox_sys::clock::tsc_khz;
 use sandbox_sys::landlock::{self, Rights, Ruleset};
 use sandbox_sys::namespace::{self, Forked, Namespaces};
 use sandbox_sys::{caps, fork, process, socket};
 use sandbox_vhost::fs::{self as vhost_fs, Cache, Share};
+use sandbox_vhost::vsock;
+use serde::Serialize;
 use std::convert::Infallible;
 use std::error::Error;
 use std::ffi::CString;
@@ -28,7 +31,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -54,6 +57,10 @@ pub fn launch(spec: &LaunchSpec, plan: &QemuPlan) -> Result<QemuMachine, DriverE
     let cache = &vm.settings.cache;
     let kernel =
         kernel::find(vm.settings.kernel.as_deref(), cache, Path::new("/")).map_err(part("choose a guest kernel"))?;
+    if plan.shape.sockets && !kernel.has_sockets() {
+        let what = format!("lead out of a guest of the kernel '{}', which has no vsock", kernel.version);
+        return Err(unsupported(what));
+    }
     let (kvm, emulated) = accelerator(spec, vm, qemu, &kernel)?;
     let initrd_path = initramfs::ensure(&spec.program, &kernel, cache).map_err(part("make the guest's first files"))?;
     let open = |path: &Path| File::open(path).map_err(during(format!("open '{}'", path.display())));
@@ -67,7 +74,16 @@ pub fn launch(spec: &LaunchSpec, plan: &QemuPlan) -> Result<QemuMachine, DriverE
     let (files, helper) = file_server(spec, plan, &vm.dir)?;
     let server = pidfd_open(rustix::process::Pid::from_child(&helper), PidfdFlags::empty());
     processes.helpers.push(helper);
-    let server = server.map_err(|error| during("watch the file server")(error.into()))?;
+    let mut devices = vec![server.map_err(|error| during("watch the file server")(error.into()))?];
+    let step = || during("start the device of the ways out");
+    let (ways, device) = sockets(spec, &vm.dir).map_err(step())?;
+    let way = device.map(|(way, helper)| {
+        let pidfd = pidfd_open(rustix::process::Pid::from_child(&helper), PidfdFlags::empty());
+        processes.helpers.push(helper);
+        pidfd.map(|pidfd| (way, pidfd))
+    });
+    let (way, device) = way.transpose().map_err(|error| step()(error.into()))?.unzip();
+    devices.extend(device);
     let (leash, guard) = pair()?;
 
     let null = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
@@ -84,16 +100,17 @@ pub fn launch(spec: &LaunchSpec, plan: &QemuPlan) -> Result<QemuMachine, DriverE
         (image.as_fd(), fd::KERNEL),
         (initrd.as_fd(), fd::INITRD),
     ];
-    for (disk, number) in [(&read, fd::DISK), (&write, fd::DISK_WRITE)] {
+    for (disk, number) in [(&read, fd::DISK), (&write, fd::DISK_WRITE), (&way, fd::SOCKETS)] {
         placed.push((disk.as_ref().map_or(null.as_fd(), |disk| disk.as_fd()), number));
     }
     let tsc_khz = if kvm { None } else { tsc_khz(CLOCK) };
     let readable = [kernel.image.as_path(), initrd_path.as_path()];
-    let kept = [guard.as_fd(), control.as_fd(), server.as_fd()];
-    let (pid, pidfd) = start(spec, qemu, &plan.command(kvm, tsc_khz).0, &placed, kept, &readable)?;
+    let mut kept = vec![guard.as_fd(), control.as_fd()];
+    kept.extend(devices.iter().map(AsFd::as_fd));
+    let (pid, pidfd) = start(spec, qemu, &plan.command(kvm, tsc_khz).0, &placed, &kept, &readable)?;
     let second = pidfd.try_clone().map_err(during("watch QEMU"))?;
     processes.qemu = Some(pidfd);
-    drop((guard, server, read, write, guest_control, guest_monitor, guest_console, files));
+    drop((guard, devices, read, write, guest_control, guest_monitor, guest_console, files, way));
 
     let identity = ProcessIdentity {
         pid,
@@ -107,7 +124,7 @@ pub fn launch(spec: &LaunchSpec, plan: &QemuPlan) -> Result<QemuMachine, DriverE
     console.keep();
     let monitor = Monitor::new(monitor).map_err(during("use QEMU's monitor"))?;
     let leash = Leash(leash);
-    Ok(QemuMachine { control, identity, pidfd: second, processes, monitor, leash, frozen: false, notes })
+    Ok(QemuMachine { control, identity, pidfd: second, processes, monitor, leash, frozen: false, notes, ways })
 }
 
 /// Whether the processor runs the guest, and what is to be said where it does not.
@@ -159,36 +176,91 @@ fn disks(spec: &LaunchSpec, plan: &QemuPlan) -> Result<(Option<OwnedFd>, Option<
 
 /// Starts the file server; returns QEMU's end of its connection.
 fn file_server(spec: &LaunchSpec, plan: &QemuPlan, dir: &Path) -> Result<(OwnedFd, Child), DriverError> {
-    const NAME: &str = "files.sock";
-    let step = || during("start the file server");
     let shares = plan.guest.exports.iter().map(|export| Share {
         name: export.name.clone(),
         dir: export.source.clone(),
         cache: if export.immutable { Cache::Always } else { Cache::Auto },
     });
-    let told = vhost_fs::Plan {
-        shares: shares.collect(),
-        xattrs: false,
-        user: rustix::process::geteuid().is_root().then_some((spec.user.uid, spec.user.gid)),
-        parent: std::process::id(),
-    };
-    let told = serde_json::to_string(&told).map_err(|error| step()(error.into()))?;
-    let at = openat(CWD, dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|error| step()(error.into()))?;
+    let told =
+        vhost_fs::Plan { shares: shares.collect(), xattrs: false, user: becomes(spec), parent: std::process::id() };
+    device(spec, "__vm-fs", &told, (dir, "files.sock")).map_err(during("start the file server"))
+}
+
+/// Run by root, processes of devices are the sandbox's user, as QEMU is.
+fn becomes(spec: &LaunchSpec) -> Option<(u32, u32)> {
+    rustix::process::geteuid().is_root().then_some((spec.user.uid, spec.user.gid))
+}
+
+/// Starts a process that serves one of QEMU's devices. The socket by which they meet has a name for a moment only.
+fn device(spec: &LaunchSpec, role: &str, told: &impl Serialize, at: (&Path, &str)) -> io::Result<(OwnedFd, Child)> {
+    let told = serde_json::to_string(told)?;
+    let (dir, name) = at;
+    let open = openat(CWD, dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     // One of an earlier life that ended in between.
-    let _ = fs::remove_file(dir.join(NAME));
-    let listener = socket::listen_at(&at, NAME).map_err(step())?;
-    let connection = socket::connect_at(&at, NAME);
-    let _ = fs::remove_file(dir.join(NAME));
+    let _ = fs::remove_file(dir.join(name));
+    let listener = socket::listen_at(&open, name)?;
+    let connection = socket::connect_at(&open, name);
+    let _ = fs::remove_file(dir.join(name));
     let child = Command::new(&spec.program)
-        .args(["__vm-fs", &told])
+        .args([role, &told])
         .env_clear()
         .current_dir("/")
         .stdin(Stdio::from(OwnedFd::from(listener)))
         .stdout(Stdio::null())
-        .spawn()
-        .map_err(step())?;
-    Ok((connection.map_err(step())?.into(), child))
+        .spawn()?;
+    Ok((connection?.into(), child))
+}
+
+/// What leads out of a guest.
+#[derive(Debug, Default)]
+pub struct Ways {
+    /// Where connections to the proxy arrive.
+    pub proxy: Option<OwnedFd>,
+    /// Where connections to the mirror arrive.
+    pub mirror: Option<OwnedFd>,
+}
+
+/// The directory, of the sandbox's own, with the sockets to which a guest can connect, and nothing else.
+const OUT: &str = "out";
+/// The name of one of them, before its port.
+const PORTS: &str = "port";
+/// A guest's number; each has a device of its own, so that all have the same.
+const CID: u64 = 3;
+
+/// Starts the device of the ways out, where there are any; returns QEMU's end of its connection besides.
+fn sockets(spec: &LaunchSpec, dir: &Path) -> io::Result<(Ways, Option<(OwnedFd, Child)>)> {
+    let out = dir.join(OUT);
+    let ports = listeners(&effective(spec));
+    if ports.is_empty() {
+        return Ok((Ways::default(), None));
+    }
+    // One of an earlier life.
+    match fs::remove_dir_all(&out) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    fs::DirBuilder::new().mode(0o700).create(&out)?;
+    let at = openat(CWD, &out, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut ways = Ways::default();
+    let own = |path: &Path| match becomes(spec) {
+        Some((uid, gid)) => std::os::unix::fs::lchown(path, Some(uid), Some(gid)),
+        None => Ok(()),
+    };
+    for port in ports {
+        let name = format!("{PORTS}_{port}");
+        let listener = OwnedFd::from(socket::listen_at(&at, &name)?);
+        own(&out.join(&name))?;
+        *(if port == PROXY_PORT { &mut ways.proxy } else { &mut ways.mirror }) = Some(listener);
+    }
+    own(&out)?;
+    let told = vsock::Plan {
+        cid: CID,
+        incoming: false,
+        outgoing: Some(out.join(PORTS)),
+        user: becomes(spec),
+        parent: std::process::id(),
+    };
+    Ok((ways, Some(device(spec, "__vm-vsock", &told, (dir, "sockets.sock"))?)))
 }
 
 /// Forks into namespaces: the keeper, and QEMU beneath it.
@@ -197,7 +269,7 @@ fn start(
     program: &Path,
     args: &[String],
     placed: &[(BorrowedFd<'_>, i32)],
-    kept: [BorrowedFd<'_>; 3],
+    kept: &[BorrowedFd<'_>],
     readable: &[&Path],
 ) -> Result<(u32, OwnedFd), DriverError> {
     let switch_user = rustix::process::geteuid().is_root();
@@ -249,14 +321,15 @@ fn wall(readable: &[&Path]) -> io::Result<Option<Ruleset>> {
     Ok(Some(rules))
 }
 
-/// The first number that the keeper does not need.
-const KEPT: i32 = 7;
+/// The keeper's first descriptor after the standard ones.
+const KEPT: i32 = 3;
 
 struct QemuChild<'a> {
     program: &'a Path,
     args: &'a [String],
     placed: &'a [(BorrowedFd<'a>, i32)],
-    kept: [BorrowedFd<'a>; 3],
+    /// The keeper's end of its leash, the control channel, and the pidfds of the devices' processes.
+    kept: &'a [BorrowedFd<'a>],
     go: OwnedFd,
     user: Option<(u32, u32)>,
 }
@@ -289,15 +362,20 @@ impl QemuChild<'_> {
         let qemu = pidfd_open(qemu, PidfdFlags::empty())?;
         // It is as good as a supervisor to the guest, and QEMU is the same user.
         set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-        let own = [self.kept[0], self.kept[1], self.kept[2], qemu.as_fd()];
+        let own = self.kept.iter().copied().chain([qemu.as_fd()]);
         // All others are QEMU's, or the supervisor's: held here, their ends would never be seen.
         let null = openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        let mut placed: Vec<(BorrowedFd<'_>, i32)> = (0..3).map(|number| (null.as_fd(), number)).collect();
-        placed.extend(own.into_iter().zip(3..));
-        namespace::place_descriptors(&placed, KEPT)?;
-        fork::close_from(KEPT as u32, None)?;
-        let (leash, control, files) = (fork::inherited(3)?, fork::inherited(4)?, fork::inherited(5)?);
-        let keeper = Keeper { leash, control, files, qemu: fork::inherited(6)? };
+        let mut placed: Vec<(BorrowedFd<'_>, i32)> = (0..KEPT).map(|number| (null.as_fd(), number)).collect();
+        placed.extend(own.zip(KEPT..));
+        let end = KEPT + self.kept.len() as i32 + 1;
+        namespace::place_descriptors(&placed, end)?;
+        fork::close_from(end as u32, None)?;
+        let mut own = (KEPT..end).map(fork::inherited).collect::<io::Result<Vec<_>>>()?.into_iter();
+        let mut next = || own.next().ok_or(io::ErrorKind::NotFound);
+        let (leash, control) = (next()?, next()?);
+        let mut devices: Vec<OwnedFd> = own.collect();
+        let qemu = devices.pop().ok_or(io::ErrorKind::NotFound)?;
+        let keeper = Keeper { leash, control, qemu, devices };
         let ended = keeper.run(keeper::TIMES);
         // Whatever owned a descriptor before must not close what has its number now.
         namespace::exit_now(i32::from(ended.is_err()))

@@ -1,6 +1,7 @@
 //! QEMU under way and a running machine: values that end it when they are dropped.
 
 use super::keeper::Leash;
+use super::launch::Ways;
 use super::monitor::Monitor;
 use crate::namespace::end;
 use sandbox_core::driver::{Machine, ProcessIdentity, Usage};
@@ -53,6 +54,8 @@ pub struct QemuMachine {
     pub frozen: bool,
     /// What is missing.
     pub notes: Vec<String>,
+    /// Where connections to the proxy and to the mirror arrive.
+    pub ways: Ways,
 }
 
 impl Machine for QemuMachine {
@@ -70,6 +73,14 @@ impl Machine for QemuMachine {
 
     fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    fn take_egress(&mut self) -> Option<OwnedFd> {
+        self.ways.proxy.take()
+    }
+
+    fn take_mirror(&mut self) -> Option<OwnedFd> {
+        self.ways.mirror.take()
     }
 
     fn usage(&mut self) -> Usage {

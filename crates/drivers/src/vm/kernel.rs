@@ -16,8 +16,11 @@ use std::path::{Path, PathBuf};
 /// What a guest cannot be without, as modules or built in.
 pub const WANTED: &[&str] = &["virtio_mmio", "virtio_console", "virtio_blk", "ext4", "fuse", "virtiofs", "overlay"];
 
-/// What makes it better: memory goes back to the host, and it has random numbers at once.
-pub const WELCOME: &[&str] = &["virtio_balloon", "virtio_rng"];
+/// What makes it better: memory goes back to the host, it has random numbers at once, and it can have [`SOCKETS`].
+pub const WELCOME: &[&str] = &["virtio_balloon", "virtio_rng", SOCKETS];
+
+/// What a way out of the guest (a proxy, a mirror) needs.
+pub const SOCKETS: &str = "vmw_vsock_virtio_transport";
 
 /// A kernel for guests.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +54,13 @@ pub enum KernelError {
 
 fn reasons(refused: &[String]) -> String {
     refused.iter().map(|reason| format!("; {reason}")).collect()
+}
+
+impl GuestKernel {
+    /// Returns whether guests can have ways out.
+    pub fn has_sockets(&self) -> bool {
+        Modules::open(&self.modules).is_ok_and(|modules| modules.has(SOCKETS))
+    }
 }
 
 /// Finds the kernel. `root` is the host's root directory, or a made-up one in tests.

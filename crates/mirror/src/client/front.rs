@@ -22,16 +22,18 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use rustix::net::AddressFamily;
 use std::convert::Infallible;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 /// Connections at once; more wait.
@@ -123,12 +125,11 @@ impl Front {
         Ok(Fronted { port, secret, end: Some(end), thread: Some(thread) })
     }
 
-    /// Serves until `end`.
-    pub fn serve(self, listener: TcpListener, end: impl Future<Output = ()>) -> io::Result<()> {
+    /// Serves until `end`. The listener is a stream socket of the family TCP or Unix.
+    pub fn serve(self, listener: impl Into<OwnedFd>, end: impl Future<Output = ()>) -> io::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
-            listener.set_nonblocking(true)?;
-            let listener = tokio::net::TcpListener::from_std(listener)?;
+            let listener = Listener::new(listener.into())?;
             let shared =
                 Arc::new(Shared { left: Arc::new(AtomicU64::new(self.most)), front: self, health: Mutex::default() });
             let room = Arc::new(Semaphore::new(CONNECTIONS));
@@ -139,29 +140,55 @@ impl Front {
                     () = &mut end => return Ok(()),
                 };
                 let accepted = tokio::select! {
-                    accepted = listener.accept() => accepted,
+                    accepted = listener.accept(shared.clone(), permit) => accepted,
                     () = &mut end => return Ok(()),
                 };
-                let Ok((stream, _)) = accepted else {
+                if accepted.is_err() {
                     // Out of descriptors, most likely: others end.
                     tokio::time::sleep(Duration::from_millis(20)).await;
-                    continue;
-                };
-                let _ = stream.set_nodelay(true);
-                let shared = shared.clone();
-                tokio::spawn(async move {
-                    let answer = service_fn(move |request| {
-                        let shared = shared.clone();
-                        async move { Ok::<_, Infallible>(shared.answer(request).await) }
-                    });
-                    let http =
-                        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
-                    let _ = http.await;
-                    drop(permit);
-                });
+                }
             }
         })
     }
+}
+
+/// Where clients come from.
+enum Listener {
+    Tcp(tokio::net::TcpListener),
+    /// A relay stands between.
+    Unix(tokio::net::UnixListener),
+}
+
+impl Listener {
+    fn new(fd: OwnedFd) -> io::Result<Self> {
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        match rustix::net::sockopt::socket_domain(&fd)? {
+            AddressFamily::UNIX => Ok(Self::Unix(tokio::net::UnixListener::from_std(fd.into())?)),
+            _ => Ok(Self::Tcp(tokio::net::TcpListener::from_std(fd.into())?)),
+        }
+    }
+
+    /// Takes one, and serves it beside.
+    async fn accept(&self, shared: Arc<Shared>, permit: OwnedSemaphorePermit) -> io::Result<()> {
+        match self {
+            Self::Tcp(listener) => {
+                let stream = listener.accept().await?.0;
+                let _ = stream.set_nodelay(true);
+                tokio::spawn(serve_one(stream, shared, permit));
+            }
+            Self::Unix(listener) => drop(tokio::spawn(serve_one(listener.accept().await?.0, shared, permit))),
+        }
+        Ok(())
+    }
+}
+
+async fn serve_one(stream: impl AsyncRead + AsyncWrite + Unpin, shared: Arc<Shared>, permit: OwnedSemaphorePermit) {
+    let answer = service_fn(move |request| {
+        let shared = shared.clone();
+        async move { Ok::<_, Infallible>(shared.answer(request).await) }
+    });
+    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
+    drop(permit);
 }
 
 type Answer = Response<BoxBody<Bytes, io::Error>>;
@@ -471,6 +498,24 @@ mod tests {
             let push = get("/h/o/n/info/refs?service=git-receive-pack");
             assert!(push.starts_with("HTTP/1.1 503 "), "{push}");
         }
+    }
+
+    #[test]
+    fn a_relay_may_stand_between() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("inside");
+        let listener = UnixListener::bind(&path).unwrap();
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let to = Endpoint::Unix("/nowhere/sock".into());
+        let front = Front { to, bearer: None, secret: None, otherwise: Otherwise::Nothing, most: 10 };
+        let thread = std::thread::spawn(move || front.serve(listener, async { drop(ended.await) }).unwrap());
+        let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        drop(end);
+        thread.join().unwrap();
     }
 
     #[test]

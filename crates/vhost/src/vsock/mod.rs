@@ -24,6 +24,7 @@ mod wire;
 
 use crate::{ServeError, wall};
 use serde::{Deserialize, Serialize};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
@@ -32,6 +33,8 @@ use std::path::PathBuf;
 pub struct Plan {
     /// The guest's context id: 3 or higher. Of no meaning outside of this one virtual machine.
     pub cid: u64,
+    /// Programs of the host may connect to the guest.
+    pub incoming: bool,
     /// Where connections of the guest go: to the socket `<this>_<port>`. `None`: it can make none.
     pub outgoing: Option<PathBuf>,
     /// Run by root: the uid and gid that it becomes.
@@ -41,26 +44,32 @@ pub struct Plan {
 }
 
 /// Serves the one VMM that connects to `vmm`, until it closes the connection. Programs of the host connect
-/// to `host`.
+/// to `host`, if there is one.
 ///
 /// # Errors
 ///
 /// A listener that cannot be watched, a VMM that breaks the protocol.
-pub fn serve(vmm: UnixListener, host: UnixListener, cid: u64, outgoing: Option<PathBuf>) -> Result<(), ServeError> {
+pub fn serve(
+    vmm: UnixListener,
+    host: Option<UnixListener>,
+    cid: u64,
+    outgoing: Option<PathBuf>,
+) -> Result<(), ServeError> {
     device::serve(vmm, cid, mux::Mux::new(cid, host, outgoing)?)
 }
 
-/// Puts a wall around this process and serves a plan: the whole of the role. The process must have one thread.
+/// Puts a wall around this process and serves a plan: the whole of the role. The process must have one thread. `host`
+/// is of use only to a plan with [`Plan::incoming`].
 ///
 /// # Errors
 ///
 /// Those of [`serve`], a directory of sockets that cannot be opened, a wall that cannot be built.
-pub fn run(vmm: UnixListener, host: UnixListener, plan: &Plan) -> Result<(), ServeError> {
+pub fn run(vmm: UnixListener, host: OwnedFd, plan: &Plan) -> Result<(), ServeError> {
     let split = |path: &PathBuf| Some((path.parent()?.to_owned(), path.file_name()?.to_owned()));
     let outgoing = plan.outgoing.as_ref().and_then(split);
     let dirs: Vec<_> = outgoing.iter().map(|(dir, _)| ("outgoing", dir.as_path())).collect();
     wall::enter(&dirs, plan.user, plan.parent, wall::SOCKETS)?;
     // The only directory that is left.
     let outgoing = outgoing.map(|(_, name)| PathBuf::from("/0").join(name));
-    serve(vmm, host, plan.cid, outgoing)
+    serve(vmm, plan.incoming.then(|| host.into()), plan.cid, outgoing)
 }

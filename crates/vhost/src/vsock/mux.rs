@@ -33,7 +33,8 @@ const LISTENER: u64 = 0;
 #[derive(Debug)]
 pub struct Mux {
     cid: u64,
-    listener: UnixListener,
+    /// Where programs of the host connect, if they may.
+    listener: Option<UnixListener>,
     /// The socket `<this>_<port>` is where a connection of the guest to the host's port goes.
     outgoing: Option<PathBuf>,
     events: OwnedFd,
@@ -49,10 +50,12 @@ pub struct Mux {
 
 impl Mux {
     /// Returns a multiplexer for a guest.
-    pub fn new(cid: u64, listener: UnixListener, outgoing: Option<PathBuf>) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
+    pub fn new(cid: u64, listener: Option<UnixListener>, outgoing: Option<PathBuf>) -> io::Result<Self> {
         let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        epoll::add(&events, &listener, epoll::EventData::new_u64(LISTENER), epoll::EventFlags::IN)?;
+        if let Some(listener) = &listener {
+            listener.set_nonblocking(true)?;
+            epoll::add(&events, listener, epoll::EventData::new_u64(LISTENER), epoll::EventFlags::IN)?;
+        }
         Ok(Self {
             cid,
             listener,
@@ -104,7 +107,7 @@ impl Mux {
         // A few at a time, so that connections that are open get their turn.
         for _ in 0..16 {
             // No more descriptors is the program's loss that is connecting: it is not taken before there are some.
-            let Ok((stream, _)) = self.listener.accept() else { return };
+            let Some(Ok((stream, _))) = self.listener.as_ref().map(UnixListener::accept) else { return };
             // Closed at once when there are too many.
             if self.connections.len() < MAX_CONNECTIONS && stream.set_nonblocking(true).is_ok() {
                 let port = self.free_port();

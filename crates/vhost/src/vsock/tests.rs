@@ -20,7 +20,7 @@ impl Guest {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("vsock");
-        let mux = Mux::new(CID, UnixListener::bind(&socket).unwrap(), Some(socket)).unwrap();
+        let mux = Mux::new(CID, Some(UnixListener::bind(&socket).unwrap()), Some(socket)).unwrap();
         Self { mux, dir }
     }
 

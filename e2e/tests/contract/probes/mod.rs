@@ -32,6 +32,7 @@ const SUITES: &[(&str, &str)] = &[
     ("ci", include_str!("../ci.rs")),
     ("agents", include_str!("../agents.rs")),
     ("egress", include_str!("../egress.rs")),
+    ("guest", include_str!("../guest.rs")),
     ("merging", include_str!("../merging.rs")),
     ("review", include_str!("../review.rs")),
     ("wall", include_str!("../wall.rs")),

@@ -5,6 +5,7 @@
 //!     ─► a root directory that can be left ─► exports, disk, trees      (build)
 //!     ─► the namespace driver: agent as PID 1 of its own namespaces, without any privilege
 //!     ─► carries bytes between channel and agent, reaps                 (relay)
+//!        and between ports of the inner loopback and of the host        (ways)
 //!     ─► agent gone, or channel gone: sync, unmount, off
 //! ```
 //! Whatever runs for the user is two walls away from the host: it would first have to get out of its namespaces,
@@ -14,7 +15,9 @@ mod build;
 mod channel;
 pub use channel::PORT;
 mod copy;
+mod pipe;
 mod relay;
+mod ways;
 
 use super::guest::{GuestSpec, VERSION, Word};
 use crate::namespace;
@@ -22,11 +25,14 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::system::{RebootCommand, finit_module, reboot};
 use sandbox_core::driver::Machine;
+use sandbox_core::launch::{MIRROR_PORT, PROXY_PORT};
 use std::error::Error;
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+
+use ways::Way;
 
 type Failure = Box<dyn Error>;
 
@@ -71,7 +77,8 @@ fn live() -> Result<(), Failure> {
     let mut channel = channel::open()?;
     let spec: GuestSpec = channel::read_spec(&mut channel)?;
     match start(&spec) {
-        Ok((machine, notes)) => {
+        Ok((mut machine, notes)) => {
+            open_ways(&mut *machine)?;
             for note in notes {
                 channel::say(&mut channel, &Word::Note(note))?;
             }
@@ -91,6 +98,24 @@ fn start(spec: &GuestSpec) -> Result<(Box<dyn Machine>, Vec<String>), Failure> {
     let machine = namespace::launch(&spec.launch, &spec.plan)?;
     let notes = machine.notes().to_vec();
     Ok((Box::new(machine), notes))
+}
+
+/// What the agent's namespaces have listening for the host is led there, by a thread of its own.
+fn open_ways(machine: &mut dyn Machine) -> Result<(), Failure> {
+    let ways = [(machine.take_egress(), PROXY_PORT), (machine.take_mirror(), MIRROR_PORT)];
+    let ways: Vec<Way> =
+        ways.into_iter().filter_map(|(listener, port)| Some(Way { listener: listener?, port: port.into() })).collect();
+    if ways.is_empty() {
+        return Ok(());
+    }
+    let thread = std::thread::Builder::new().name("ways".to_owned());
+    let serve = move || {
+        if let Err(error) = ways::run(&ways) {
+            let _ = writeln!(io::stderr(), "git-sandbox-guest: the ways out have ended: {error}");
+        }
+    };
+    thread.spawn(serve).map_err(during("open the ways out"))?;
+    Ok(())
 }
 
 fn kernel_file_systems() -> Result<(), Failure> {
