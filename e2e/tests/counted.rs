@@ -173,6 +173,83 @@ fn a_copy_in_which_nothing_was_done_is_not_rescued() {
     assert!(rescues("echo new >new") > 0);
 }
 
+/// What `merge --all` of ended sandboxes executes, however many they are, and why.
+const MERGE: &[(&str, &str)] = &[
+    ("git-sandbox", "the command itself"),
+    ("git --version", "refuses a git that is too old"),
+    ("git status", "whether anything here is uncommitted, which decides what is asked of the sandboxes"),
+    ("git var", "who merges, and when: as git resolves it"),
+    ("git config", "what converts files, and what would run what comes in"),
+    ("git cat-file", "commits and blobs, in one conversation from the plan to its end"),
+    ("git diff-tree", "what differs between trees, in one conversation"),
+    ("git check-attr", "attributes of what is merged"),
+    ("git rev-list", "how all of them stand to each other"),
+    ("git merge-tree", "the merges"),
+    ("git hash-object", "the merge commits"),
+    ("git check-ignore", "whether a new file hides behind an ignore rule"),
+    ("git pack-objects", "all that was made, as one pack"),
+    ("git index-pack", "the same, safe from any `gc` until a ref names it"),
+    ("git update-index", "the new index"),
+    ("git update-ref", "moves HEAD"),
+];
+
+/// Ten sandboxes are no more processes than two: git is spoken with, not started again.
+#[test]
+fn a_merge_of_many() {
+    if which("strace").is_none() {
+        skip!("no strace");
+    }
+    let env = TestEnv::new();
+    let repo = State::Plain.build(&env, "repo");
+    repo.git(&["stash", "-u", "-q"]).ok();
+    for name in ["a", "b", "c", "d", "e"] {
+        let script = format!("echo {name} >new-{name} && git add -A && git commit -qm {name}");
+        repo.sandbox(&["spawn", "-q", name, "--", "sh", "-c", &script]).ok();
+    }
+    repo.git(&["commit", "-q", "--allow-empty", "-m", "gone on"]).ok();
+    let mut expected: Vec<&str> = MERGE.iter().map(|(name, _)| *name).collect();
+    expected.sort_unstable();
+    for names in [&["merge", "a", "b"][..], &["merge", "--all"]] {
+        let trace = tempfile::tempdir_in(env.root()).unwrap();
+        let plain = env.sandbox_command(repo.dir(), names);
+        let mut command = Command::new("strace");
+        command.args(["-ff", "-qq", "-s", "4096", "-e", "trace=execve", "-o"]).arg(trace.path().join("t"));
+        command.arg(plain.get_program()).args(plain.get_args()).current_dir(repo.dir()).env_clear();
+        command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.env_remove("GIT_CEILING_DIRECTORIES").env_remove("GIT_CONFIG_NOSYSTEM");
+        env.run(&mut command).ok();
+        let mut programs: Vec<String> = Vec::new();
+        for entry in std::fs::read_dir(trace.path()).unwrap() {
+            let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
+            programs.extend(text.lines().filter(|line| line.ends_with(" = 0")).map(program));
+        }
+        programs.sort();
+        assert_eq!(programs, expected, "{names:?}");
+    }
+    for name in ["a", "b", "c", "d", "e"] {
+        assert!(repo.dir().join(format!("new-{name}")).exists(), "{name} was merged");
+    }
+}
+
+/// A line of `execve` as a program and, of git, its verb.
+fn program(line: &str) -> String {
+    let argv: Vec<&str> = line.split_once('[').unwrap().1.split('"').skip(1).step_by(2).collect();
+    let name = argv[0].rsplit('/').next().unwrap();
+    if name != "git" {
+        return "git-sandbox".to_owned();
+    }
+    let mut rest = argv[1..].iter();
+    while let Some(argument) = rest.next() {
+        match *argument {
+            "-C" | "-c" => drop(rest.next()),
+            "--no-pager" | "--no-optional-locks" => {}
+            flag if flag.starts_with("--git-dir=") => {}
+            verb => return format!("git {verb}"),
+        }
+    }
+    "git".to_owned()
+}
+
 /// Ends the watcher of a repository.
 struct Watching<'r, 'e>(&'r Repo<'e>);
 

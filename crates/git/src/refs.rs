@@ -10,6 +10,7 @@ use crate::command::{Git, GitError};
 use crate::oid::Oid;
 use crate::refname::RefName;
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -245,6 +246,46 @@ impl RefStore {
     }
 }
 
+/// Reads `HEAD` and the commit that it names (`None`: the branch is unborn) from files alone. `None` as a whole where
+/// only git can say: a reftable, a link as `HEAD`, a branch that names another, bytes that are neither.
+pub fn read_head(git_dir: &Path, common_dir: &Path) -> Option<(Head, Option<Oid>)> {
+    let head = git_dir.join("HEAD");
+    if common_dir.join("reftable").is_dir() || fs::symlink_metadata(&head).ok()?.is_symlink() {
+        return None;
+    }
+    let name = match parse_head(&fs::read(&head).ok()?)? {
+        Head::Detached(oid) => return Some((Head::Detached(oid), Some(oid))),
+        Head::Branch(name) => name,
+    };
+    if !name.as_bytes().starts_with(b"refs/heads/") {
+        return None;
+    }
+    // Git writes a packed ref before it removes the loose one: what is not loose any more is packed by now.
+    match fs::read(common_dir.join(OsStr::from_bytes(name.as_bytes()))) {
+        Ok(bytes) => match parse_head(&bytes)? {
+            Head::Detached(oid) => Some((Head::Branch(name), Some(oid))),
+            Head::Branch(_) => None,
+        },
+        Err(error) if is_absent(&error) => match fs::read(common_dir.join("packed-refs")) {
+            Ok(packed) => {
+                let oid = packed.split(|b| *b == b'\n').find_map(|line| {
+                    let oid = line.strip_suffix(name.as_bytes())?.strip_suffix(b" ")?;
+                    Oid::parse(oid)
+                });
+                Some((Head::Branch(name), oid))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some((Head::Branch(name), None)),
+            Err(_) => None,
+        },
+        Err(_) => None,
+    }
+}
+
+/// No such file, or a directory in its place or on the way to it.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory)
+}
+
 /// Parses `ref: <name>` or an id: the content of `HEAD` and of loose refs.
 pub fn parse_head(bytes: &[u8]) -> Option<Head> {
     let line = bytes.split(|b| *b == b'\n').next()?.trim_ascii_end();
@@ -276,6 +317,36 @@ mod tests {
 
     const A: &str = "1111111111111111111111111111111111111111";
     const B: &str = "2222222222222222222222222222222222222222";
+
+    #[test]
+    fn head_is_read_from_files_or_left_to_git() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let read = || read_head(dir.path(), dir.path());
+        let main = || Head::Branch(RefName::parse("refs/heads/a/main").unwrap());
+        assert_eq!(read(), None, "no HEAD at all");
+        write("HEAD", "ref: refs/heads/a/main\n");
+        assert_eq!(read(), Some((main(), None)), "unborn");
+        write("packed-refs", &format!("# pack-refs with: peeled \n{B} refs/heads/a/main2\n{A} refs/heads/a/main\n"));
+        assert_eq!(read(), Some((main(), Oid::parse(A))));
+        fs::create_dir_all(dir.path().join("refs/heads/a/main")).unwrap();
+        assert_eq!(read(), Some((main(), Oid::parse(A))), "an empty directory is no ref");
+        fs::remove_dir(dir.path().join("refs/heads/a/main")).unwrap();
+        write("refs/heads/a/main", &format!("{B}\n"));
+        assert_eq!(read(), Some((main(), Oid::parse(B))), "loose before packed");
+        for left in ["ref: refs/heads/b\n", "", "zzz\n"] {
+            write("refs/heads/a/main", left);
+            assert_eq!(read(), None, "{left:?} is left to git");
+        }
+        write("HEAD", &format!("{A}\n"));
+        assert_eq!(read(), Some((Head::Detached(Oid::parse(A).unwrap()), Oid::parse(A))));
+        fs::create_dir(dir.path().join("reftable")).unwrap();
+        assert_eq!(read(), None);
+    }
 
     #[test]
     fn loose_shadows_packed_and_links_are_followed() {

@@ -171,6 +171,23 @@ pub(crate) fn read<'p>(
     ask(repo.host(), &[], paths)
 }
 
+/// The same, asking for what was not asked for since what is being planned began.
+pub(crate) fn known<'p>(
+    repo: &Repo,
+    paths: impl IntoIterator<Item = &'p RepoPath>,
+) -> Result<BTreeMap<RepoPath, Attributes>, MergeError> {
+    let paths: Vec<&RepoPath> = paths.into_iter().collect();
+    let mut known = repo.database().attributes.borrow_mut();
+    let new = read(repo, paths.iter().copied().filter(|path| !known.contains_key(*path)))?;
+    known.extend(new);
+    Ok(paths.into_iter().filter_map(|path| Some((path.clone(), known.get(path)?.clone()))).collect())
+}
+
+/// Forgets what [`known`] has: the host may have changed since.
+pub(crate) fn forget(repo: &Repo) {
+    repo.database().attributes.borrow_mut().clear();
+}
+
 /// Reads the attributes of paths as they would be in `tree`.
 pub(crate) fn read_in_tree<'p>(
     repo: &Repo,

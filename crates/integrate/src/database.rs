@@ -3,27 +3,37 @@
 //!
 //! ```text
 //!   cat-file --batch-command       commits and blobs
+//!   diff-tree --stdin              what differs between two trees
 //!   hash-object --stdin-paths      a blob, a commit: its bytes wait in a scratch file
 //! ```
 
+use crate::attributes::Attributes;
 use crate::error::MergeError;
+use crate::objects::Difference;
+use crate::path::RepoPath;
 use crate::plan::Identity;
 use crate::repo::{Repo, parse_oid};
 use crate::run::{Talk, unexpected};
 use sandbox_git::Oid;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
+
+/// What is said at the end of an answer.
+const END: &str = "end";
 
 /// The conversations of one repository.
 #[derive(Default)]
 pub(crate) struct Database {
     reader: RefCell<Option<Talk>>,
+    differ: RefCell<Option<Talk>>,
     blobs: RefCell<Option<Talk>>,
     commits: RefCell<Option<Talk>>,
     /// Commits that were made here, in the order in which they were made.
     made: RefCell<Vec<Oid>>,
+    /// Attributes of paths on the host, as they were when what is being planned began.
+    pub(crate) attributes: RefCell<BTreeMap<RepoPath, Attributes>>,
     /// Whoever works with it.
     users: Cell<usize>,
 }
@@ -43,9 +53,15 @@ impl Drop for Resting<'_> {
         let database = self.0.database();
         database.users.set(database.users.get() - 1);
         if database.users.get() == 0 {
-            for talk in [&database.reader, &database.blobs, &database.commits] {
-                talk.take();
-            }
+            database.rest();
+        }
+    }
+}
+
+impl Database {
+    fn rest(&self) {
+        for talk in [&self.reader, &self.differ, &self.blobs, &self.commits] {
+            talk.take();
         }
     }
 }
@@ -104,6 +120,45 @@ impl Repo {
         let users = &self.database().users;
         users.set(users.get() + 1);
         Resting(self)
+    }
+
+    /// Lets the conversations go on from a plan to its application, until this is dropped: for a caller that starts
+    /// nothing in between that could outlive it.
+    pub fn keep_talking(&self) {
+        let users = &self.database().users;
+        users.set(users.get() + 1);
+    }
+
+    /// Returns what differs between two trees, in git's order.
+    pub(crate) fn diff_trees(&self, old: Oid, new: Oid) -> Result<Vec<Difference>, MergeError> {
+        let mut talk = self.database().differ.borrow_mut();
+        if talk.is_none() {
+            let args = ["diff-tree", "--stdin", "-r", "-z", "--raw", "--no-renames", "--no-abbrev"];
+            *talk = Some(Talk::start(self.pure().args(args))?);
+        }
+        let differ = talk.as_mut().expect("it was just started");
+        // A line that is no id is said again, which is what gitk knows the end of an answer by.
+        differ.send(format!("{old} {new}\n{END}\n").as_bytes())?;
+        let mut all = Vec::new();
+        loop {
+            match differ.peek()? {
+                b':' => {
+                    let meta = differ.field()?;
+                    all.push(Difference::parse(&meta, &differ.field()?)?);
+                }
+                _ => match differ.line()?.as_str() {
+                    END => return Ok(all),
+                    header if header == format!("{old} {new}") => {}
+                    other => return Err(unexpected("git diff-tree", other.as_bytes()).into()),
+                },
+            }
+        }
+    }
+
+    /// The tree that a name leads to.
+    pub(crate) fn tree_named(&self, name: &str) -> Result<Oid, MergeError> {
+        let found = self.ask(&format!("info {name}^{{tree}}\n"), |_, id, _, _| Ok(id))?;
+        found.ok_or_else(|| unexpected("git cat-file", name.as_bytes()).into())
     }
 
     /// Reads an object by any name: its id, its type and its bytes; `None` if there is none.

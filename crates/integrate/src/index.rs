@@ -94,8 +94,10 @@ const SKIP_WORKTREE: u32 = 1 << 30;
 impl Index {
     pub fn read(repo: &Repo) -> Result<Self, MergeError> {
         let stamp = Stamp::of(repo)?;
-        let output = repo.host().args(["ls-files", "--stage", "-z", "--debug"]).output()?.stdout;
-        let mut index = Self::parse(&output)?;
+        let mut index = match Self::of_file(repo, repo.index()) {
+            Some(index) => index?,
+            None => Self::parse(&repo.host().args(["ls-files", "--stage", "-z", "--debug"]).output()?.stdout)?,
+        };
         index.stamp = stamp;
         Ok(index)
     }
@@ -107,8 +109,71 @@ impl Index {
 
     /// Reads another index file of the same repository.
     pub fn read_file(repo: &Repo, file: &Path) -> Result<Self, MergeError> {
+        if let Some(index) = Self::of_file(repo, file) {
+            return index;
+        }
         let git = repo.host().env("GIT_INDEX_FILE", file);
         Self::parse(&git.args(["ls-files", "--stage", "-z", "--debug"]).output()?.stdout)
+    }
+
+    /// Reads an index without a process; `None`: it is one that git has to put together (split, sparse), or to judge.
+    fn of_file(repo: &Repo, file: &Path) -> Option<Result<Self, MergeError>> {
+        let bytes = match fs::read(file) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(Self::of_entries(&[])),
+            Err(_) => return None,
+        };
+        let parsed = sandbox_git::index::Index::parse(bytes, repo.format()).ok()?;
+        let is_sparse = |entry: &sandbox_git::index::Entry| entry.mode & 0o170_000 == 0o040_000;
+        if parsed.is_split() || parsed.entries().iter().any(is_sparse) {
+            return None;
+        }
+        Some(Self::of_entries(parsed.entries()))
+    }
+
+    fn of_entries(entries: &[sandbox_git::index::Entry]) -> Result<Self, MergeError> {
+        let mut index = Self::default();
+        let mut digest = sha2::Sha256::new();
+        let mut record = Vec::new();
+        for entry in entries {
+            record.clear();
+            write!(record, "{:06o} {} {}\t", entry.mode, entry.oid, entry.stage).expect("a vector takes all");
+            record.extend_from_slice(&entry.path);
+            let stat = Cached {
+                mtime: (i64::from(entry.stat.mtime.0), entry.stat.mtime.1),
+                ino: entry.stat.ino,
+                size: entry.stat.size,
+            };
+            let flag = |set: bool, flag: u32| if set { flag } else { 0 };
+            let flags = flag(entry.intent_to_add, INTENT_TO_ADD) | flag(entry.skip_worktree, SKIP_WORKTREE);
+            index.add(&mut digest, &record, flags, stat)?;
+        }
+        index.digest = hex(&digest.finalize());
+        Ok(index)
+    }
+
+    /// Adds `<mode> <id> <stage>\t<path>`.
+    fn add(&mut self, digest: &mut sha2::Sha256, record: &[u8], flags: u32, stat: Cached) -> Result<(), MergeError> {
+        let bad = || MergeError::from(unexpected("git ls-files", b"an entry of another form"));
+        let tab = record.iter().position(|b| *b == b'\t').ok_or_else(bad)?;
+        let words: Vec<_> = record[..tab].split(|b| *b == b' ').collect();
+        let [mode, id, stage] = words[..] else { return Err(bad()) };
+        let path = checked(&record[tab + 1..])?;
+        digest.update(record);
+        digest.update(((flags & (INTENT_TO_ADD | SKIP_WORKTREE)) | u32::from(stage == b"0")).to_be_bytes());
+        if stage != b"0" {
+            self.unmerged.get_or_insert(path);
+            return Ok(());
+        }
+        let (Some(mode), Some(id)) = (Mode::parse(mode), Oid::parse(id)) else { return Err(bad()) };
+        let staged = Staged {
+            entry: Entry { mode, id },
+            skip_worktree: flags & SKIP_WORKTREE != 0,
+            intent_to_add: flags & INTENT_TO_ADD != 0,
+            stat,
+        };
+        self.entries.insert(path, staged);
+        Ok(())
     }
 
     /// Parses `<mode> <id> <stage>\t<path>\0` followed by the indented lines of `--debug`.
@@ -121,24 +186,7 @@ impl Index {
             let (record, rest) = (&output[..end], &output[end + 1..]);
             let debug = Debug::parse(rest).ok_or_else(bad)?;
             output = &rest[debug.length..];
-            let tab = record.iter().position(|b| *b == b'\t').ok_or_else(bad)?;
-            let words: Vec<_> = record[..tab].split(|b| *b == b' ').collect();
-            let [mode, id, stage] = words[..] else { return Err(bad()) };
-            let path = checked(&record[tab + 1..])?;
-            digest.update(record);
-            digest.update(((debug.flags & (INTENT_TO_ADD | SKIP_WORKTREE)) | u32::from(stage == b"0")).to_be_bytes());
-            if stage != b"0" {
-                index.unmerged.get_or_insert(path);
-                continue;
-            }
-            let (Some(mode), Some(id)) = (Mode::parse(mode), Oid::parse(id)) else { return Err(bad()) };
-            let staged = Staged {
-                entry: Entry { mode, id },
-                skip_worktree: debug.flags & SKIP_WORKTREE != 0,
-                intent_to_add: debug.flags & INTENT_TO_ADD != 0,
-                stat: debug.stat,
-            };
-            index.entries.insert(path, staged);
+            index.add(&mut digest, record, debug.flags, debug.stat)?;
         }
         index.digest = hex(&digest.finalize());
         Ok(index)
@@ -335,8 +383,46 @@ impl Drop for IndexLock {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tests::World;
 
     const ID: &str = "b6ddd0c430e287bf3c3cc901a0ffd5ed7ef8b17b";
+
+    /// The digest outlives the program in what `undo` stands on: both ways must say the same, byte for byte.
+    #[test]
+    fn the_file_is_read_as_git_reads_it() {
+        let world = World::new(&[("a", "1\n"), ("b", "1\n"), ("d/e", "1\n"), ("d-e", "1\n")]);
+        let repo = world.repo();
+        let both = || {
+            let asked = repo.host().args(["ls-files", "--stage", "-z", "--debug"]).output().unwrap().stdout;
+            (Index::of_file(&repo, repo.index()).map(Result::unwrap), Index::parse(&asked).unwrap())
+        };
+        let same = |what: &str| {
+            let (read, asked) = both();
+            let read = read.unwrap_or_else(|| panic!("{what}: left to git"));
+            assert_eq!((read.digest, read.unmerged), (asked.digest, asked.unmerged), "{what}");
+            assert_eq!(read.entries, asked.entries, "{what}");
+        };
+        same("plain");
+        world.write("n", "new\n");
+        world.git(&["add", "-N", "n"]);
+        world.git(&["update-index", "--skip-worktree", "b"]);
+        world.git(&["update-index", "--assume-unchanged", "a"]);
+        world.git(&["update-index", "--chmod=+x", "d/e"]);
+        same("flags and modes");
+        world.git(&["update-index", "--index-version", "4"]);
+        same("version 4");
+        let id = world.git(&["rev-parse", ":a"]);
+        let stages = (1..=3).map(|stage| format!("100644 {} {stage}\td/c\n", id.trim())).collect::<String>();
+        let file = repo.temp_file(stages.as_bytes()).unwrap();
+        let feed = format!("git update-index --index-info <'{}'", file.path().display());
+        world.git(&["-c", &format!("alias.feed=!{feed}"), "feed"]);
+        same("a conflict");
+        assert!(both().1.unmerged.is_some());
+        world.git(&["update-index", "--split-index"]);
+        assert!(both().0.is_none(), "a split index is put together by git");
+        fs::remove_file(repo.index()).unwrap();
+        assert!(both().0.unwrap().entries.is_empty() && both().1.entries.is_empty());
+    }
 
     fn record(path: &str, stage: u8, flags: u32) -> String {
         format!(

@@ -2,12 +2,12 @@
 //! is chosen by.
 //!
 //! ```text
-//!   diff-tree --stdin    one process: paths whose merge attributes matter
+//!   diff-tree            one process: paths whose merge attributes matter
 //!   rev-list --parents   one process: which tip contains which, which have nothing in common
 //!   merge-tree --stdin   one process: every pair that is left and not in the cache
 //! ```
 
-use crate::attributes::Rules;
+use crate::attributes::{self, Rules};
 use crate::error::MergeError;
 use crate::lineage::Lineage;
 use crate::merger::{attribute_lines, changed};
@@ -111,6 +111,7 @@ impl Matrix {
 pub fn matrix(repo: &Repo, onto: Option<Oid>, tips: &[Oid], cache: &mut Cache) -> Result<Matrix, MergeError> {
     let _working = repo.working();
     let count = tips.len();
+    attributes::forget(repo);
     let lines = merge_attributes(repo, onto, tips)?;
     let mut context = Sha256::new();
     context.update(repo.shallow());
@@ -136,7 +137,7 @@ pub fn matrix(repo: &Repo, onto: Option<Oid>, tips: &[Oid], cache: &mut Cache) -
     if missing.is_empty() {
         return Ok(Matrix { count, pairs });
     }
-    let lineage = Lineage::read(repo, tips)?;
+    let lineage = Lineage::read(repo, tips, None)?;
     let mut to_merge = Vec::new();
     for (a, b) in missing {
         match lineage.pair(a, b) {

@@ -2,7 +2,7 @@
 //! process, however many merges there are.
 //!
 //! ```text
-//!   diff-tree --stdin    paths in which what is merged differs from where it goes
+//!   diff-tree            paths in which what is merged differs from where it goes
 //!   check-attr           their merge attributes on the host ─► info/attributes of the scratch repository
 //!   merge-tree --stdin   `[base --] ours theirs` in, tree and conflicts out
 //! ```
@@ -162,33 +162,12 @@ impl<'r> Merger<'r> {
     }
 }
 
-/// The paths in which two trees differ, of each pair, in one process.
+/// The paths in which two trees differ, of each pair.
 pub(crate) fn changed_between(repo: &Repo, pairs: &[(Oid, Oid)]) -> Result<Vec<BTreeSet<RepoPath>>, MergeError> {
-    let mut all = vec![BTreeSet::new(); pairs.len()];
-    // Of two that are the same nothing is said, not even which they are.
-    let asked: Vec<usize> = (0..pairs.len()).filter(|n| pairs[*n].0 != pairs[*n].1).collect();
-    if asked.is_empty() {
-        return Ok(all);
-    }
-    let header = |n: &usize| format!("{} {}\n", pairs[*n].0, pairs[*n].1);
-    let input: String = asked.iter().map(header).collect();
-    let args = ["diff-tree", "--stdin", "-r", "-z", "--name-only", "--no-renames"];
-    let output = repo.pure().args(args).stdin(input).output()?.stdout;
-    let mut next = asked.iter().peekable();
-    let mut at = None;
-    for field in output.split(|b| *b == 0).filter(|field| !field.is_empty()) {
-        // A line with the two trees is before the first path of each pair.
-        let path = match next.peek().and_then(|n| field.strip_prefix(header(n).as_bytes())) {
-            Some(path) => {
-                at = next.next().copied();
-                path
-            }
-            None => field,
-        };
-        let at = at.ok_or_else(|| unexpected("git diff-tree", field))?;
-        all[at].extend(RepoPath::parse(path));
-    }
-    Ok(all)
+    let paths = |(old, new): &(Oid, Oid)| -> Result<BTreeSet<RepoPath>, MergeError> {
+        Ok(repo.diff_trees(*old, *new)?.into_iter().map(|difference| difference.path).collect())
+    };
+    pairs.iter().map(paths).collect()
 }
 
 /// The paths in which commits differ from `onto`.
@@ -207,7 +186,7 @@ pub(crate) fn attribute_lines(
     paths: &BTreeSet<RepoPath>,
 ) -> Result<(Vec<u8>, BTreeMap<RepoPath, String>), MergeError> {
     let (mut lines, mut drivers) = (Vec::new(), BTreeMap::new());
-    for (path, attributes) in &attributes::read(repo, paths)? {
+    for (path, attributes) in &attributes::known(repo, paths)? {
         let attribute = match rules.merge_style(attributes) {
             MergeStyle::Text => continue,
             MergeStyle::Union => " merge=union\n",

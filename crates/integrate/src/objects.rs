@@ -109,21 +109,20 @@ pub(crate) struct Difference {
     pub new: Option<Entry>,
 }
 
-/// Returns the paths in which two trees differ, in git's order.
-pub(crate) fn differences(repo: &Repo, old: &str, new: &str) -> Result<Vec<Difference>, MergeError> {
-    let args = ["diff-tree", "-r", "-z", "--raw", "--no-renames", "--no-abbrev", old, new];
-    let output = repo.pure().args(args).output()?.stdout;
-    let mut fields = output.split(|b| *b == 0);
-    let mut all = Vec::new();
-    while let Some(meta) = fields.next().filter(|meta| !meta.is_empty()) {
-        let path = checked(fields.next().ok_or_else(|| unexpected("git diff-tree", meta))?)?;
+impl Difference {
+    /// Parses `:<mode> <mode> <id> <id> <status>` and a path.
+    pub fn parse(meta: &[u8], path: &[u8]) -> Result<Self, MergeError> {
         let words: Vec<_> = meta.strip_prefix(b":").unwrap_or(meta).split(|b| *b == b' ').collect();
         let [old_mode, new_mode, old_id, new_id, _] = words[..] else {
             return Err(unexpected("git diff-tree", meta).into());
         };
-        all.push(Difference { path, old: entry(old_mode, old_id), new: entry(new_mode, new_id) });
+        Ok(Self { path: checked(path)?, old: entry(old_mode, old_id), new: entry(new_mode, new_id) })
     }
-    Ok(all)
+}
+
+/// Returns the paths in which two trees differ, by any of their names, in git's order.
+pub(crate) fn differences(repo: &Repo, old: &str, new: &str) -> Result<Vec<Difference>, MergeError> {
+    repo.diff_trees(repo.tree_named(old)?, repo.tree_named(new)?)
 }
 
 /// Returns pairs (from, to) of files that were renamed between two trees.

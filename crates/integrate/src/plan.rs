@@ -244,6 +244,7 @@ pub fn plan(repo: &Repo, request: &MergeRequest<'_>) -> Result<MergePlan, MergeE
     if let Some(operation) = repo.operation() {
         return Err(MergeError::InProgress { operation, worktree: repo.worktree().to_owned() });
     }
+    attributes::forget(repo);
     let index = Index::read(repo)?;
     if let Some(path) = index.unmerged {
         return Err(MergeError::Unmerged { path });
@@ -310,7 +311,7 @@ pub(crate) fn planned(
     groups: &[Group<'_>],
 ) -> Result<Result<Planned, Blocked>, MergeError> {
     let touched = differences(repo, &tree_of(repo, head.commit), next)?;
-    let now = attributes::read(repo, touched.iter().map(|difference| &difference.path))?;
+    let now = attributes::known(repo, touched.iter().map(|difference| &difference.path))?;
     let then = attributes_then(repo, next, &touched)?;
     let mut objects = Objects::new(repo);
     let mut warnings = review(&mut objects, &rules.listing, &touched, next)?;

@@ -4,6 +4,7 @@ use crate::database::Database;
 use crate::error::MergeError;
 use crate::run::{self, Answer, unexpected};
 use sandbox_git::config::Listing;
+use sandbox_git::refs::{self, read_head};
 use sandbox_git::{Git, GitCommand, ObjectFormat, Oid};
 use sandbox_sys::lock::FileLock;
 use std::fs;
@@ -103,7 +104,34 @@ impl Repo {
             .ok_or_else(|| unexpected("git rev-parse", format))?;
         let path = |line: &[u8]| PathBuf::from(std::ffi::OsStr::from_bytes(line));
         let (common, objects, index) = (path(line()?), path(line()?), path(line()?));
+        Self::at(git, (worktree, gitdir), common, (objects, index), format, scratch)
+    }
 
+    /// The same where it is known already, without a process, what git would say of it: the git directory that all
+    /// working trees share, and the hash function.
+    pub fn open_known(
+        git: &Git,
+        (worktree, gitdir): (&Path, &Path),
+        (common, format): (&Path, ObjectFormat),
+        scratch: &Path,
+    ) -> Result<Self, MergeError> {
+        // This moves the objects and refs of whatever git directory is named.
+        if git.env().discovery_var("GIT_COMMON_DIR").is_some() {
+            return Self::open(git, worktree, gitdir, scratch);
+        }
+        let inside = (common.join("objects"), gitdir.join("index"));
+        Self::at(git, (worktree, gitdir), common.to_owned(), inside, format, scratch)
+    }
+
+    fn at(
+        git: &Git,
+        (worktree, gitdir): (&Path, &Path),
+        common: PathBuf,
+        (objects, index): (PathBuf, PathBuf),
+        format: ObjectFormat,
+        scratch: &Path,
+    ) -> Result<Self, MergeError> {
+        git.version()?;
         let dir = tempfile::Builder::new().prefix("integrate.").tempdir_in(scratch);
         let dir = dir.map_err(MergeError::io("create", scratch))?;
         // Held as long as it is used: a sweep can tell what a dead command left.
@@ -221,8 +249,18 @@ impl Repo {
         self.git.env().home.as_deref()
     }
 
-    /// Reads where HEAD is.
+    /// Reads where HEAD is: from files where that is certain, else by git.
     pub fn head(&self) -> Result<Head, MergeError> {
+        let fits = |commit: &Option<Oid>| commit.is_none_or(|id| id.format() == self.format && !id.is_null());
+        if let Some((head, commit)) = read_head(&self.gitdir, &self.common).filter(|(_, commit)| fits(commit)) {
+            let reference = match head {
+                refs::Head::Branch(name) => std::str::from_utf8(name.as_bytes()).ok().map(str::to_owned),
+                refs::Head::Detached(_) => return Ok(Head { reference: None, commit }),
+            };
+            if reference.is_some() {
+                return Ok(Head { reference, commit });
+            }
+        }
         let symbolic = Answer::of(self.host().args(["symbolic-ref", "-q", "HEAD"]))?;
         let reference = match symbolic.code() {
             Some(0) => Some(symbolic.line()?),

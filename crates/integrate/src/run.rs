@@ -115,6 +115,14 @@ impl Talk {
         if sent { Ok(()) } else { Err(self.lost()) }
     }
 
+    /// The next byte, which stays to be read.
+    pub fn peek(&mut self) -> Result<u8, GitError> {
+        match self.stdout.fill_buf().map(|bytes| bytes.first().copied()) {
+            Ok(Some(byte)) => Ok(byte),
+            _ => Err(self.lost()),
+        }
+    }
+
     /// Reads one line without its end; an error at the end of the output.
     pub fn line(&mut self) -> Result<String, GitError> {
         let mut line = String::new();

@@ -9,7 +9,7 @@
 //!   a conflict with uncommitted work           its sandbox is left out, and all is computed again
 //! ```
 
-use crate::attributes::Rules;
+use crate::attributes::{self, Rules};
 use crate::error::{Conflicts, MergeError};
 use crate::index::Index;
 use crate::inspect::{Commit, commits_of, merge_base, relation, tree_of};
@@ -76,7 +76,7 @@ pub fn plan_several(repo: &Repo, requests: &[MergeRequest<'_>], octopus: bool) -
     }
     let tips: Vec<Oid> = head.commit.into_iter().chain(requests.iter().map(|request| request.tip)).collect();
     // Only where there is something that they can stand to.
-    let lineage = if head.commit.is_some() { Some(Lineage::read(repo, &tips)?) } else { None };
+    let lineage = if head.commit.is_some() { Some(Lineage::read(repo, &tips, spawned_from(requests))?) } else { None };
     let mut left_out: Vec<LeftOut> = Vec::new();
     loop {
         let out: Vec<String> = left_out.iter().map(|left| left.name.clone()).collect();
@@ -181,11 +181,18 @@ fn start(repo: &Repo) -> Result<(Head, Index, Rules), MergeError> {
     if let Some(operation) = repo.operation() {
         return Err(MergeError::InProgress { operation, worktree: repo.worktree().to_owned() });
     }
+    attributes::forget(repo);
     let mut index = Index::read(repo)?;
     if let Some(path) = index.unmerged.take() {
         return Err(MergeError::Unmerged { path });
     }
     Ok((repo.head()?, index, Rules::read(repo)?))
+}
+
+/// The commit that all of them were spawned from, if it is one.
+fn spawned_from(requests: &[MergeRequest<'_>]) -> Option<Oid> {
+    let base = requests.first()?.base?;
+    requests.iter().all(|request| request.base == Some(base)).then_some(base)
 }
 
 fn copy<'a>(request: &MergeRequest<'a>) -> MergeRequest<'a> {

@@ -2,6 +2,7 @@
 
 use crate::context::Context;
 use crate::error::CliError;
+use sandbox_core::host_repo::HostRepo;
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_core::work;
@@ -19,7 +20,7 @@ pub fn open(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Repo,
     let host = work::host(store, sandbox)?;
     let here = context.maybe_repo().filter(|repo| repo.common_dir() == host.common_dir());
     let repo = here.unwrap_or(&host);
-    Ok(Repo::open(context.git()?, repo.worktree()?, repo.git_dir(), &store.tmp())?)
+    opened(context, store, repo, repo.worktree()?)
 }
 
 /// The same to look at it: a bare repository will do.
@@ -27,7 +28,12 @@ pub fn open_to_read(context: &Context, store: &Store, sandbox: &Sandbox) -> Resu
     let host = work::host(store, sandbox)?;
     let here = context.maybe_repo().filter(|repo| repo.common_dir() == host.common_dir());
     let repo = here.unwrap_or(&host);
-    Ok(Repo::open(context.git()?, repo.top_or_gitdir(), repo.git_dir(), &store.tmp())?)
+    opened(context, store, repo, repo.top_or_gitdir())
+}
+
+fn opened(context: &Context, store: &Store, repo: &HostRepo, worktree: &Path) -> Result<Repo, CliError> {
+    let known = (repo.common_dir(), repo.format());
+    Ok(Repo::open_known(context.git()?, (worktree, repo.git_dir()), known, &store.tmp())?)
 }
 
 /// The branch that is checked out where a merge would go; `None` when detached.

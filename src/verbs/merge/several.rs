@@ -151,6 +151,9 @@ fn gather_once(context: &Context, store: &Store, args: &cli::Merge) -> Result<Op
 /// Several at once: each onto the result of those before, and this working tree changes once.
 pub fn run(context: &Context, store: &Store, args: &cli::Merge, how: How, asked: &Asked) -> Outcome {
     let Some(mut gathered) = gather(context, store, args)? else { return Ok(1) };
+    if !args.with_hooks {
+        gathered.repo.keep_talking();
+    }
     let mut found = gathered.plan(context, store, args, how, asked)?;
     let Gathered { sandboxes, repo, .. } = &gathered;
     let in_vain = !found.left_out.is_empty() && (args.atomic || args.octopus);
