@@ -61,7 +61,7 @@ pub fn run(all: &[(&str, Scenario)], args: &[String]) -> ExitCode {
         wanted.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;
     }
-    let (mut failed, mut passed, mut skipped) = (0, 0, 0);
+    let (mut failed, mut passed, mut skipped) = (Vec::new(), 0, 0);
     for (name, scenario) in wanted {
         match catch_unwind(scenario) {
             Ok(Ok(())) => {
@@ -73,17 +73,22 @@ pub fn run(all: &[(&str, Scenario)], args: &[String]) -> ExitCode {
                 println!("test {name} ... ignored, {reason}");
             }
             Err(_) => {
-                failed += 1;
+                failed.push(name);
                 println!("test {name} ... FAILED");
             }
         }
     }
-    let result = if failed == 0 { "ok" } else { "FAILED" };
+    let result = if failed.is_empty() { "ok" } else { "FAILED" };
+    if !failed.is_empty() {
+        println!("\nfailures:");
+        failed.iter().for_each(|name| println!("    {name}"));
+    }
     println!(
-        "\ntest result: {result}. {passed} passed; {failed} failed; {skipped} ignored; 0 measured; {} filtered out",
+        "\ntest result: {result}. {passed} passed; {} failed; {skipped} ignored; 0 measured; {} filtered out",
+        failed.len(),
         others.len()
     );
-    ExitCode::from(u8::from(failed > 0))
+    ExitCode::from(u8::from(!failed.is_empty()))
 }
 
 /// A scenario of each suite that uses this: its own arguments are read as they are meant.
