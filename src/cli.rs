@@ -65,7 +65,7 @@ pub enum Verb {
     /// List sandboxes
     List(List),
     /// Tell everything about one sandbox
-    Show(OneJson),
+    Show(Show),
     /// List the commits that sandboxes made
     Log(Log),
     /// Compare what a sandbox rewrote (amend, rebase) with what it was
@@ -359,10 +359,14 @@ pub struct One {
 
 /// One sandbox, printed.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  git sandbox show fix-login --json")]
-pub struct OneJson {
+#[command(after_help = "Examples:\n  git sandbox show fix-login --json\n  git sandbox show fix-login --console    \
+what its virtual machine printed")]
+pub struct Show {
     /// Which sandbox
     pub name: String,
+    /// What the kernel of its virtual machine and QEMU printed, and nothing else
+    #[arg(long)]
+    pub console: bool,
     /// As JSON
     #[arg(long)]
     pub json: bool,

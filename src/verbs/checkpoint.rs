@@ -8,7 +8,7 @@ use crate::error::{CliError, Outcome};
 use crate::leave;
 use crate::prepare::asks;
 use crate::start::{refused, start};
-use crate::text::{age, count, escape, size, table};
+use crate::text::{age, escape, size, table};
 use sandbox_core::checkpoint::{self, Checkpoint, CheckpointError};
 use sandbox_core::connection::ConnectionError;
 use sandbox_core::fork::{Hold, Told};
@@ -84,8 +84,8 @@ fn tell(sandbox: &Sandbox, made: &Checkpoint, told: &Told) {
         Some(false) => ", not frozen",
         None => "",
     };
-    let (name, files, bytes) = (sandbox.name(), count(told.files as usize, "file"), size(told.bytes));
-    eprintln!("checkpoint {} of '{name}': {files} copied ({bytes}){how}", words(made));
+    let name = sandbox.name();
+    eprintln!("checkpoint {} of '{name}': {}{how}", words(made), super::fork::copied(told));
     super::fork::tell_copy(sandbox, told);
     eprintln!("hint: `git sandbox restore {name} {}` goes back to it", made.number);
 }
@@ -228,6 +228,9 @@ impl From<CheckpointError> for CliError {
                 .status(crate::error::USAGE),
             CheckpointError::Taken { ref name, .. } => Self::chain(&error)
                 .hint(format!("`git sandbox checkpoint --list {name}` lists them; take another label")),
+            CheckpointError::Nothing { ref name } => {
+                Self::chain(&error).hint(format!("`git sandbox start {name}` starts it"))
+            }
             CheckpointError::Unknown { ref name, ref known, .. } => {
                 let failure = Self::chain(&error);
                 match known.is_empty() {

@@ -134,16 +134,24 @@ fn tell(parent: &Sandbox, names: &[&str], told: &Told) {
         Some(false) => ", not frozen",
         None => "",
     };
-    let (files, bytes) = (count(told.files as usize, "file"), size(told.bytes));
+    let what = copied(told);
     let weak = crate::wall::weak_words(&parent.record);
     match names {
-        [name] => eprintln!("sandbox '{name}'{weak}: as '{}' is now, {files} copied ({bytes}){how}", parent.name()),
+        [name] => eprintln!("sandbox '{name}'{weak}: as '{}' is now, {what}{how}", parent.name()),
         all => {
             let n = all.len();
-            eprintln!("{n} sandboxes{weak}, each: as '{}' is now, {files} copied ({bytes}){how}", parent.name());
+            eprintln!("{n} sandboxes{weak}, each: as '{}' is now, {what}{how}", parent.name());
         }
     }
     tell_copy(parent, told);
+}
+
+/// What was copied.
+pub fn copied(told: &Told) -> String {
+    match told.disk {
+        Some(bytes) => format!("its disk copied ({})", size(bytes)),
+        None => format!("{} copied ({})", count(told.files as usize, "file"), size(told.bytes)),
+    }
 }
 
 /// What of a copy is not as it is there.
@@ -190,9 +198,11 @@ impl From<ForkError> for CliError {
             ForkError::Whole { .. } => Self::chain(&error).hint("nothing is left half made"),
             ForkError::Unsettled { ref name, .. } => Self::chain(&error)
                 .hint(format!("fork it again when git is at rest there, or after `git sandbox stop {name}`")),
-            ForkError::GuestDisk { ref name } => Self::chain(&error).hint(format!(
-                "`git sandbox fetch {name}` brings its commits here: a new sandbox can be made `--from sandbox/{name}`"
-            )),
+            ForkError::NotHeld { ref name, .. } => Self::chain(&error)
+                .hint(format!("copy it again, or after `git sandbox stop {name}`; nothing is left half made")),
+            ForkError::DiskBusy { .. } => {
+                Self::chain(&error).hint("copy it again in a minute: that machine ends by itself")
+            }
             ForkError::Dropped { ref name } => {
                 Self::chain(&error).hint(format!("`git sandbox trash restore {name}` brings it back"))
             }

@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod commit;
 mod completions;
 mod conflicts;
+mod console;
 pub mod cp;
 mod diff;
 mod doctor;

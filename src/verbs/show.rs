@@ -111,8 +111,11 @@ fn rescued(store: &Store, sandbox: &Sandbox) -> Option<Rescued> {
     })
 }
 
-pub fn run(context: &Context, args: &cli::OneJson) -> Outcome {
+pub fn run(context: &Context, args: &cli::Show) -> Outcome {
     let store = context.store()?;
+    if args.console {
+        return super::console::run(&context.sandbox(&store, &args.name)?, args.json);
+    }
     let sandbox = context.sandbox(&store, &args.name)?.at(0);
     let row = row(context, &store, &sandbox, &memory_by_namespace())?;
     let snapshot = sandbox.snapshot(&store)?;

@@ -3,7 +3,7 @@
 //! ```text
 //! sandboxes/<id>/checkpoints/lock
 //!                            <n>/checkpoint.json     when, and what it is called; without it half-made
-//!                            <n>/home, trees/…       as in the sandbox's own directory
+//!                            <n>/home, trees/…       as in the sandbox's own directory (of a virtual machine disk.img)
 //!                            next/home, trees/…      what a restore is about to put in place
 //!                            next/swap.json          it is whole: from here on the restore is carried out
 //!
@@ -92,6 +92,12 @@ pub enum CheckpointError {
         name: String,
         /// The label.
         label: String,
+    },
+    /// It has not begun.
+    #[error("'{name}' was never started: there is nothing to go back to")]
+    Nothing {
+        /// The sandbox.
+        name: String,
     },
     /// There is none of that number or label.
     #[error("'{name}' has no checkpoint '{wanted}'")]
@@ -231,7 +237,9 @@ impl Drop for Half {
 
 /// Makes a checkpoint of a sandbox, which runs or whose lock is held.
 pub fn make(store: &Store, sandbox: &Sandbox, hold: Hold<'_>, label: Option<&str>) -> Result<(Checkpoint, Told)> {
-    crate::fork::refuse_guest_disk(sandbox)?;
+    if sandbox.record.guest_disk && !sandbox.dir.disk().exists() {
+        return Err(CheckpointError::Nothing { name: sandbox.name().to_owned() });
+    }
     if let Some(label) = label {
         check_label(sandbox, label)?;
     }
@@ -329,7 +337,7 @@ pub fn settle(dir: &SandboxDir, record: &SandboxRecord) -> std::result::Result<b
     let Some(swap) = read_json::<Swap>(&next.path().join("swap.json"))? else { return Ok(false) };
     let before = place(dir, swap.before);
     make_dir(before.path())?;
-    let mut parts = vec![(dir.home(), before.home(), next.home())];
+    let mut parts = vec![(dir.home(), before.home(), next.home()), (dir.disk(), before.disk(), next.disk())];
     for n in (0..record.repos.len()).filter(|n| record.has_upper(*n)) {
         parts.push((dir.upper(n), before.upper(n), next.upper(n)));
         parts.push((dir.manifest(n), before.manifest(n), next.manifest(n)));

@@ -129,6 +129,12 @@ pub trait Machine {
 
     /// Lets them go on.
     fn thaw(&mut self) -> io::Result<()>;
+
+    /// Keeps what it writes as it is now, whole where it lies, until [`Machine::thaw`]. Returns the lock of a git
+    /// command inside that does not end, where only the inside can see it. `Unsupported` as [`Machine::freeze`].
+    fn hold(&mut self) -> io::Result<Option<String>> {
+        self.freeze().map(|()| None)
+    }
 }
 
 /// What one life of a sandbox has used, as far as it can be told here.

@@ -8,6 +8,7 @@
 //!       │                             live:    frozen for one round, if that is short; else
 //!       │                                      round, freeze, round for the difference, thaw
 //!       │                             no freezer: rounds until nothing changed
+//!       │                             a virtual machine: its disk stands still for one round
 //!       ▼
 //!  lock repository ─ the snapshot still is there ─ record ─ unlock
 //! ```
@@ -15,6 +16,8 @@
 //! The child stands on the same layers and views for life, so its upper directory means the same. The
 //! overlay's work directory and `/tmp` begin empty; what the host imported from the parent stays the
 //! parent's. Until the record is there it is a half-made sandbox, which any later command sweeps.
+
+mod guest_disk;
 
 use crate::connection::{Connection, ConnectionError};
 use crate::id::{Name, SandboxId};
@@ -26,7 +29,7 @@ use crate::sandbox::{Sandbox, SandboxError};
 use crate::space::{Need, NoRoom, Room};
 use crate::store::{RepoLocks, SandboxDir, Store, StoreError, make_dir, write_json, write_whole};
 use sandbox_capture::{Twin, TwinError, Twinned};
-use sandbox_protocol::{Message, escape_bytes, unescape_bytes};
+use sandbox_protocol::{GIT_LOCKS, Message, escape_bytes, unescape_bytes};
 use sandbox_sys::clock::unix_seconds;
 use sandbox_sys::lock::FileLock;
 use sandbox_sys::namespace::{Forked as Side, Namespaces, exit_now, fork_into, write_id_map};
@@ -47,8 +50,8 @@ const LOCKED: Duration = Duration::from_secs(2);
 /// How long a parent stands still for all of the copy.
 const STILL: Duration = Duration::from_millis(50);
 
-/// Files of the git directory that say that a git command is at work.
-const LOCKS: [&str; 4] = ["index.lock", "HEAD.lock", "packed-refs.lock", "config.lock"];
+/// How long a virtual machine that was left behind may take to end.
+const ENDING: Duration = Duration::from_secs(75);
 
 /// What is asked.
 #[derive(Clone, Debug)]
@@ -92,6 +95,9 @@ pub struct Told {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Bytes of its disk, where that is what was copied.
+    #[serde(default)]
+    pub disk: Option<u64>,
     /// The parent stood still for the end of the copy; `None` when it did not run.
     pub frozen: Option<bool>,
     /// Sockets and devices that were left out, as [`escape_bytes`] writes them.
@@ -138,9 +144,17 @@ pub enum ForkError {
         /// What changed, escaped.
         path: String,
     },
-    /// What it writes cannot be copied from here.
-    #[error("cannot copy the sandbox '{name}': what it writes is on the disk of a virtual machine")]
-    GuestDisk {
+    /// Half of a disk would be copied while the other half is written.
+    #[error("cannot copy the sandbox '{name}': its virtual machine does not let its disk stand still")]
+    NotHeld {
+        /// The parent.
+        name: String,
+        /// What was said.
+        source: ConnectionError,
+    },
+    /// A machine that was left behind still writes the disk out.
+    #[error("cannot copy the sandbox '{name}': its disk is in use by a virtual machine that is still ending")]
+    DiskBusy {
         /// The parent.
         name: String,
     },
@@ -167,18 +181,8 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ForkError 
     move |source| PrepareError::Io { action, path, source }.into()
 }
 
-/// Refuses what has its changes on a disk that only a guest mounts: half of such a disk would be copied while the
-/// other half is written.
-pub(crate) fn refuse_guest_disk(parent: &Sandbox) -> Result<()> {
-    match parent.record.guest_disk {
-        true => Err(ForkError::GuestDisk { name: parent.name().to_owned() }),
-        false => Ok(()),
-    }
-}
-
 /// Makes the child and returns it with its lock held.
 pub fn fork(store: &Store, parent: &Sandbox, hold: Hold<'_>, request: Request) -> Result<Made> {
-    refuse_guest_disk(parent)?;
     has_room(store, parent).map_err(PrepareError::from)?;
     let repo_lock = || RepoLocks::take(store, parent.record.repos.iter().map(|mount| &mount.repo));
     let names: Vec<Names> = parent.record.repos.iter().map(|mount| Names::of(&store.repo(&mount.repo))).collect();
@@ -235,7 +239,8 @@ fn has_room(store: &Store, parent: &Sandbox) -> std::result::Result<(), NoRoom> 
     if Room::of(store.root()).is_ok_and(|room| room.fits_anything(store.reserve())) {
         return Ok(());
     }
-    let own = (0..parent.record.repos.len()).filter(|n| parent.record.has_upper(*n)).map(|n| parent.dir.upper(n));
+    let trees = (0..parent.record.repos.len()).filter(|n| parent.record.has_upper(*n) && !parent.record.guest_disk);
+    let own = trees.map(|n| parent.dir.upper(n)).chain([parent.dir.disk()]);
     let mut need = Need::default();
     for path in own.chain([parent.dir.home()]) {
         let extent = crate::work::extent_of(&path);
@@ -322,7 +327,14 @@ pub(crate) fn copy_state(store: &Store, parent: &Sandbox, dir: &SandboxDir, hold
         owned(to, from)?;
     }
     let mut hold = hold;
-    let told = match contents(parent, &trees, &mut hold) {
+    let mut disk = None;
+    if parent.record.guest_disk {
+        // The rest of what is here was never the guest's, or is what it said of itself.
+        disk = Some(guest_disk::copy(parent, dir, &mut hold)?);
+        trees.truncate(1);
+        hold = Hold::Still;
+    }
+    let mut told = match contents(parent, &trees, &mut hold) {
         Err(ForkError::Copy { source, .. })
             if source.source.kind() == io::ErrorKind::PermissionDenied && !rustix::process::geteuid().is_root() =>
         {
@@ -334,6 +346,9 @@ pub(crate) fn copy_state(store: &Store, parent: &Sandbox, dir: &SandboxDir, hold
         }
         done => done?,
     };
+    if let Some(disk) = disk {
+        told = Told { disk: Some(disk.bytes), frozen: disk.frozen, locked: disk.locked, ..told };
+    }
     if parent.record.view == TreeView::Copy {
         for n in 0..parent.record.repos.len() {
             let snapshot = parent.at(n).snapshot(store)?;
@@ -395,7 +410,7 @@ fn contents(parent: &Sandbox, trees: &[(PathBuf, PathBuf)], hold: &mut Hold<'_>)
         return Err(ForkError::Unsettled { name: parent.name().to_owned(), path });
     }
     let shown = |paths: Vec<PathBuf>| paths.iter().map(|path| escape_bytes(path.as_os_str().as_bytes())).collect();
-    Ok(Told { files, bytes, frozen, left_out: shown(left_out), unsettled: shown(unsettled), locked })
+    Ok(Told { files, bytes, disk: None, frozen, left_out: shown(left_out), unsettled: shown(unsettled), locked })
 }
 
 /// Lets the parent stand still between two git commands, or after `until` in the middle of one. Returns
@@ -422,7 +437,7 @@ fn freeze(parent: &Sandbox, connection: &mut Connection, until: Instant) -> Resu
 fn git_lock(parent: &Sandbox) -> Option<String> {
     parent.trees().find_map(|tree| {
         let git = tree.upper().join(".git");
-        let lock = LOCKS.iter().find(|name| git.join(name).symlink_metadata().is_ok())?;
+        let lock = GIT_LOCKS.iter().find(|name| git.join(name).symlink_metadata().is_ok())?;
         Some(match tree.tree {
             0 => format!(".git/{lock}"),
             _ => tree.mount().worktree.join(".git").join(lock).to_string_lossy().into_owned(),

@@ -111,7 +111,7 @@ struct DiskState {
 
 /// The disk of a sandbox whose writes are not on the host.
 pub fn disk(sandbox: &Sandbox) -> PathBuf {
-    sandbox.dir.path().join("disk.img")
+    sandbox.dir.disk()
 }
 
 fn drawn_file(sandbox: &Sandbox) -> PathBuf {

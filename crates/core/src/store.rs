@@ -459,6 +459,14 @@ impl SandboxDir {
     pub fn tmp(&self) -> PathBuf {
         self.0.join("tmp")
     }
+    /// The disk of a virtual machine, with all that the sandbox writes.
+    pub fn disk(&self) -> PathBuf {
+        self.0.join("disk.img")
+    }
+    /// What the kernel of a virtual machine printed.
+    pub fn console(&self) -> PathBuf {
+        self.0.join("log").join("console.log")
+    }
     /// Upper directory of tree number `n`; with [`crate::launch::TreeView::Copy`] the whole tree.
     pub fn upper(&self, n: usize) -> PathBuf {
         self.0.join("trees").join(n.to_string()).join("upper")

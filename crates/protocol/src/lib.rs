@@ -37,5 +37,8 @@ pub use picture::*;
 /// The first and the last protocol version that this build speaks.
 pub const VERSIONS: (u32, u32) = (1, 1);
 
+/// Files of a git directory that say that a git command is at work.
+pub const GIT_LOCKS: [&str; 4] = ["index.lock", "HEAD.lock", "packed-refs.lock", "config.lock"];
+
 /// Bytes that may be under way in one direction of one stream without a `Credit`.
 pub const WINDOW: u64 = 256 * 1024;

@@ -87,8 +87,13 @@ pub enum Message {
         disk: Option<u64>,
     },
     /// Client → supervisor: stop every process inside, until `Thaw` or until this client goes away;
-    /// answered by `Done`, or `Error` where nothing can (then nothing was stopped).
+    /// answered by `Done` or `Frozen`, or `Error` where nothing can (then nothing was stopped).
     Freeze,
+    /// Supervisor → client: it stands still, in the middle of a git command.
+    Frozen {
+        /// The lock of that command, as the sandbox calls it.
+        locked: String,
+    },
     /// Client → supervisor: let them go on; answered by `Done`, or `Error` if this client had not frozen it.
     Thaw,
     /// Client → supervisor, and tool inside → agent → supervisor: commit back now;

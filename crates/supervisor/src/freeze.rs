@@ -9,9 +9,8 @@ impl Supervisor {
         if self.phase != Phase::Running {
             return self.answer(from, &failure(FailureKind::Other, "the sandbox is being stopped"));
         }
-        if self.frozen_for.is_empty()
-            && let Err(error) = self.machine.freeze()
-        {
+        let held = if self.frozen_for.is_empty() { self.machine.hold() } else { Ok(None) };
+        if let Err(error) = &held {
             // Half of it may stand still by now.
             let _ = self.machine.thaw();
             let kind = match error.kind() {
@@ -21,7 +20,10 @@ impl Supervisor {
             return self.answer(from, &failure(kind, format!("cannot freeze the sandbox: {error}")));
         }
         self.frozen_for.insert(from.0);
-        self.answer(from, &Message::Done);
+        match held {
+            Ok(Some(locked)) => self.answer(from, &Message::Frozen { locked }),
+            _ => self.answer(from, &Message::Done),
+        }
     }
 
     pub(crate) fn thaw(&mut self, from: ClientStream) {

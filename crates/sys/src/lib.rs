@@ -8,6 +8,7 @@ pub mod clock;
 pub mod copy;
 pub mod fault;
 pub mod fork;
+pub mod freeze;
 pub mod landlock;
 pub mod lock;
 pub mod map;

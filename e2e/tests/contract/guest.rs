@@ -8,11 +8,16 @@ use sandbox_testkit::{Repo, State, wait_until};
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::process::Stdio;
 use std::time::Duration;
 
 over_guests! {
     a_killed_machine_has_what_was_synced,
     a_guest_reaches_what_is_listed_and_nothing_else,
+}
+
+over_guests_at_length! {
+    a_guest_is_forked_and_goes_back,
 }
 
 /// Emulated, on a busy machine.
@@ -52,7 +57,8 @@ fn a_killed_machine_has_what_was_synced(subject: &Subject) {
     let repo = subject.repo(State::Plain);
     subject.idle(&repo, "s");
     assert_eq!(row(&repo)["state"], "running");
-    let commit = "echo one >one; git add one; git commit -qm One; echo kept >kept.txt; echo home >~/home.txt; sync";
+    let commit = "echo one >one; git add one; git commit -qm One; echo kept >kept.txt; echo home >~/home.txt; \
+        : >.git/index.lock; : >.git/refs/heads/x.lock; sync";
     subject.exec(&repo, "s", commit).ok();
     kill(child(process(subject, "init"), "qemu-system"));
     ended(subject);
@@ -65,8 +71,61 @@ fn a_killed_machine_has_what_was_synced(subject: &Subject) {
     assert!(refused.status == 1 && refused.stderr.contains("kept.txt"), "{refused}");
     assert_eq!(repo.git(&["log", "-1", "--format=%s", "sandbox/s"]).ok(), "One\n");
     repo.sandbox(&["start", "s"]).ok();
+    // Whoever had taken them is gone.
+    let told = repo.sandbox(&["show", "s"]).ok();
+    assert!(told.contains("/.git/index.lock'") && told.contains("cut off when the machine was killed"), "{told}");
     let look = "cat kept.txt ~/home.txt; git log -1 --format=%s; git status --porcelain";
     assert_eq!(subject.exec(&repo, "s", look).ok(), "kept\nhome\nOne\n?? kept.txt\n");
+    // Both of its lives said so, and whoever looked at its disk in between.
+    let console = repo.sandbox(&["show", "--console", "s"]).ok();
+    assert!(console.matches("git-sandbox-guest: ready, Linux ").count() >= 2, "{console}");
+    let json: Value = serde_json::from_str(&repo.sandbox(&["show", "--console", "--json", "s"]).ok()).unwrap();
+    assert_eq!((&json["version"], json["console"].as_str()), (&1.into(), Some(&*console)));
+}
+
+/// A copy of the disk is of one instant, and a git command that has ended is whole in it.
+fn a_guest_is_forked_and_goes_back(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    subject.idle(&repo, "a");
+    // Not synced: that is what the copy sees to.
+    let work = "echo one >one; git add one; git commit -qm One; echo kept >kept.txt; mkdir -p d; mv src d/src; \
+        echo talk >~/talk; echo t >/tmp/not-forked";
+    subject.exec(&repo, "a", work).ok();
+    let look = "git status --porcelain; git log -1 --format=%s; cat one kept.txt ~/talk; ls d/src; \
+        ! test -e /tmp/not-forked || echo it was; git fsck";
+    let seen = repo.sandbox(&["checkpoint", "a", "first"]).expect(0);
+    assert!(
+        seen.stderr.starts_with("checkpoint 1 'first' of 'a': its disk copied (")
+            && seen.stderr.contains("), frozen for it\n"),
+        "{seen}"
+    );
+    let writer = "n=0; while [ $n -lt 1000000 ]; do n=$((n+1)); echo $n >x.new; mv x.new x; done";
+    let mut writing = subject.env.sandbox_command(repo.dir(), &["exec", "a", "--", "sh", "-c", writer]);
+    let mut writing = writing.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    wait_until("its first number", LONG, || subject.exec(&repo, "a", "test -s x").status == 0);
+    let seen = repo.sandbox(&["fork", "-d", "a", "b"]).expect(0);
+    assert!(
+        seen.stderr.replace(" (no cgroup)", "").starts_with("sandbox 'b': as 'a' is now, its disk copied ("),
+        "{seen}"
+    );
+    assert!(seen.stderr.contains("frozen for it"), "{seen}");
+    let number = |name: &str| subject.exec(&repo, name, "cat x").ok().trim().parse::<u64>();
+    let (forked, later) = (number("b").expect("a whole file"), number("a").expect("it goes on"));
+    assert!(forked < later, "{forked} {later}");
+    assert_eq!(number("b"), Ok(forked), "nothing writes in the fork");
+    repo.sandbox(&["stop", "a"]).expect(0);
+    writing.wait().unwrap();
+    let child = subject.exec(&repo, "b", &format!("rm -f x x.new; {look}")).ok();
+    let status = " D src/a.c\n D src/b.c\n D src/deep/er/c.c\n?? d/\n?? kept.txt\n";
+    assert_eq!(child, format!("{status}One\none\nkept\ntalk\na.c\nb.c\ndeep\n"));
+    // Back to the checkpoint, which no number is in; what it was is one too.
+    repo.sandbox(&["drop", "--force", "b"]).expect(0);
+    repo.sandbox(&["restore", "a", "first"]).expect(0);
+    assert_eq!(subject.exec(&repo, "a", &format!("test ! -e x; {look}")).ok(), child);
+    repo.sandbox(&["restore", "a", "2"]).expect(0);
+    assert!(number("a").expect("it was whole") >= later);
+    repo.sandbox(&["drop", "--force", "a"]).expect(0);
+    ended(subject);
 }
 
 /// Answers each request with its body's length and a large body, for as long as the test's process lives.

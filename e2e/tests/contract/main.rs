@@ -70,6 +70,19 @@ macro_rules! over_guests {
     };
 }
 
+/// What only guests are asked, and only with `--all`.
+macro_rules! over_guests_at_length {
+    ($($test:ident),* $(,)?) => {
+        mod qemu_at_length {
+            $(
+                #[test]
+                #[ignore = "boots guests: `cargo xtask test --all`"]
+                fn $test() { $crate::with_guest(super::$test) }
+            )*
+        }
+    };
+}
+
 /// With a watcher; all but some only with `--all`.
 macro_rules! over_watched_at_length {
     ($($test:ident),*; always $($always:ident),*) => {

@@ -31,6 +31,12 @@ fn running_or_not() {
     let env = TestEnv::new();
     let repo = plain(&env);
     repo.sandbox(&["spawn", "-d", "s"]).ok();
+    assert_snapshot!(repo.sandbox(&["show", "--console", "s"]), @r#"
+        ---- stderr
+        error: 's' has no console: it is not in a virtual machine
+        hint: `git sandbox logs s` prints what its command printed
+        ---- status 128
+        "#);
     assert_snapshot!(repo.sandbox(&["start", "s"]), @r#"
         ---- stderr
         error: the sandbox 's' is running

@@ -26,8 +26,10 @@ pub mod fd {
     pub const DISK_WRITE: i32 = 10;
     /// The device of the ways out, if there are any.
     pub const SOCKETS: i32 = 11;
+    /// The guest's port for its first process.
+    pub const OWN: i32 = 12;
     /// The first that is none of them.
-    pub const FIRST_FREE: i32 = 12;
+    pub const FIRST_FREE: i32 = 13;
 }
 
 /// What differs from one machine to the next.
@@ -66,7 +68,7 @@ impl CommandLine {
     ///
     /// With `kvm` the guest's instructions are run by the processor, not emulated. `tsc_khz` is the speed of the host's time stamp counter. Emulated, the guest's is the same, and this machine
     /// has no other clock to measure it by: the guest's kernel would wait for ever.
-    pub fn of(shape: Shape, kvm: bool, port: &str, tag: &str, tsc_khz: Option<u64>) -> Self {
+    pub fn of(shape: Shape, kvm: bool, ports: (&str, &str), tag: &str, tsc_khz: Option<u64>) -> Self {
         let mut line = Self(Vec::new());
         let accel = if kvm { "kvm" } else { "tcg,thread=multi" };
         let cpu = if kvm { "host" } else { "max" };
@@ -88,8 +90,11 @@ impl CommandLine {
         line.option("-chardev", format!("socket,id=monitor,fd={}", fd::MONITOR));
         line.option("-mon", "chardev=monitor,mode=control");
         line.option("-chardev", format!("socket,id=control,fd={}", fd::CONTROL));
-        line.option("-device", "virtio-serial-device,max_ports=2");
-        line.option("-device", format!("virtserialport,chardev=control,name={port}"));
+        line.option("-chardev", format!("socket,id=own,fd={}", fd::OWN));
+        // The number 0 is a console's.
+        line.option("-device", "virtio-serial-device,max_ports=3");
+        line.option("-device", format!("virtserialport,chardev=control,name={}", ports.0));
+        line.option("-device", format!("virtserialport,chardev=own,name={}", ports.1));
         line.option("-chardev", format!("socket,id=files,fd={}", fd::FILES));
         line.option("-device", format!("vhost-user-fs-device,chardev=files,tag={tag},queue-size=1024"));
         if shape.sockets {

@@ -4,6 +4,7 @@ use super::command::{Disk, fd};
 use super::keeper::{self, Keeper, Leash};
 use super::machine::{Processes, QemuMachine};
 use super::monitor::Monitor;
+use super::own::Own;
 use super::{QemuPlan, program, unsupported, vm};
 use crate::namespace::{effective, listeners};
 use crate::vm::accel::{self, Choice};
@@ -69,6 +70,7 @@ pub fn launch(spec: &LaunchSpec, plan: &QemuPlan) -> Result<QemuMachine, DriverE
 
     let pair = || UnixStream::pair().map_err(during("create a socket pair"));
     let ((control, guest_control), (monitor, guest_monitor), (console, guest_console)) = (pair()?, pair()?, pair()?);
+    let (own, guest_own) = pair()?;
     let mut console = Console::new(console, &plan.console).map_err(during("keep the guest's console"))?;
     let mut processes = Processes { qemu: None, helpers: Vec::new() };
     let (files, helper) = file_server(spec, plan, &vm.dir)?;
@@ -99,6 +101,7 @@ pub fn launch(spec: &LaunchSpec, plan: &QemuPlan) -> Result<QemuMachine, DriverE
         (files.as_fd(), fd::FILES),
         (image.as_fd(), fd::KERNEL),
         (initrd.as_fd(), fd::INITRD),
+        (guest_own.as_fd(), fd::OWN),
     ];
     for (disk, number) in [(&read, fd::DISK), (&write, fd::DISK_WRITE), (&way, fd::SOCKETS)] {
         placed.push((disk.as_ref().map_or(null.as_fd(), |disk| disk.as_fd()), number));
@@ -110,7 +113,7 @@ pub fn launch(spec: &LaunchSpec, plan: &QemuPlan) -> Result<QemuMachine, DriverE
     let (pid, pidfd) = start(spec, qemu, &plan.command(kvm, tsc_khz).0, &placed, &kept, &readable)?;
     let second = pidfd.try_clone().map_err(during("watch QEMU"))?;
     processes.qemu = Some(pidfd);
-    drop((guard, devices, read, write, guest_control, guest_monitor, guest_console, files, way));
+    drop((guard, devices, read, write, guest_control, guest_own, guest_monitor, guest_console, files, way));
 
     let identity = ProcessIdentity {
         pid,
@@ -123,8 +126,21 @@ pub fn launch(spec: &LaunchSpec, plan: &QemuPlan) -> Result<QemuMachine, DriverE
     notes.extend(emulated);
     console.keep();
     let monitor = Monitor::new(monitor).map_err(during("use QEMU's monitor"))?;
+    let own = Own::new(own).map_err(during("use the guest's own port"))?;
     let leash = Leash(leash);
-    Ok(QemuMachine { control, identity, pidfd: second, processes, monitor, leash, frozen: false, notes, ways })
+    Ok(QemuMachine {
+        control,
+        identity,
+        pidfd: second,
+        processes,
+        monitor,
+        own,
+        leash,
+        frozen: false,
+        held: false,
+        notes,
+        ways,
+    })
 }
 
 /// Whether the processor runs the guest, and what is to be said where it does not.

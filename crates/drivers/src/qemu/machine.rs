@@ -3,7 +3,9 @@
 use super::keeper::Leash;
 use super::launch::Ways;
 use super::monitor::Monitor;
+use super::own::Own;
 use crate::namespace::end;
+use crate::vm::guest::{Answer, Ask};
 use sandbox_core::driver::{Machine, ProcessIdentity, Usage};
 use sandbox_sys::process;
 use std::io;
@@ -48,10 +50,14 @@ pub struct QemuMachine {
     pub processes: Processes,
     /// QEMU's monitor.
     pub monitor: Monitor,
+    /// The guest's first process.
+    pub own: Own,
     /// It ends when this is let go.
     pub leash: Leash,
     /// It stands still.
     pub frozen: bool,
+    /// Its disk stands still.
+    pub held: bool,
     /// What is missing.
     pub notes: Vec<String>,
     /// Where connections to the proxy and to the mirror arrive.
@@ -114,8 +120,30 @@ impl Machine for QemuMachine {
     }
 
     fn thaw(&mut self) -> io::Result<()> {
-        self.monitor.execute("cont")?;
-        self.frozen = false;
+        if self.frozen {
+            self.monitor.execute("cont")?;
+            self.frozen = false;
+        }
+        if std::mem::take(&mut self.held) {
+            match self.own.ask(&Ask::Release)? {
+                Answer::Released => {}
+                other => return Err(io::Error::other(format!("the guest says {other:?}"))),
+            }
+        }
         Ok(())
+    }
+
+    /// The guest's kernel lets its disk stand still: what is in its memory would not be in a copy.
+    fn hold(&mut self) -> io::Result<Option<String>> {
+        if self.frozen {
+            return Err(io::Error::other("it stands still already, with what it has not written yet"));
+        }
+        // Whatever it says, it is let go afterwards.
+        self.held = true;
+        match self.own.ask(&Ask::Hold)? {
+            Answer::Held { locked } => Ok(locked),
+            Answer::Failed(why) => Err(io::Error::other(why)),
+            Answer::Released => Err(io::Error::other("the guest says something else")),
+        }
     }
 }

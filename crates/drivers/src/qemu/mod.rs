@@ -18,6 +18,7 @@ mod keeper;
 mod launch;
 mod machine;
 mod monitor;
+mod own;
 
 use command::{CommandLine, Disk, Shape};
 use sandbox_core::driver::{Check, Driver, DriverError, Isolation, Machine};
@@ -27,7 +28,7 @@ use std::path::{Path, PathBuf};
 
 use crate::namespace::{self, view::Host};
 use crate::vm::guest::{Guest, TAG, guest};
-use crate::vm::init::PORT;
+use crate::vm::init::{OWN_PORT, PORT};
 
 /// The driver's name.
 pub const NAME: &str = "qemu";
@@ -100,7 +101,7 @@ pub struct QemuPlan {
 
 impl QemuPlan {
     fn command(&self, kvm: bool, tsc_khz: Option<u64>) -> CommandLine {
-        CommandLine::of(self.shape, kvm, PORT, TAG, tsc_khz)
+        CommandLine::of(self.shape, kvm, (PORT, OWN_PORT), TAG, tsc_khz)
     }
 }
 
@@ -211,8 +212,10 @@ mod tests {
         -chardev socket,id=monitor,fd=4
         -mon chardev=monitor,mode=control
         -chardev socket,id=control,fd=3
-        -device virtio-serial-device,max_ports=2
+        -chardev socket,id=own,fd=12
+        -device virtio-serial-device,max_ports=3
         -device virtserialport,chardev=control,name=git-sandbox.control
+        -device virtserialport,chardev=own,name=git-sandbox.machine
         -chardev socket,id=files,fd=6
         -device vhost-user-fs-device,chardev=files,tag=sandbox,queue-size=1024
         -add-fd set=1,fd=9

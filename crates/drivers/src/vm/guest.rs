@@ -240,3 +240,28 @@ pub enum Word {
     /// The agent has the channel from the next byte on.
     Ready,
 }
+
+/// What the host asks of the guest's first process while its agent is at work, one JSON line each.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ask {
+    /// Let the disk stand still.
+    Hold,
+    /// Let it go on.
+    Release,
+}
+
+/// What it says to that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// The disk stands still.
+    Held {
+        /// The lock of a git command that has not ended.
+        locked: Option<String>,
+    },
+    /// It goes on.
+    Released,
+    /// Neither.
+    Failed(String),
+}

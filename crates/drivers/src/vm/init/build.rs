@@ -11,7 +11,7 @@
 //! The overlays are made here, as root of the machine, with `redirect_dir`: a directory of the snapshot is renamed
 //! by the kernel like any other, which without privilege it could not be.
 
-use super::{Failure, copy, during};
+use super::{Failure, copy, during, locks};
 use crate::vm::guest::{DISK, EXPORTS, GuestSpec, GuestTree, PROGRAM, TAG, TREES};
 use rustix::fs::{AtFlags, CWD, chownat};
 use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
@@ -29,8 +29,8 @@ pub const CGROUPS: &str = "/sys/fs/cgroup";
 /// The disk as the kernel calls it.
 const DEVICE: &str = "/dev/vda";
 
-/// Makes all of it.
-pub fn build(spec: &GuestSpec) -> Result<(), Failure> {
+/// Makes all of it; returns what is to be said of it.
+pub fn build(spec: &GuestSpec) -> Result<Option<String>, Failure> {
     root()?;
     let safe = MountFlags::NOSUID | MountFlags::NODEV;
     // No tool of the user's needs them; without them there are no limits, and that is said.
@@ -41,14 +41,16 @@ pub fn build(spec: &GuestSpec) -> Result<(), Failure> {
         let read_only = if helper { MountFlags::RDONLY } else { MountFlags::empty() };
         mount(DEVICE, DISK, "ext4", safe | read_only, Some(c"discard,commit=2")).map_err(during("mount the disk"))?;
     }
+    let mut cut = None;
     if !helper {
         write_out_soon();
         own_directories(spec)?;
+        cut = locks::clear(spec)?;
     }
     for tree in &spec.trees {
         overlay(tree).map_err(during(format!("put together the tree at '{}'", tree.at.display())))?;
     }
-    Ok(())
+    Ok(cut)
 }
 
 /// A machine that is killed loses what is not on its disk yet: seconds of work, not half a minute. Without that it

@@ -1,9 +1,10 @@
-//! The one way out of a guest: a port of the virtual serial device, found by its name.
+//! The way out of a guest: ports of the virtual serial device, found by their names.
 //!
 //! ```text
 //!   host → guest   u32 length (little endian), GuestSpec as JSON
 //!   guest → host   Word as JSON, one a line, until Ready; then the agent's own bytes, both ways
 //! ```
+//! A second port is for what the host asks of the first process itself ([`super::hold`]).
 
 use super::{Failure, during};
 use crate::vm::guest::{GuestSpec, Word};
@@ -15,17 +16,20 @@ use std::time::{Duration, Instant};
 /// The port's name.
 pub const PORT: &str = "git-sandbox.control";
 
+/// The name of the port at which the first process itself answers.
+pub const OWN_PORT: &str = "git-sandbox.machine";
+
 /// A spec is some hundred kilobytes.
 const LARGEST: u32 = 64 << 20;
 
 /// How long the device may take to be there after its module is loaded.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Opens the port.
-pub fn open() -> Result<File, Failure> {
+/// Opens a port.
+pub fn open(port: &str) -> Result<File, Failure> {
     let until = Instant::now() + PATIENCE;
     loop {
-        if let Some(name) = find(Path::new("/sys/class/virtio-ports")) {
+        if let Some(name) = find(Path::new("/sys/class/virtio-ports"), port) {
             let path = Path::new("/dev").join(name);
             match OpenOptions::new().read(true).write(true).open(&path) {
                 Ok(file) => return Ok(file),
@@ -36,16 +40,16 @@ pub fn open() -> Result<File, Failure> {
             }
         }
         if Instant::now() > until {
-            return Err(format!("there is no port '{PORT}'").into());
+            return Err(format!("there is no port '{port}'").into());
         }
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
-fn find(ports: &Path) -> Option<String> {
+fn find(ports: &Path, port: &str) -> Option<String> {
     fs::read_dir(ports).ok()?.flatten().find_map(|entry| {
         let name = fs::read_to_string(entry.path().join("name")).ok()?;
-        (name.trim() == PORT).then(|| entry.file_name().into_string().ok())?
+        (name.trim() == port).then(|| entry.file_name().into_string().ok())?
     })
 }
 

@@ -13,14 +13,17 @@
 
 mod build;
 mod channel;
-pub use channel::PORT;
+pub use channel::{OWN_PORT, PORT};
 mod copy;
+mod hold;
+mod locks;
 mod pipe;
 mod relay;
 mod ways;
 
 use super::guest::{GuestSpec, VERSION, Word};
 use crate::namespace;
+use hold::Hold;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::system::{RebootCommand, finit_module, reboot};
@@ -54,10 +57,12 @@ pub fn run() -> ExitCode {
     if rustix::process::getpid().as_raw_nonzero().get() != 1 {
         return ExitCode::FAILURE;
     }
-    if let Err(error) = live() {
+    let hold = Hold::default();
+    if let Err(error) = live(&hold) {
         // The console is the log of the host.
         let _ = writeln!(io::stderr(), "git-sandbox-guest: {}", causes(&*error).join(": "));
     }
+    hold.end();
     off()
 }
 
@@ -71,10 +76,10 @@ fn causes(error: &dyn Error) -> Vec<String> {
     said
 }
 
-fn live() -> Result<(), Failure> {
+fn live(hold: &Hold) -> Result<(), Failure> {
     kernel_file_systems()?;
     load_modules()?;
-    let mut channel = channel::open()?;
+    let mut channel = channel::open(PORT)?;
     let spec: GuestSpec = channel::read_spec(&mut channel)?;
     match start(&spec) {
         Ok((mut machine, notes)) => {
@@ -82,8 +87,12 @@ fn live() -> Result<(), Failure> {
             for note in notes {
                 channel::say(&mut channel, &Word::Note(note))?;
             }
+            // The one line of a start that goes well.
+            let kernel = rustix::system::uname();
+            let _ = writeln!(io::stderr(), "git-sandbox-guest: ready, Linux {}", kernel.release().to_string_lossy());
+            hold.serve(channel::open(OWN_PORT)?, &spec)?;
             channel::say(&mut channel, &Word::Ready)?;
-            relay::run(channel, machine)?;
+            relay::run(channel, machine, || hold.end())?;
         }
         Err(error) => channel::say(&mut channel, &Word::Failed(causes(&*error)))?,
     }
@@ -94,9 +103,10 @@ fn start(spec: &GuestSpec) -> Result<(Box<dyn Machine>, Vec<String>), Failure> {
     if spec.version != VERSION {
         return Err(format!("the guest speaks version {VERSION}, the host {}", spec.version).into());
     }
-    build::build(spec)?;
+    let cut = build::build(spec)?;
     let machine = namespace::launch(&spec.launch, &spec.plan)?;
-    let notes = machine.notes().to_vec();
+    let mut notes = machine.notes().to_vec();
+    notes.extend(cut);
     Ok((Box::new(machine), notes))
 }
 
@@ -157,6 +167,7 @@ fn load_modules() -> Result<(), Failure> {
 
 /// Writes everything out and switches the machine off. The VMM is told to end at a restart.
 fn off() -> ! {
+    locks::end();
     rustix::fs::sync();
     // All others are gone or hold nothing of it: a disk that was unmounted needs no recovery.
     let trees = fs::read_dir(super::guest::TREES).into_iter().flatten().flatten().map(|entry| entry.path());

@@ -15,8 +15,9 @@ use std::os::fd::AsFd;
 
 const ROOM: usize = 64 * 1024;
 
-/// Runs until the agent has ended and all that it said is said, or until the host hangs up.
-pub fn run(channel: File, mut machine: Box<dyn Machine>) -> Result<(), Failure> {
+/// Runs until the agent has ended and all that it said is said, or until the host hangs up: `alone` then lets what
+/// waits for the host go on.
+pub fn run(channel: File, mut machine: Box<dyn Machine>, alone: impl Fn()) -> Result<(), Failure> {
     rustix::fs::fcntl_setfl(&channel, OFlags::NONBLOCK).map_err(during("prepare the channel"))?;
     machine.control().set_nonblocking(true).map_err(during("prepare the agent's socket"))?;
     let (mut to_agent, mut to_host) = (Pipe::new(ROOM), Pipe::new(ROOM));
@@ -47,6 +48,7 @@ pub fn run(channel: File, mut machine: Box<dyn Machine>) -> Result<(), Failure> 
         let ready = fds.each_ref().map(|fd| fd.revents());
         if ready[0].intersects(PollFlags::HUP | PollFlags::ERR) {
             // Nobody is there any more who could ask for anything.
+            alone();
             let _ = machine.kill();
             return Ok(());
         }
