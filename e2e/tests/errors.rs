@@ -12,6 +12,7 @@
 //! network  logs, events, and what a network may reach
 //! inside   what is said in a sandbox
 //! with     what cannot come along
+//! meanwhile  what another command, a terminal or the machine is in the way of
 //! ```
 
 #[path = "errors/agents.rs"]
@@ -22,6 +23,8 @@ mod inside;
 mod landing;
 #[path = "errors/life.rs"]
 mod life;
+#[path = "errors/meanwhile.rs"]
+mod meanwhile;
 #[path = "errors/network.rs"]
 mod network;
 #[path = "errors/places.rs"]

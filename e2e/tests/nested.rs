@@ -40,3 +40,37 @@ fn an_inner_sandbox() {
     let both = repo.sandbox(&["spawn", "--nested", "--root", "--", "true"]);
     assert!(both.status == 129 && both.stderr.contains("cannot be used with"), "{both}");
 }
+
+/// Rootless, with the one id that there is: an image is made of files, and containers of it run with and without a
+/// network namespace of their own. Nothing is asked of a registry. Why it is prepared so: docs/decisions/nested.md.
+#[test]
+#[ignore = "heavy: `cargo xtask test --all`"]
+fn rootless_containers() {
+    for needed in ["podman", "crun", "busybox"] {
+        if which(needed).is_none() {
+            skip!("no {needed}");
+        }
+    }
+    let env = TestEnv::new();
+    let repo = State::Plain.build(&env, "repo");
+    let prepare = "mount -t tmpfs none /sys && mkdir -p /sys/fs/cgroup && \
+        exec unshare -U --map-user=1000 --map-group=1000 sh containers.sh";
+    repo.write(
+        "containers.sh",
+        r#"mkdir -p "$HOME/.config/containers" /tmp/run root/bin root/tmp && chmod 700 /tmp/run && cp "$(command -v busybox)" root/bin/
+        export XDG_RUNTIME_DIR=/tmp/run
+        echo '{"default":[{"type":"insecureAcceptAnything"}]}' >"$HOME/.config/containers/policy.json"
+        printf '[containers]\nkeyring=false\ncgroups="disabled"\ndefault_sysctls=[]\n[engine]\ncgroup_manager="cgroupfs"\nevents_logger="file"\n' \
+            >"$HOME/.config/containers/containers.conf"
+        printf '[storage]\ndriver="overlay"\n' >"$HOME/.config/containers/storage.conf"
+        tar --owner=0 --group=0 -C root -c . | podman import -q - localhost/own >/dev/null || exit 1
+        for net in host none; do
+            podman run --rm --pull=never --network=$net localhost/own /bin/busybox sh -c 'echo in >/tmp/x && echo "$$ $(busybox id -u)"' || exit 2
+        done
+        podman run --rm --pull=never --network=host -v "$PWD:/work" localhost/own /bin/busybox sh -c 'echo made >/work/made' && cat made"#,
+    );
+    let seen = repo.sandbox(&["spawn", "-q", "--nested", "in", "--", "unshare", "-rm", "sh", "-c", prepare]);
+    assert_eq!((seen.status, seen.stdout.as_str()), (0, "1 0\n1 0\nmade\n"), "{seen}");
+    // What engines leave in the private home belongs to ids of theirs and is in nobody's way.
+    repo.sandbox(&["drop", "--force", "in"]).expect(0);
+}
