@@ -107,6 +107,9 @@ fn usage(error: &clap::Error, status: u8) -> ExitCode {
         }
         _ => {
             let text = error.render().to_string();
+            // Who leaves a name out often does not know it. A mirror's names are other ones.
+            let missing = error.kind() == ErrorKind::MissingRequiredArgument && !text.contains("git sandbox mirror");
+            let mut nameless = missing && text.lines().any(|line| line.trim_start().starts_with("<NAME>"));
             let mut lines = text.lines().filter(|line| !line.trim().is_empty());
             let first = lines.next().unwrap_or("error: wrong usage");
             CliError::usage(text::escape(first.trim_start_matches("error: "))).print();
@@ -116,6 +119,9 @@ fn usage(error: &clap::Error, status: u8) -> ExitCode {
                     Some(("Usage", usage)) => eprintln!("usage: {usage}"),
                     Some(("tip", tip)) => eprintln!("hint: {}", text::escape(tip)),
                     _ if line.starts_with("For more information") => {
+                        if std::mem::take(&mut nameless) {
+                            eprintln!("hint: `git sandbox list` shows the sandboxes and their names");
+                        }
                         eprintln!("hint: `git sandbox help` lists the verbs, `git sandbox help VERB` tells about one");
                     }
                     _ => eprintln!("  {}", text::escape(line)),

@@ -1,11 +1,14 @@
 //! A sandbox of the host's working tree as it is now, for one command: with its ignored files (dependencies, build
-//! products), with the limits and toolchains of any other, without an agent's login, and without a way out but
-//! `sandbox.net = host`.
+//! products), with the limits, toolchains and network of any other that has no flags of its own, and without an
+//! agent's login.
 
 use crate::context::Context;
 use crate::error::CliError;
 use crate::prepare;
+use crate::presets;
+use crate::presets::network::Policy;
 use crate::project::Project;
+use crate::text::escape;
 use crate::verbs::spawn;
 use crate::view::{self, View};
 use crate::wall::Demands;
@@ -30,6 +33,9 @@ pub struct Fresh<'a> {
     view: View,
     project: Project,
     driver: String,
+    network: Network,
+    /// What it may reach, where there are rules.
+    policy: Option<Policy>,
 }
 
 impl<'a> Fresh<'a> {
@@ -43,7 +49,9 @@ impl<'a> Fresh<'a> {
         let wish = view::wish(context, None)?;
         let view = view::look(context, store, spawn::driver(&driver)?, (user.uid, user.gid), wish)?;
         view.choose(None)?;
-        Ok(Self { context, store, repo, user, view, project, driver })
+        let (network, policy) = presets::network::of_settings(context, &project)?;
+        policy.iter().flat_map(|policy| &policy.notes).for_each(|note| eprintln!("note: {}", escape(note)));
+        Ok(Self { context, store, repo, user, view, project, driver, network, policy })
     }
 
     /// The repository's id.
@@ -59,10 +67,6 @@ impl<'a> Fresh<'a> {
         let of = prepare::Of { repo: Some(self.repo), top, source: &Source::WorkTree, along: false };
         let (taken, _) = prepare::take(context, store, of, &self.user, &asked, &self.project, None)?;
         let bytes = self.view.most().map(|_| taken.bytes(store)).transpose()?;
-        let network = match context.setting("sandbox.net").as_deref() {
-            Some("host") if !self.project.offline => Network::Host,
-            _ => Network::None,
-        };
         let path = OsString::from(context.vars.get("PATH").map_or("", String::as_str));
         let extra: Vec<PathBuf> = context.settings("sandbox.toolchain").iter().map(PathBuf::from).collect();
         let toolchains = host_view::toolchains(&context.home, &path, &extra, &[top.to_owned()]);
@@ -83,7 +87,7 @@ impl<'a> Fresh<'a> {
             home: context.home.clone(),
             user: self.user.clone(),
             env: host_view::environment(&context.vars).into_iter().collect(),
-            network,
+            network: self.network,
             preset: None,
             limits: self.project.tighten(spawn::limits(context, &spawn::AskedLimits::default(), driver.isolation())?),
             toolchains: toolchains.into_iter().map(|mount| (mount.source, mount.at)).collect(),
@@ -102,6 +106,11 @@ impl<'a> Fresh<'a> {
             mirror: None,
         };
         let bar = prepare::Bar::new(true, None);
-        Ok(CheckBox::fresh(store, record, &[&taken], prepare::threads(), &bar)?)
+        let made = CheckBox::fresh(store, record, &[&taken], prepare::threads(), &bar)?;
+        if let Some(policy) = &self.policy {
+            let path = made.sandbox.dir.network();
+            sandbox_proxy::policy::write(&path, &policy.rules).map_err(|error| CliError::chain(&error))?;
+        }
+        Ok(made)
     }
 }

@@ -7,13 +7,14 @@
 //! ```
 
 use super::argument;
-use super::supervise::{close_standard, take};
+use super::supervise::{close_standard, open, take};
+use crate::check::egress::Egress;
 use crate::check::task::{OUTCOME, OUTPUT, Outcome, PACK, TASK, Task};
 use crate::error::CliError;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sandbox_core::connection::{Connection, ConnectionError};
-use sandbox_core::driver::Machine;
-use sandbox_core::launch::LaunchSpec;
+use sandbox_core::driver::{Driver, DriverError, Machine};
+use sandbox_core::launch::{LaunchSpec, Network};
 use sandbox_core::store::{read_json, write_json, write_whole};
 use sandbox_protocol::{Channel, Exec, ExitStatus, FrameType, Message, escape_bytes};
 use sandbox_sys::lock::FileLock;
@@ -62,10 +63,26 @@ fn check(dir: &Path, waiting: &OwnedFd) -> Result<Option<Outcome>, CliError> {
     let task: Task = read_json(&dir.join(TASK))?.ok_or_else(missing)?;
     let driver = crate::verbs::spawn::driver(&task.driver)?;
     let mut machine = driver.launch(&spec)?;
-    let done = converse(dir, &task, machine.as_ref(), waiting);
+    let mut egress = match spec.network {
+        Network::Allow => Some(way_out(driver, &spec, machine.as_mut(), dir)?),
+        Network::None | Network::Host => None,
+    };
+    let done = converse(dir, &task, machine.as_ref(), egress.as_mut(), waiting);
+    drop(egress);
     machine.kill().map_err(CliError::io("end the sandbox"))?;
     wait_gone(machine.as_ref());
     done
+}
+
+/// What lets it out. Without it nothing is let out, so the check is not run.
+fn way_out(driver: &dyn Driver, spec: &LaunchSpec, machine: &mut dyn Machine, dir: &Path) -> Result<Egress, CliError> {
+    let listener = machine.take_egress().ok_or_else(|| DriverError::Unsupported {
+        driver: driver.name(),
+        what: "have a network with a policy".to_owned(),
+    })?;
+    let (_, place) = open(dir)?;
+    let started = Egress::start(&spec.program, listener, &place.network(), machine.process().pid);
+    started.map_err(CliError::io("start the proxy"))
 }
 
 /// Nothing of it runs any more when its directory is deleted.
@@ -75,7 +92,13 @@ fn wait_gone(machine: &dyn Machine) {
     while poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&wait)) == Err(rustix::io::Errno::INTR) {}
 }
 
-fn converse(dir: &Path, task: &Task, machine: &dyn Machine, waiting: &OwnedFd) -> Result<Option<Outcome>, CliError> {
+fn converse(
+    dir: &Path,
+    task: &Task,
+    machine: &dyn Machine,
+    mut egress: Option<&mut Egress>,
+    waiting: &OwnedFd,
+) -> Result<Option<Outcome>, CliError> {
     let control = machine.control().try_clone().map_err(CliError::io("use the control channel"))?;
     let mut connection = Connection::new(control)?;
     let cwd = escape_bytes(task.cwd.as_os_str().as_bytes());
@@ -104,7 +127,7 @@ fn converse(dir: &Path, task: &Task, machine: &dyn Machine, waiting: &OwnedFd) -
     let until = task.seconds.map(|seconds| begun + Duration::from_secs(seconds));
     let mut kept = Tail::default();
     let ended = loop {
-        match step(&mut connection, stream, &mut kept, waiting, until)? {
+        match step(&mut connection, stream, &mut kept, egress.as_deref_mut(), waiting, until)? {
             Some(ended) => break ended,
             None => continue,
         }
@@ -114,6 +137,10 @@ fn converse(dir: &Path, task: &Task, machine: &dyn Machine, waiting: &OwnedFd) -
         Ended::Late => (None, true),
         Ended::Exited(status) => (Some(status.shell()), false),
     };
+    if let Some(egress) = egress {
+        egress.read();
+        kept.add(egress.words().as_bytes());
+    }
     write_whole(&dir.join(OUTPUT), &kept.bytes(), false)?;
     Ok(Some(Outcome { status, timed_out, seconds: begun.elapsed().as_secs_f64(), error: None }))
 }
@@ -129,6 +156,7 @@ fn step(
     connection: &mut Connection,
     stream: u32,
     kept: &mut Tail,
+    mut egress: Option<&mut Egress>,
     waiting: &OwnedFd,
     until: Option<Instant>,
 ) -> Result<Option<Ended>, CliError> {
@@ -156,14 +184,21 @@ fn step(
         return Ok(Some(Ended::Late));
     }
     let left = left.map(|left| Timespec { tv_sec: left.as_secs() as _, tv_nsec: left.subsec_nanos().into() });
-    let mut fds = [PollFd::new(&*connection, PollFlags::IN), PollFd::new(waiting, PollFlags::IN)];
+    let mut fds = vec![PollFd::new(&*connection, PollFlags::IN), PollFd::new(waiting, PollFlags::IN)];
+    if let Some(lines) = egress.as_ref().and_then(|egress| egress.readable()) {
+        fds.push(PollFd::from_borrowed_fd(lines, PollFlags::IN));
+    }
     match poll(&mut fds, left.as_ref()) {
         Ok(_) | Err(rustix::io::Errno::INTR) => {}
         Err(error) => return Err(CliError::io("wait for the command")(error.into())),
     }
     let (from_inside, nobody) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
+    drop(fds);
     if nobody {
         return Ok(Some(Ended::Nobody));
+    }
+    if let Some(egress) = &mut egress {
+        egress.read();
     }
     if from_inside && !connection.fill()? {
         return Err(ConnectionError::Closed.into());

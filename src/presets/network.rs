@@ -126,16 +126,27 @@ pub struct Policy {
     pub notes: Vec<String>,
 }
 
-/// Collects the rules of a sandbox whose network is `allow`.
+/// The network of what has no flags of its own and no preset, and what it may reach: as the settings and the project
+/// have it.
+pub fn of_settings(context: &Context, project: &Project) -> Result<(Network, Option<Policy>), CliError> {
+    let network = decide(None, false, project.offline, context.setting("sandbox.net").as_deref(), None)?;
+    let policy = match network {
+        Network::Allow => Some(policy(context, &[], project, None)?),
+        Network::None | Network::Host => None,
+    };
+    Ok((network, policy))
+}
+
+/// Collects the rules of a sandbox whose network is `allow`; `allow` are the flags.
 pub fn policy(
     context: &Context,
-    args: &cli::Spawn,
+    allow: &[String],
     project: &Project,
     preset: Option<&Preset>,
 ) -> Result<Policy, CliError> {
     let mut policy = Policy::default();
     let of_preset = preset.map(|preset| preset.hosts.clone()).unwrap_or_default();
-    let flags = split(&args.allow);
+    let flags = split(allow);
     let settings = split(&context.settings("sandbox.allow"));
     let from = [(of_preset, "of the preset"), (flags, "--allow"), (settings, "sandbox.allow")];
     for (texts, origin) in from {

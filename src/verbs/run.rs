@@ -23,7 +23,6 @@ use crate::signals::Interrupt;
 use crate::text::{age, count, escape, table};
 use rank::{Attempt, Size, ranked};
 use sandbox_core::check::CheckBox;
-use sandbox_core::launch::Network;
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_core::work;
@@ -193,11 +192,7 @@ fn check_all(
         while next < started.len() && runner.len() < wanted.jobs {
             let sandbox = &started[next];
             let lock = sandbox.take(Duration::from_secs(60))?;
-            let mut place = CheckBox::copy_of(store, sandbox, lock)?;
-            if place.sandbox.record.network == Network::Allow {
-                // There is no proxy for it.
-                place.sandbox.record.network = Network::None;
-            }
+            let place = CheckBox::copy_of(store, sandbox, lock)?;
             let task = Task {
                 driver: sandbox.record.driver.clone(),
                 command: wanted.command.clone(),

@@ -174,7 +174,7 @@ pub fn make(context: &Context, store: &Store, args: &cli::Spawn) -> Result<Asked
     let preset = presets::choose(context, args.preset.as_deref(), args.command.first().map(OsString::as_os_str))?;
     let network = presets::network::choose(context, args, &project, preset.as_ref())?;
     let policy = match network {
-        Network::Allow => Some(presets::network::policy(context, args, &project, preset.as_ref())?),
+        Network::Allow => Some(presets::network::policy(context, &args.allow, &project, preset.as_ref())?),
         Network::None | Network::Host => None,
     };
     let asked_limits =

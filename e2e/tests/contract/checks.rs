@@ -1,7 +1,7 @@
 //! A command that has to pass before a merge lands, and attempts of which a command tells the best.
 
 use crate::Subject;
-use sandbox_testkit::{Output, Pty, Repo, State, tree_digest, wait_until};
+use sandbox_testkit::{Origin, Output, Pty, Repo, State, skip, tree_digest, wait_until, which};
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,6 +17,7 @@ over_views_at_length! {
     an_interrupt_or_a_kill_leaves_nothing,
     a_setting_and_a_project_file_ask_for_it,
     what_is_taken_at_the_end_is_tested_too,
+    the_settings_say_what_a_check_may_reach,
     the_best_of_several_is_told,
     what_is_not_kept_is_in_the_trash,
     each_attempt_has_its_own_name_and_number,
@@ -32,14 +33,15 @@ fn subjects(repo: &Repo, n: usize) -> String {
     repo.git(&["log", "--no-merges", "--topo-order", "--reverse", "--format=%s", &format!("-{n}")]).ok()
 }
 
-/// What checks leave: directories of sandboxes, temporary files, processes that run one.
+/// What checks leave: directories of sandboxes, temporary files, processes that run one or let one out.
 fn left(subject: &Subject) -> (usize, usize, usize) {
     let entries = |part: &str| fs::read_dir(subject.env.state().join(part)).map_or(0, Iterator::count);
     let state = subject.env.state().to_string_lossy().into_owned();
     let runs = |entry: std::io::Result<fs::DirEntry>| {
         let line = fs::read(entry.ok()?.path().join("cmdline")).ok()?;
         let line = String::from_utf8_lossy(&line).into_owned();
-        (line.contains("__check") && line.contains(&state)).then_some(())
+        let ours = line.contains("__check") || line.contains("__proxy");
+        (ours && line.contains(&state)).then_some(())
     };
     (entries("sandboxes"), entries("tmp"), fs::read_dir("/proc").unwrap().filter_map(runs).count())
 }
@@ -283,6 +285,50 @@ fn what_is_taken_at_the_end_is_tested_too(subject: &Subject) {
     let seen = subject.spawn(&repo, &["t", "--on-exit", "merge"], script).expect(0);
     assert!(seen.stderr.contains("checking 't' with `test -e x.txt`"), "{seen}");
     assert_eq!((repo.id("HEAD"), repo.read("x.txt")), (repo.id("sandbox/t"), "x\n".to_owned()), "{seen}");
+}
+
+/// As of any other sandbox here that has no flags of its own.
+fn the_settings_say_what_a_check_may_reach(subject: &Subject) {
+    if let Some(missing) = Origin::missing() {
+        skip!("{missing}");
+    }
+    if which("curl").is_none() {
+        skip!("no curl");
+    }
+    let repo = subject.repo(State::Plain);
+    let origin = Origin::start(&subject.env, &["allow.test"]);
+    repo.write(".git/info/exclude", "deps/\n");
+    repo.write("deps/trust.txt", fs::read(origin.ca()).unwrap());
+    adds(subject, &repo, "a", "new");
+    adds(subject, &repo, "b", "other");
+    let before = left(subject);
+    let asked = || origin.log().iter().filter(|line| line.contains("https allow.test GET /")).count();
+    let get = "curl -fsS --cacert deps/trust.txt https://allow.test/";
+    let seen = repo.sandbox(&["merge", "--check", get, "a"]).expect(1);
+    assert!(!seen.stderr.contains("not let out"), "there is no proxy: {seen}");
+    repo.git(&["config", "sandbox.net", "allow"]).ok();
+    let seen = repo.sandbox(&["merge", "--check", get, "a"]).expect(1);
+    assert!(seen.stderr.contains("  | [not let out: allow.test]\n"), "{seen}");
+    assert_eq!(origin.log(), [""; 0]);
+    repo.git(&["config", "sandbox.allow", &origin.rule("allow.test")]).ok();
+    let seen = repo.sandbox(&["merge", "--check", get, "a"]).expect(0);
+    assert!(repo.has("new") && asked() == 1, "{seen}{:?}", origin.log());
+    // The repository may only tighten it.
+    repo.write(".sandbox.toml", "net = \"none\"\n");
+    let seen = repo.sandbox(&["merge", "--check", get, "b"]).expect(1);
+    assert!(!repo.has("other") && asked() == 1, "{seen}");
+    fs::remove_file(repo.dir().join(".sandbox.toml")).unwrap();
+    assert_eq!(left(subject), before, "no proxy goes on, and no directory is left");
+    // What an attempt may reach, its check may reach.
+    repo.git(&["config", "--unset-all", "sandbox.net"]).ok();
+    repo.git(&["config", "--unset-all", "sandbox.allow"]).ok();
+    let head = ["run", "--driver", subject.driver, "--best-of", "2", "--check", get, "--allow"];
+    let attempt = ["try", "--", "sh", "-c", "echo made >made"];
+    let seen = repo.sandbox(&[&head[..], &[&origin.rule("allow.test")], &attempt].concat()).expect(0);
+    assert_eq!(asked(), 3, "{seen}");
+    repo.git(&["config", "sandbox.net", "wifi"]).ok();
+    let seen = repo.sandbox(&["merge", "--check", "true", "b"]).expect(128);
+    assert!(seen.stderr.contains("error: 'wifi' is not a value of sandbox.net\n"), "{seen}");
 }
 
 /// Three attempts: the first changes much and passes, the second little and passes, the third does not pass.

@@ -28,6 +28,7 @@ fn logs_and_events_of_nothing() {
         error: the following required arguments were not provided:
           <NAME>...
         usage: git sandbox logs <NAME>...
+        hint: `git sandbox list` shows the sandboxes and their names
         hint: `git sandbox help` lists the verbs, `git sandbox help VERB` tells about one
         ---- status 129
         "#);
@@ -49,6 +50,7 @@ fn logs_and_events_of_nothing() {
         error: the following required arguments were not provided:
           <NAME>...
         usage: git sandbox events <NAME>...
+        hint: `git sandbox list` shows the sandboxes and their names
         hint: `git sandbox help` lists the verbs, `git sandbox help VERB` tells about one
         ---- status 129
         "#);
@@ -104,6 +106,7 @@ fn rules_that_are_none() {
         error: the following required arguments were not provided:
           <NAME>
         usage: git sandbox deny <NAME> [HOST]...
+        hint: `git sandbox list` shows the sandboxes and their names
         hint: `git sandbox help` lists the verbs, `git sandbox help VERB` tells about one
         ---- status 129
         "#);

@@ -133,6 +133,7 @@ fn arguments_that_are_missing_or_unknown() {
         error: the following required arguments were not provided:
           <NAME>
         usage: git sandbox show <NAME>
+        hint: `git sandbox list` shows the sandboxes and their names
         hint: `git sandbox help` lists the verbs, `git sandbox help VERB` tells about one
         ---- status 129
         "#);

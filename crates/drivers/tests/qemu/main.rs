@@ -113,6 +113,18 @@ fn a_guest_is_a_sandbox() -> Result<(), String> {
     guest.contained("privilege", "! unshare -Ur true 2>/dev/null && grep -q 'NoNewPrivs:.1' /proc/self/status");
     guest.contained("capabilities", "grep -q 'CapBnd:.0000000000000000' /proc/self/status");
 
+    // What runs it has nothing either: who gets out of the guest is there.
+    let keeper = guest.machine.process().pid;
+    let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).unwrap();
+    for pid in children.split_whitespace().chain([keeper.to_string().as_str()]) {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        for line in ["NoNewPrivs:\t1", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000"] {
+            assert!(status.contains(line), "{status}");
+        }
+        assert_eq!(status.contains("Seccomp:\t2"), pid != keeper.to_string(), "QEMU filters itself: {status}");
+    }
+    assert_eq!(children.split_whitespace().count(), 1, "{children}");
+
     drop(guest);
     Ok(())
 }

@@ -510,6 +510,43 @@ pub const ALL: &[Probe] = &[
             Same,
         ),
     ),
+    // L: a mirror.
+    probe(
+        "L01",
+        "refs of a mirror that are not a session's own",
+        Tests(
+            &[
+                "mirror/push::everything_else_is_refused_ref_by_ref_and_the_rest_applies",
+                "mirror/push::commands_that_lie_change_nothing",
+                "mirror/push::readers_and_sessions_without_a_grant_push_nothing",
+            ],
+            "in the same push the session's own ref is made",
+        ),
+    ),
+    probe(
+        "L02",
+        "objects that only another session's refs reach",
+        Tests(
+            &[
+                "mirror/push::sessions_do_not_see_one_another",
+                "mirror/fetch::refs_of_the_service_are_nobodys_and_other_services_are_refused",
+            ],
+            "the session that made them has them",
+        ),
+    ),
+    probe(
+        "L03",
+        "requests to a mirror without measure",
+        Tests(
+            &[
+                "mirror/push::a_push_has_limits",
+                "mirror/http::bodies_may_be_compressed_and_in_pieces_but_not_without_end",
+                "mirror/fetch::none_of_many_is_dropped",
+                "mirror/fetch::who_goes_away_leaves_no_process",
+            ],
+            "what is within the limits is served",
+        ),
+    ),
     // M: what comes back.
     probe(
         "M01",
@@ -645,6 +682,40 @@ pub const ALL: &[Probe] = &[
                head -c4 /dev/urandom >/dev/null && echo x >/tmp/x && echo x >/dev/shm/x && echo x >"$HOME/x" &&
                mkdir a b && echo z >a/f && mv a/f b/g && ln b/g a/h && ln -s x a/s && mkfifo a/p && rm -r a b"#,
             Refused("it is the counter-proof: what it does must work"),
+        ),
+    ),
+    // V: a virtual machine.
+    probe(
+        "V01",
+        "what a guest finds around it",
+        Tests(&["drivers/qemu::a_guest_is_a_sandbox"], "the host's kernel and files are others"),
+    ),
+    probe(
+        "V02",
+        "writing to files that the host shows a guest",
+        Tests(
+            &["vhost/fs::nothing_is_written", "vhost/fs::nothing_leads_out", "vhost/fs::any_requests_are_survived"],
+            "the same files are read",
+        ),
+    ),
+    probe(
+        "V03",
+        "ports of the host's vsock",
+        Tests(
+            &["vhost/vsock::the_guest_connects_where_somebody_listens", "vhost/vsock::any_packets_are_survived"],
+            "one port that is listened on is reached",
+        ),
+    ),
+    probe(
+        "V04",
+        "what holds the processes of a machine",
+        Tests(
+            &[
+                "drivers/qemu::a_guest_is_a_sandbox",
+                "drivers/qemu/plan::the_machine_is_minimal_and_gets_descriptors",
+                "devices::a_device_has_nothing_but_what_it_serves_and_ends_with_its_machine",
+            ],
+            "the process that starts them has none of it",
         ),
     ),
 ];
