@@ -4,7 +4,7 @@ use crate::bring::Waiter;
 use crate::supervise::{ClientStream, Route, SLOW_AGENT, Session, Supervisor, our_hello};
 use sandbox_core::store::write_json;
 use sandbox_protocol::event::Happened;
-use sandbox_protocol::{Channel, ExitStatus, Failure, FailureKind, Frame, FrameType, Hello, Message, WINDOW};
+use sandbox_protocol::{Channel, ExitStatus, Failure, FailureKind, Frame, FrameType, Hello, Message, VERSIONS, WINDOW};
 use sandbox_sys::clock::unix_seconds;
 use std::time::Instant;
 
@@ -64,6 +64,8 @@ impl Supervisor {
 
     pub(crate) fn agent_message(&mut self, stream: u32, message: Message) {
         match message {
+            // One with which we have no version in common is not ours to speak with.
+            Message::Hello(hello) if hello.max < VERSIONS.0 || hello.min > VERSIONS.1 => self.agent.gone = true,
             Message::Hello(hello) if self.agent_hello.is_none() => {
                 let hello = greeted(hello);
                 for client in self.clients.values_mut() {

@@ -106,6 +106,7 @@ struct Scripted {
     /// Whether the machine stands still (`None`: it cannot).
     frozen: Option<Arc<AtomicBool>>,
     hangs: bool,
+    speaks: (u32, u32),
 }
 
 struct Fake {
@@ -135,11 +136,12 @@ impl Driver for Scripted {
         // The machine's process lives as long as the script, which holds the other end of its input.
         let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         let alive = child.stdin.take();
+        let (min, max) = self.speaks;
         let script = self.script.lock().unwrap().take().expect("launched once");
         std::thread::spawn(move || {
             let mut agent = Agent { stream: theirs, decoder: Decoder::new() };
             let enforced = vec!["rename-notify".to_owned()];
-            agent.say(0, &Message::Hello(Hello { min: 1, max: 1, features: vec![], enforced }));
+            agent.say(0, &Message::Hello(Hello { min, max, features: vec!["not-known-yet".into()], enforced }));
             script(&mut agent);
             drop(alive);
         });
@@ -233,6 +235,8 @@ struct Setup {
     hangs: bool,
     /// The network is `allow`, and this is the proxy; its lines end where a line of input does.
     proxy: Option<&'static str>,
+    /// The versions of the protocol that the agent says it speaks.
+    speaks: (u32, u32),
 }
 
 const SETUP: Setup = Setup {
@@ -248,6 +252,7 @@ const SETUP: Setup = Setup {
     freezer: false,
     hangs: false,
     proxy: None,
+    speaks: VERSIONS,
 };
 
 struct Running {
@@ -297,6 +302,7 @@ impl Setup {
             script: Mutex::new(Some(Box::new(script))),
             frozen: self.freezer.then(|| Arc::clone(&frozen)),
             hangs: self.hangs,
+            speaks: self.speaks,
         };
         let thread = std::thread::spawn(move || supervise(config, &driver).unwrap());
         (Running { root, dir, frozen, terminate, thread }, Connection::new(ours).unwrap())
@@ -637,6 +643,30 @@ fn what_is_not_in_the_protocol_ends_the_sandbox() {
     let status = running.ended();
     assert!(!status.stopped && !status.home);
     drop(client);
+}
+
+#[test]
+fn an_agent_with_a_version_in_common_is_spoken_with_and_another_is_not() {
+    let newer = Setup { speaks: (VERSIONS.1, VERSIONS.1 + 7), ..SETUP };
+    let (running, mut client) = newer.run(Agent::until_shutdown);
+    serves(&mut client);
+    assert!(!running.stop(&mut client).enforced.is_empty());
+    for speaks in [(VERSIONS.1 + 1, VERSIONS.1 + 7), (0, VERSIONS.0 - 1)] {
+        let (running, client) = Setup { speaks, ..SETUP }.run(Agent::until_shutdown);
+        let status = running.ended();
+        assert!(!status.stopped && status.enforced.is_empty(), "{speaks:?}");
+        drop(client);
+    }
+}
+
+#[test]
+fn a_client_of_a_newer_program_uses_a_sandbox_that_goes_on() {
+    let (running, mut client) = SETUP.run(Agent::until_shutdown);
+    let hello =
+        Hello { min: VERSIONS.0, max: VERSIONS.1 + 7, features: vec!["not-known-yet".into()], enforced: vec![] };
+    client.send(0, &Message::Hello(hello)).unwrap();
+    serves(&mut client);
+    running.stop(&mut client);
 }
 
 #[test]

@@ -55,6 +55,8 @@ const SUITES: &[(&str, &str)] = &[
     ("core/picture", include_str!("../../../../crates/core/src/picture.rs")),
     ("protocol/picture", include_str!("../../../../crates/protocol/src/picture.rs")),
     ("vhost/fs", include_str!("../../../../crates/vhost/src/fs/tests.rs")),
+    ("vhost/wall", include_str!("../../../../crates/vhost/src/wall.rs")),
+    ("vhost/hostile", include_str!("../../../../crates/vhost/tests/hostile/main.rs")),
     ("vhost/vsock", include_str!("../../../../crates/vhost/src/vsock/tests.rs")),
     ("core/corpus", include_str!("../../../../crates/core/tests/corpus.rs")),
     ("proxy/corpus", include_str!("../../../../crates/proxy/tests/corpus.rs")),
