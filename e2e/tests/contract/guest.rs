@@ -6,10 +6,10 @@ use crate::Subject;
 use rustix::process::{Pid, Signal, kill_process};
 use sandbox_testkit::{Repo, State, wait_until};
 use serde_json::Value;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 over_guests! {
     a_killed_machine_has_what_was_synced,
@@ -17,6 +17,7 @@ over_guests! {
 }
 
 over_guests_at_length! {
+    whatever_is_killed_the_commits_that_were_reported_come_home,
     a_guest_is_forked_and_goes_back,
 }
 
@@ -191,4 +192,40 @@ fn a_guest_reaches_what_is_listed_and_nothing_else(subject: &Subject) {
         .map(|event| format!("{} {}", event["verdict"].as_str().unwrap(), event["host"].as_str().unwrap()))
         .collect();
     assert_eq!(told, ["allowed api.test", "refused evil.test", "refused api.test"]);
+}
+
+/// At a moment of chance, while commits are made: what git reported, and was synced, is there.
+fn whatever_is_killed_the_commits_that_were_reported_come_home(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    subject.idle(&repo, "s");
+    let script = "n=0; while [ $n -lt 200 ]; do n=$((n+1)); echo $n >f; git add f && git commit -qm $n && sync && \
+        git rev-parse HEAD; done";
+    let mut reported: Vec<String> = Vec::new();
+    for who in ["qemu", "files", "supervisor", "qemu"] {
+        let mut command = subject.env.sandbox_command(repo.dir(), &["exec", "s", "--", "sh", "-c", script]);
+        let mut working = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(working.stdout.take().unwrap()).lines();
+        let before = reported.len();
+        reported.extend(lines.by_ref().take(2).map(|line| line.unwrap()));
+        assert_eq!(reported.len(), before + 2, "{who}: git works in it again, whatever was left locked");
+        let chance = u64::from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos()) / 1000 % 700;
+        std::thread::sleep(Duration::from_millis(chance));
+        let supervisor = process(subject, "supervisor");
+        kill(match who {
+            "qemu" => child(process(subject, "init"), "qemu-system"),
+            "files" => child(supervisor, "__vm-fs"),
+            _ => supervisor,
+        });
+        // A last line may be cut.
+        reported.extend(lines.map_while(Result::ok).filter(|line| line.len() == 40));
+        working.wait().unwrap();
+        ended(subject);
+        assert_eq!(row(&repo)["state"], "stopped (crashed)", "{who}");
+        repo.sandbox(&["fetch", "s"]).expect(0);
+        let home = repo.git(&["log", "--format=%H", "sandbox/s"]).ok();
+        let lost: Vec<&String> = reported.iter().filter(|id| !home.contains(id.as_str())).collect();
+        assert!(lost.is_empty(), "{who} after {chance} ms: {lost:?} of {reported:?}");
+        repo.sandbox(&["start", "s"]).ok();
+    }
+    repo.sandbox(&["drop", "--force", "s"]).expect(0);
 }

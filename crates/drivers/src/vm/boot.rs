@@ -140,3 +140,91 @@ impl Talk<'_> {
 fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).take(1000).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::namespace::plan::tests::spec;
+    use crate::namespace::view::Host;
+    use crate::vm::guest::guest;
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    use std::process::{Command, Stdio};
+
+    /// Starts "a guest" that says this once it was told what to be, and goes on or ends. What `hand_over` says, and
+    /// what of the guest's words it left to the agent's reader.
+    fn handed_over(says: Vec<u8>, ends: bool) -> (Result<Vec<String>, String>, Vec<u8>) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("usr")).unwrap();
+        let told = guest(&spec(), &Host::at(dir.path()), false, "qemu").unwrap().spec;
+        let (control, theirs) = UnixStream::pair().unwrap();
+        let (console, printed) = UnixStream::pair().unwrap();
+        (&printed).write_all(b"last words\r\n").unwrap();
+        let mut console = Console::new(console, &dir.path().join("console.log")).unwrap();
+        // It lives as long as its input is open.
+        let mut machine = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let alive = machine.stdin.take();
+        let pidfd = pidfd_open(Pid::from_child(&machine), PidfdFlags::empty()).unwrap();
+        let peer = std::thread::spawn(move || {
+            let mut length = [0u8; 4];
+            (&theirs).read_exact(&mut length).unwrap();
+            let mut text = vec![0u8; u32::from_le_bytes(length) as usize];
+            (&theirs).read_exact(&mut text).unwrap();
+            // It may be hung up on in the middle of it.
+            let _ = (&theirs).write_all(&says);
+            if ends {
+                drop((alive, printed));
+            } else {
+                // Until the host is done with it.
+                let _ = (&theirs).read(&mut [0u8; 1]);
+            }
+        });
+        use std::os::fd::AsFd;
+        let result = hand_over(&control, &mut console, pidfd.as_fd(), &told);
+        let mut rest = Vec::new();
+        if result.is_ok() {
+            control.shutdown(std::net::Shutdown::Write).unwrap();
+            (&control).read_to_end(&mut rest).unwrap();
+        }
+        drop(control);
+        peer.join().unwrap();
+        machine.wait().unwrap();
+        let causes = |error: DriverError| match error {
+            DriverError::NotReady { source } => source.to_string(),
+            other => other.to_string(),
+        };
+        (result.map_err(causes), rest)
+    }
+
+    fn refused(says: impl Into<Vec<u8>>) -> String {
+        handed_over(says.into(), false).0.unwrap_err()
+    }
+
+    #[test]
+    fn what_follows_the_last_word_is_the_agents() {
+        let (notes, rest) =
+            handed_over(b"{\"note\":\"no \\u001b[2J cgroup\"}\n\"ready\"\nagent\nbytes".to_vec(), false);
+        assert_eq!(notes, Ok(vec!["no ?[2J cgroup".to_owned()]));
+        assert_eq!(rest, b"agent\nbytes");
+    }
+
+    #[test]
+    fn a_guest_that_means_harm_is_refused_in_words_and_in_bounded_memory() {
+        let (wrong, much) = ("the guest says what it should not", "the guest says too much");
+        assert_eq!(refused("hello\n"), wrong);
+        assert_eq!(refused("\n"), wrong);
+        assert_eq!(refused("{\"note\":7}\n"), wrong);
+        assert_eq!(refused(vec![0xff; LONGEST_LINE + 1]), much);
+        assert_eq!(refused(vec![b'['; 2 << 20]), much);
+        assert_eq!(refused("{\"note\":\"n\"}\n".repeat(MOST_LINES + 1)), wrong);
+        let failed = format!("{{\"failed\":[{}\"\\u001b]0;x\\u0007\"]}}\n", "\"a\",".repeat(2));
+        assert_eq!(refused(failed), "a: a: ?]0;x?");
+        let long = format!("{{\"failed\":[\"{}\"]}}\n", "a".repeat(40_000));
+        assert_eq!(refused(long).len(), 1000);
+    }
+
+    #[test]
+    fn a_guest_that_ends_has_its_last_line_told() {
+        let (said, _) = handed_over(b"{\"note\":\"n\"}\n{\"no".to_vec(), true);
+        assert_eq!(said, Err("it ended: last words".to_owned()));
+    }
+}
