@@ -34,6 +34,7 @@ pub const TESTS: &[Need] = &[
     Need { program: "qemu-system-x86_64", package: "qemu-system-x86", without: "guests of the QEMU driver" },
     Need { program: "mkfs.xfs", package: "xfsprogs", without: "reflinks on XFS" },
     Need { program: "systemd-analyze", package: "systemd", without: "checking the mirror's unit" },
+    Need { program: "sshd", package: "openssh-server", without: "the mirror's upstreams over ssh" },
     Need { program: "kubectl", package: "kubernetes-client", without: "the mirror's manifests with kubectl" },
 ];
 
@@ -91,5 +92,7 @@ fn apt(verb: &[&str], packages: &[&str]) -> bool {
     let mut command = Command::new("apt-get");
     command.args(["-qq", "-o", "Acquire::http::Timeout=20", "-o", "Acquire::Retries=1"]);
     command.args(verb).args(packages).env("DEBIAN_FRONTEND", "noninteractive");
+    // What is a service is not started.
+    command.env("RUNLEVEL", "1");
     command.output().is_ok_and(|output| output.status.success())
 }

@@ -5,7 +5,7 @@
 //!                request_body_max inflate_max
 //! [store]        root db min_free
 //! [refresh]      interval jitter concurrency per_host timeout clone_timeout max_stale backoff_max
-//! [upstream]     allow_insecure allow_private ca_file
+//! [upstream]     allow_insecure allow_private ca_file known_hosts
 //! [cache]        dir max_bytes max_age
 //! [maintenance]  geometric_every full_every window prune_after threads memory
 //! [scratch]      enabled prefix isolation max_push quota ttl
@@ -189,6 +189,8 @@ pub struct Upstream {
     pub allow_private: Vec<IpNet>,
     /// Authorities (PEM) for `https://` instead of the system's.
     pub ca_file: Option<PathBuf>,
+    /// Keys of hosts for `ssh://` (sshd(8)) instead of those of who runs it.
+    pub known_hosts: Option<PathBuf>,
 }
 
 /// The cache of packs.
@@ -448,6 +450,7 @@ impl Upstream {
             allow_insecure: s.flag("allow_insecure")?.unwrap_or(false),
             allow_private: s.list("allow_private", range)?.unwrap_or_default(),
             ca_file: s.path("ca_file")?,
+            known_hosts: s.path("known_hosts")?,
         };
         s.finish()?;
         Ok(this)

@@ -8,6 +8,7 @@
 //! operate     health, numbers, the page, the end
 //! packaging   the unit, the manifests and the image recipe are what their readers take
 //! scratch     what a session pushed is its own, is not lost, and is saved, fetched, promoted and dropped
+//! ssh         an upstream that is asked with a key, by a host that shows the right one
 //! way         registered, cloned, refreshed after a force-push, served without its upstream, started again
 //! ```
 
@@ -17,6 +18,7 @@ mod load;
 mod operate;
 mod packaging;
 mod scratch;
+mod ssh;
 mod stand;
 mod tools;
 mod way;

@@ -33,6 +33,7 @@ backoff_max = "10m"
 allow_insecure = true
 allow_private = ["10.0.0.0/8", "127.0.0.1"]
 ca_file = "/etc/ca.pem"
+known_hosts = "/etc/known_hosts"
 [cache]
 dir = "/srv/cache"
 max_bytes = "4GiB"

@@ -103,6 +103,7 @@ impl Refresher {
             allow_insecure: parts.upstream.allow_insecure,
             allow_private: parts.upstream.allow_private.clone(),
             ca_file: parts.upstream.ca_file.clone(),
+            known_hosts: parts.upstream.known_hosts.clone(),
         };
         let handle = tokio::runtime::Handle::current();
         let inner = Arc::new(Inner {

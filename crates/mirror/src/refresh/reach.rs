@@ -28,6 +28,8 @@ pub struct Policy {
     pub allow_private: Vec<IpNet>,
     /// Authorities (PEM) in place of the system's.
     pub ca_file: Option<PathBuf>,
+    /// Keys of hosts for ssh, in place of those of who runs it.
+    pub known_hosts: Option<PathBuf>,
 }
 
 /// Why an upstream is not asked.
@@ -169,6 +171,11 @@ impl Reach {
                     let port = self.port();
                     let alias = if port == 22 { host.to_owned() } else { format!("[{host}]:{port}") };
                     ssh.push_str(&format!(" -o HostName={address} -o HostKeyAlias={alias}"));
+                }
+                if let Some(file) = &self.policy.known_hosts {
+                    command = command.env("GIT_SANDBOX_KNOWN_HOSTS", file);
+                    // Quoted once for the shell and once for ssh, which takes a list here.
+                    ssh.push_str(" -o UserKnownHostsFile=\\\"\"$GIT_SANDBOX_KNOWN_HOSTS\"\\\"");
                 }
                 if let Some(key) = key {
                     command = command.env("GIT_SANDBOX_SSH_KEY", key);

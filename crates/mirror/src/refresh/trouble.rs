@@ -149,6 +149,14 @@ pub(super) fn of_failure(stderr: &str, headers: &Headers) -> Trouble {
         .find(|line| line.starts_with("fatal: ") || line.starts_with("error: "))
         .or(stderr.lines().last())
         .unwrap_or("no message");
+    // Of ssh git knows only that it ended: the line before is ssh's own.
+    let ssh = stderr.lines().take_while(|line| *line != telling).filter(|line| !line.trim().is_empty()).last();
+    let telling = match ssh {
+        Some(line) if telling.contains("Could not read from remote repository") => {
+            line.trim_end().trim_end_matches('.')
+        }
+        _ => telling,
+    };
     let line = telling.trim_start_matches("fatal: ").trim_start_matches("error: ");
     let line = sandbox_git::printable(line.as_bytes());
     let says = |texts: &[&str]| texts.iter().any(|text| stderr.contains(text));
@@ -191,7 +199,15 @@ mod tests {
             ),
             (
                 "ERROR: Repository not found.\nfatal: Could not read from remote repository.",
-                "denied: the upstream does not let us read it (Could not read from remote repository.)",
+                "denied: the upstream does not let us read it (ERROR: Repository not found)",
+            ),
+            (
+                "@@@@@\nHost key verification failed.\r\nfatal: Could not read from remote repository.\n\nPlease make sure",
+                "unreachable: the upstream cannot be reached: Host key verification failed",
+            ),
+            (
+                "fatal: Could not read from remote repository.",
+                "unreachable: the upstream cannot be reached: Could not read from remote repository.",
             ),
             (
                 "fatal: unable to access 'https://h/r/': Could not resolve host: h",

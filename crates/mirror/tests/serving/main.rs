@@ -3,5 +3,6 @@
 mod cache;
 mod fetch;
 mod http;
+mod listeners;
 mod push;
 mod world;
