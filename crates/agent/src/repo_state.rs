@@ -103,22 +103,25 @@ pub fn repo_state(path: &Path, granted: &[String]) -> Result<RepoState> {
     let gitdir = gitdir_of(path).ok_or_else(|| RepoStateError::NotARepository { path: path.to_owned() })?;
     only_files(&gitdir)?;
     let git = Git { gitdir: &gitdir, work_tree: path, until: Instant::now() + MAX_TIME, env: Vec::new(), config: &[] };
-    let mut state = RepoState {
-        head_ref: git.line(&["symbolic-ref", "-q", "HEAD"])?,
-        head: git.line(&["rev-parse", "-q", "--verify", "HEAD^{commit}"])?,
-        ..RepoState::default()
-    };
-    state.refs = git
-        .run(&["for-each-ref", "--format=%(objectname) %(refname)"], b"")?
-        .stdout
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| {
-            let cut = line.iter().position(|byte| *byte == b' ')?;
-            let (id, name) = (&line[..cut], &line[cut + 1..]);
-            let is_ours = !name.starts_with(b"refs/remotes/");
-            is_ours.then(|| (escape_bytes(name), String::from_utf8_lossy(id).into_owned()))
-        })
-        .collect();
+    let mut state = RepoState::default();
+    // A star before the branch that is checked out, else a blank.
+    let listed = git.run(&["for-each-ref", "--format=%(HEAD) %(objectname) %(refname)"], b"")?.stdout;
+    for line in listed.split(|byte| *byte == b'\n').filter(|line| line.len() > 2) {
+        let (is_head, rest) = (line[0] == b'*', &line[2..]);
+        let Some(cut) = rest.iter().position(|byte| *byte == b' ') else { continue };
+        let (id, name) = (String::from_utf8_lossy(&rest[..cut]).into_owned(), &rest[cut + 1..]);
+        if is_head && name.starts_with(b"refs/heads/") {
+            (state.head_ref, state.head) = (Some(escape_bytes(name)), Some(id.clone()));
+        }
+        if !name.starts_with(b"refs/remotes/") {
+            state.refs.push((escape_bytes(name), id));
+        }
+    }
+    // Detached, unborn, or elsewhere.
+    if state.head_ref.is_none() {
+        state.head_ref = git.line(&["symbolic-ref", "-q", "HEAD"])?;
+        state.head = git.line(&["rev-parse", "-q", "--verify", "HEAD^{commit}"])?;
+    }
     if state.refs.iter().any(|(name, _)| name == "refs/stash") {
         let count = format!("-n{MAX_STASH}");
         state.stash =
