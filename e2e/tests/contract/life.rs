@@ -269,7 +269,7 @@ fn a_drop_that_fails_keeps_its_name(subject: &Subject) {
         let away = |entry: std::io::Result<std::fs::DirEntry>| {
             entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("dropped-"))
         };
-        wait_until("it is on its way out", Duration::from_secs(20), || std::fs::read_dir(&tmp).unwrap().any(away));
+        wait_until("it is on its way out", Duration::from_secs(120), || std::fs::read_dir(&tmp).unwrap().any(away));
         // While git waits for that lock.
         repo.sandbox(&["gc"]).ok();
         assert_eq!(given(subject), ["s"]);

@@ -156,12 +156,18 @@ fn group_name(gid: u32) -> Option<String> {
 /// Where verdicts are remembered, below the cache.
 const FILE: &str = "accel.json";
 
+/// That file.
+#[derive(Default, Serialize, Deserialize)]
+struct Verdicts {
+    /// By [`key`].
+    #[serde(default)]
+    verdicts: BTreeMap<String, Found>,
+}
+
 fn remembered(cache: &Path, qemu: &Path, kernel: &Path) -> Found {
-    let file = cache.join(FILE);
     let key = key(qemu, kernel);
-    let mut known: BTreeMap<String, Found> = read_json(&file).ok().flatten().unwrap_or_default();
-    if let Some(found) = key.as_ref().and_then(|key| known.get(key)) {
-        return found.clone();
+    if let Some(found) = key.as_ref().and_then(|key| recall(cache, key)) {
+        return found;
     }
     let found = match probe(qemu, kernel, cache, &["kvm", "host"], (SILENCE, WHOLE)) {
         Ok(found) => found,
@@ -169,14 +175,27 @@ fn remembered(cache: &Path, qemu: &Path, kernel: &Path) -> Found {
         Err(error) => return Found { why: Some(format!("it cannot be tried: {error}")) },
     };
     if let Some(key) = key {
-        if known.len() >= MOST {
-            known.clear();
-        }
-        known.insert(key, found.clone());
-        // Where it cannot be remembered it is tried again.
-        let _ = make_dir(cache).and_then(|()| write_json(&file, &known, false));
+        remember(cache, key, &found);
     }
     found
+}
+
+fn known(cache: &Path) -> Verdicts {
+    read_json(&cache.join(FILE)).ok().flatten().unwrap_or_default()
+}
+
+fn recall(cache: &Path, key: &str) -> Option<Found> {
+    known(cache).verdicts.remove(key)
+}
+
+/// Where it cannot be remembered it is tried again.
+fn remember(cache: &Path, key: String, found: &Found) {
+    let mut known = known(cache);
+    if known.verdicts.len() >= MOST {
+        known.verdicts.clear();
+    }
+    known.verdicts.insert(key, found.clone());
+    let _ = make_dir(cache).and_then(|()| write_json(&cache.join(FILE), &known, false));
 }
 
 /// What a verdict is about; `None` where it cannot be told.
@@ -363,6 +382,21 @@ pub(super) fn last_line(text: &[u8]) -> String {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_verdict_is_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = dir.path().join("cache");
+        assert_eq!(recall(&cache, "a"), None);
+        let (runs, hangs) = (Found { why: None }, Found { why: Some("a guest hangs in it".into()) });
+        remember(&cache, "a".into(), &hangs);
+        remember(&cache, "b".into(), &runs);
+        assert_eq!((recall(&cache, "a"), recall(&cache, "b")), (Some(hangs.clone()), Some(runs)));
+        (0..MOST).for_each(|n| remember(&cache, n.to_string(), &hangs));
+        assert!(known(&cache).verdicts.len() <= MOST && recall(&cache, &(MOST - 1).to_string()).is_some());
+        forget(&cache).unwrap();
+        assert_eq!(recall(&cache, "0"), None);
+    }
 
     #[test]
     fn what_runs_guests() {
