@@ -11,7 +11,19 @@ use std::time::{Duration, Instant};
 pub struct Peer {
     /// Where it listens.
     pub address: SocketAddr,
-    _child: Child,
+    child: Child,
+}
+
+impl Drop for Peer {
+    /// Asks it to end: Apache that is killed leaves its workers behind.
+    fn drop(&mut self) {
+        let pid = i32::try_from(self.child.pid()).ok().and_then(rustix::process::Pid::from_raw);
+        let asked = pid.is_some_and(|pid| rustix::process::kill_process(pid, rustix::process::Signal::TERM).is_ok());
+        let start = Instant::now();
+        while asked && self.child.try_ended().is_none() && start.elapsed() < Duration::from_secs(5) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
 }
 
 /// A port that nobody has just now.
@@ -28,7 +40,7 @@ fn up(address: SocketAddr, child: Child, what: &str) -> Result<Peer, String> {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    Ok(Peer { address, _child: child })
+    Ok(Peer { address, child })
 }
 
 fn exec_path(env: &TestEnv, dir: &Path) -> Result<PathBuf, String> {
