@@ -20,8 +20,9 @@ use crate::signals::Ours;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 use sandbox_core::connection::{Connection, ConnectionError};
+use sandbox_protocol::event::{Event, Happened};
 use sandbox_protocol::{
-    Channel, EVENTS, Event, ExitStatus, Failure, Frame, FrameError, FrameType, MAX_PAYLOAD, Message, SCREEN, WINDOW,
+    Channel, EVENTS, ExitStatus, Failure, Frame, FrameError, FrameType, MAX_PAYLOAD, Message, SCREEN, WINDOW,
     WindowSize,
 };
 use sandbox_supervisor::Screen;
@@ -177,6 +178,8 @@ struct Shown {
     open: bool,
     notices: Notices,
     since: Instant,
+    /// Everything inside was stopped, for want of room.
+    frozen: bool,
 }
 
 impl Shown {
@@ -189,6 +192,7 @@ impl Shown {
             open: false,
             notices: Notices::new(name),
             since: Instant::now(),
+            frozen: false,
         }
     }
 
@@ -210,6 +214,11 @@ impl Shown {
     }
 
     fn event(&mut self, event: &Event) {
+        match event.what {
+            Happened::Frozen(_) => self.frozen = true,
+            Happened::Thawed => self.frozen = false,
+            _ => {}
+        }
         self.notices.event(event, self.since.elapsed());
         self.tell();
     }
@@ -323,6 +332,8 @@ impl Relay<'_> {
                             // `timeout` and others send theirs to a process and then to its group.
                             Some(at) if at.elapsed() < TWICE => {}
                             Some(_) => return Ok(Ended::Interrupted),
+                            // Nobody inside could hear it, and `timeout` asks once.
+                            None if self.shown.frozen => return Ok(Ended::Interrupted),
                             None => {
                                 interrupted = Some(Instant::now());
                                 connection.send(stream, &Message::Signal { signal })?;

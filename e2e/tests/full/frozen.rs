@@ -3,8 +3,10 @@
 
 use crate::kit::{LIMIT, Volume, host, nothing_left, refused, row, sound, wait_frozen, world};
 use insta::assert_snapshot;
-use sandbox_testkit::{Repo, TestEnv, skip, wait_until};
+use rustix::process::{Pid, Signal};
+use sandbox_testkit::{Child, Repo, TestEnv, skip, wait_until};
 use std::fs;
+use std::process::Stdio;
 
 /// Commits, then writes without end, at a pace that a test can follow.
 const WRITES: &str = "echo y >>a && git commit -qam made && mkdir big && n=0 && \
@@ -190,6 +192,26 @@ fn a_shell_goes_on_where_it_was() {
     let seen = pty.expect("went-42");
     assert!(!seen.contains("Stopped"), "{seen}");
     pty.send("exit\r");
+}
+
+/// `timeout` and CI ask once, and nobody inside could hear it.
+#[test]
+fn one_interrupt_stops_what_is_frozen() {
+    let env = TestEnv::new();
+    let repo = world(&env);
+    let said = env.root().join("said");
+    let out = fs::File::create(&said).expect("a directory of the test");
+    let mut command = env.sandbox_command(repo.dir(), &["spawn", "-q", "--disk", "24m", "w", "--", "sh", "-c", WRITES]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(out);
+    let mut client = Child::spawn(&mut command);
+    let told = || fs::read_to_string(&said).expect("it was made");
+    wait_until("it is told", LIMIT, || told().contains("'w' is frozen: "));
+    let pid = Pid::from_raw(client.pid().cast_signed()).expect("a process");
+    rustix::process::kill_process(pid, Signal::TERM).expect("our child");
+    assert_eq!(client.wait(LIMIT), 130, "{}", told());
+    assert!(told().contains("interrupted: 'w' was stopped, its files stay"), "{}", told());
+    repo.sandbox(&["cp", "w:big/1", "first"]).ok();
+    assert_eq!(fs::metadata(repo.dir().join("first")).expect("it was copied").len(), 512 << 10);
 }
 
 /// What is said where it is refused has the words that are looked for elsewhere.

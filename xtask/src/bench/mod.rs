@@ -18,6 +18,7 @@ mod rows;
 mod table;
 mod together;
 mod trees;
+mod vm;
 mod watched;
 
 use crate::{build, install};

@@ -45,6 +45,7 @@ pub const ROWS: &[(&str, Measure)] = &[
     ("first-capture", first_capture),
     ("first-capture-xfs", |bench| reflink(bench, "xfs")),
     ("first-capture-btrfs", |bench| reflink(bench, "btrfs")),
+    ("vm", super::vm::vm),
     ("mirror-refs", super::mirror::refs),
     ("mirror-clones", super::mirror::clones),
     ("mirror-parallel", super::mirror::parallel),
