@@ -241,3 +241,15 @@ impl From<CheckpointError> for CliError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_never_started_has_nothing_to_go_back_to() {
+        let told = CliError::from(CheckpointError::Nothing { name: "a".into() });
+        assert_eq!(told.message, "'a' was never started: there is nothing to go back to");
+        assert_eq!(told.hints, ["`git sandbox start a` starts it"]);
+    }
+}

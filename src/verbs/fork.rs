@@ -210,3 +210,27 @@ impl From<ForkError> for CliError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sandbox_core::connection::ConnectionError;
+    use sandbox_protocol::{Failure, FailureKind};
+
+    /// A guest that does not stand still cannot be had on demand: what is told is shown here.
+    #[test]
+    fn a_disk_that_does_not_stand_still_is_told() {
+        let failure = Failure { kind: FailureKind::Other, message: "cannot freeze the sandbox: \u{1b}[2J".into() };
+        let held = ForkError::NotHeld { name: "a".into(), source: ConnectionError::Refused(failure) };
+        let told = CliError::from(held);
+        assert_eq!(told.message, "cannot copy the sandbox 'a': its virtual machine does not let its disk stand still");
+        assert_eq!(told.causes, ["cannot freeze the sandbox: \\u{1b}[2J"]);
+        assert_eq!(told.hints, ["copy it again, or after `git sandbox stop a`; nothing is left half made"]);
+        let told = CliError::from(ForkError::DiskBusy { name: "a".into() });
+        assert_eq!(
+            told.message,
+            "cannot copy the sandbox 'a': its disk is in use by a virtual machine that is still ending"
+        );
+        assert_eq!(told.hints, ["copy it again in a minute: that machine ends by itself"]);
+    }
+}
