@@ -111,10 +111,27 @@ pub fn told(text: &str) -> &str {
     &text[start..]
 }
 
-/// Reads libtest's output as `--show-output` makes it.
+/// Reads libtest's output as `--show-output` makes it, of one executable or of several.
 fn parse(text: &str) -> Totals {
     let mut totals = Totals::default();
+    let mut rest = text;
+    // Each begins by saying how many tests it will run.
+    while let Some(at) = rest.find("\nrunning ") {
+        let (one, others) = rest.split_at(at + 1);
+        totals.add(&parse_one(one));
+        rest = others;
+    }
+    totals.add(&parse_one(rest));
+    totals
+}
+
+/// The same, of one.
+fn parse_one(text: &str) -> Totals {
+    let mut totals = Totals::default();
     let mut test = None;
+    let mut summary = None;
+    // How many said why they could not run: for libtest they have passed.
+    let mut said = 0;
     for line in text.lines() {
         if let Some(rest) = line.strip_prefix("---- ") {
             test = rest.strip_suffix(" stdout ----");
@@ -122,25 +139,24 @@ fn parse(text: &str) -> Totals {
             // One test is one skip, however often it says so.
             if test.take().is_some() {
                 *totals.skipped.entry(reason.to_owned()).or_default() += 1;
-                totals.passed = totals.passed.saturating_sub(1);
+                said += 1;
             }
         } else if let Some((_, reason)) = line.split_once(" ... ignored") {
             let reason = reason.trim_start_matches(", ");
             let reason = if reason.is_empty() { "ignored by default (--all runs it)" } else { reason };
             *totals.skipped.entry(reason.to_owned()).or_default() += 1;
-        } else if let Some(summary) = line.strip_prefix("test result: ") {
-            let count = |word: &str| {
-                let words: Vec<&str> = summary.split([' ', ';']).filter(|word| !word.is_empty()).collect();
-                let at = words.iter().position(|other| *other == word)?;
-                words.get(at.checked_sub(1)?)?.parse::<usize>().ok()
-            };
-            let skipped: usize = totals.skips();
-            let ignored = count("ignored").unwrap_or(0);
-            totals.passed += count("passed").unwrap_or(0);
-            totals.passed -= totals.passed.min(skipped - skipped.min(ignored));
-            totals.failed += count("failed").unwrap_or(0);
+        } else if let Some(counts) = line.strip_prefix("test result: ") {
+            // What a test printed may look like one; libtest's own is the last.
+            summary = Some(counts);
         }
     }
+    let count = |word: &str| {
+        let words: Vec<&str> = summary?.split([' ', ';']).filter(|word| !word.is_empty()).collect();
+        let at = words.iter().position(|other| *other == word)?;
+        words.get(at.checked_sub(1)?)?.parse::<usize>().ok()
+    };
+    totals.passed = count("passed").unwrap_or(0).saturating_sub(said);
+    totals.failed = count("failed").unwrap_or(0);
     totals
 }
 
@@ -183,6 +199,9 @@ test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
         assert!(told(text).starts_with("failures:\n\n---- c stdout"), "{}", told(text));
         assert_eq!(failures(text), ["c"]);
         assert_eq!(totals.skipped.keys().collect::<Vec<_>>(), ["no strace", "takes an hour"]);
+        // Two executables; and a test that prints what such a run looks like.
+        let totals = parse(&format!("{text}{}", text.replace("something else", "test result: x. 9 passed; 9 failed;")));
+        assert_eq!(totals.to_string(), "4 passed, 2 failed, 4 skipped");
     }
 
     #[test]
