@@ -203,6 +203,20 @@ fn what_was_reported_as_done_is_there_whatever_happens() {
     judge(&world);
 }
 
+/// What can be found out about a commit that was lost.
+fn whereabouts(repo: &Repo<'_>, name: &str, commit: &str) -> String {
+    let script = format!(
+        "git cat-file -t {commit}; git for-each-ref --contains {commit}; git for-each-ref; \
+         git log --oneline --graph --all --reflog | head -60; git reflog | head -20"
+    );
+    let inside = repo.sandbox(&["exec", name, "--", "sh", "-c", &script]);
+    let host =
+        repo.sh(&format!("git cat-file -t {commit}; git for-each-ref; git log --oneline --graph --all | head -60"));
+    let list = repo.sandbox(&["list", "--all"]);
+    let events = repo.sandbox(&["events", name]);
+    format!("inside:\n{inside}\nhost:\n{host}\n{list}\n{events}")
+}
+
 /// Everything that was reported is found, the host is whole, and nothing is left over.
 fn judge(world: &World<'_>) {
     let (env, repo) = (world.env, world.repo);
@@ -244,7 +258,11 @@ fn judge(world: &World<'_>) {
     let mut commits = 0;
     for (name, made) in &model.commits {
         for commit in made {
-            assert!(host.contains(commit.as_str()), "commit {commit} of '{name}' is not on the host");
+            assert!(
+                host.contains(commit.as_str()),
+                "commit {commit} of '{name}' is not on the host\n{}",
+                whereabouts(repo, name, commit)
+            );
             commits += 1;
         }
         if there.contains_key(name.as_str()) {

@@ -161,8 +161,9 @@ fn gone(context: &Context, store: &Store, sandbox: &Sandbox, force: Force) -> Re
     }
     let checkpoints = checkpoint::all(&sandbox.dir)?.len();
     if unsaved.is_empty() && checkpoints == 0 {
-        removal::drop_saved(context.git()?, store, sandbox, lock)?;
+        // Before: one that is killed on its way has relied on what an `undo` could take away.
         log(store, sandbox, "dropped", |sandbox| Deed::Deleted { sandbox });
+        removal::drop_saved(context.git()?, store, sandbox, lock)?;
         return Ok(format!("dropped '{name}'{}", ignored_words(&unsaved)));
     }
     let git = context.git()?;
@@ -196,8 +197,8 @@ fn gone(context: &Context, store: &Store, sandbox: &Sandbox, force: Force) -> Re
     ))
 }
 
-/// Notes it for `undo`. It is done already, and on a full disk it is how room is made: a note that cannot be
-/// written is no failure, and the trash tells the same.
+/// Notes it for `undo`. On a full disk it is how room is made: a note that cannot be written is no failure, and the
+/// trash tells the same. What was noted and then did not come about is no operation ([`ops::Operation::came_about`]).
 fn log(store: &Store, sandbox: &Sandbox, what: &str, deed: impl Fn(SandboxId) -> Deed) {
     let told = format!("{what}: '{}'", sandbox.name());
     let operation = ops::Operation::now("drop", told, vec![deed(sandbox.record.id.clone())]);

@@ -128,7 +128,9 @@ fn not_undone(context: &Context, store: &Store) -> Result<Vec<(u64, Operation)>,
     let Some(repo) = context.repo_id(store)? else { return Ok(Vec::new()) };
     let is_back = |deed: &Deed| matches!(deed, Deed::Trashed { sandbox } if store.sandbox(sandbox).record().exists());
     let mut all = Log::of(&store.repo(&repo)).all()?;
-    all.retain(|(_, operation)| operation.undone.is_none() && !operation.deeds.iter().any(is_back));
+    all.retain(|(_, operation)| {
+        operation.undone.is_none() && operation.came_about(store) && !operation.deeds.iter().any(is_back)
+    });
     Ok(all)
 }
 
@@ -144,7 +146,9 @@ fn relied_on(context: &Context, store: &Store, number: u64, operation: &Operatio
             .status(1));
     }
     for (later, drop) in log.whole.into_iter().filter(|(later, _)| *later > number) {
-        let Some(sandbox) = drop.deleted().filter(|_| drop.undone.is_none()) else { continue };
+        let Some(sandbox) = drop.deleted().filter(|_| drop.undone.is_none() && drop.came_about(store)) else {
+            continue;
+        };
         let name = drop.told.split('\'').nth(1).unwrap_or_default();
         if operation.is_of(sandbox, name) {
             return Err(CliError::new(format!("cannot undo operation {number}: {}", operation.told))
@@ -337,7 +341,7 @@ pub fn list(context: &Context, args: &cli::Ops) -> Outcome {
         Some(repo) => {
             let read = Log::of(&store.repo(&repo)).read()?;
             read.damaged.iter().for_each(|error| crate::damaged::warn("an operation", error));
-            read.whole
+            read.whole.into_iter().filter(|(_, operation)| operation.came_about(&store)).collect()
         }
         None => Vec::new(),
     };

@@ -9,7 +9,7 @@
 //! or was carried out and gets its line then. `gc` takes both 30 days later.
 
 use crate::id::{RepoId, SandboxId};
-use crate::store::{Readable, RepoDir, StoreError, keep_copy, make_dir, read_json, write_twice};
+use crate::store::{Readable, RepoDir, Store, StoreError, keep_copy, make_dir, read_json, write_twice};
 use sandbox_sys::clock::unix_seconds;
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -110,6 +110,12 @@ impl Operation {
             Deed::Deleted { sandbox } => Some(sandbox),
             _ => None,
         })
+    }
+
+    /// Whether it is one. A deletion is noted before it begins, so that a command that is killed on its way is known to
+    /// have relied on what is here; one that was given up is none.
+    pub fn came_about(&self, store: &Store) -> bool {
+        self.deleted().is_none_or(|sandbox| !store.sandbox(sandbox).record().exists())
     }
 
     /// Whether it changed a working tree whose former state is in this directory.

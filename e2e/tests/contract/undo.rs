@@ -15,6 +15,7 @@ over_drivers! {
     a_branch,
     a_dropped_sandbox,
     what_a_drop_stood_on_is_not_undone,
+    what_a_killed_drop_stood_on_is_not_undone,
     two_drops_at_once_keep_what_both_had,
     what_was_done_is_listed,
 }
@@ -367,6 +368,31 @@ fn what_a_drop_stood_on_is_not_undone(subject: &Subject) {
     let refused = repo.sandbox(&["undo", "3"]).expect(1).stderr;
     assert!(refused.contains("'b' was dropped since"), "{refused}");
     assert_eq!(repo.id("kept"), commit);
+}
+
+/// A drop that is killed once its sandbox is gone is finished by the next command: it stood on the same. One that is
+/// killed before has done nothing, and is in nobody's way.
+fn what_a_killed_drop_stood_on_is_not_undone(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    for (point, is_gone) in [("drop.rename", false), ("drop.kept", true), ("drop.delete", true)] {
+        subject.spawn(&repo, &["a"], "date >>f; git add f; git commit -qm a").ok();
+        repo.sandbox(&["branch", "a", "kept"]).ok();
+        let commit = repo.id("kept");
+        let mut cut = subject.env.sandbox_command(repo.dir(), &["drop", "a"]);
+        assert_eq!(subject.env.run(cut.env("GIT_SANDBOX_FAULT", format!("{point}:kill"))).status, 137);
+        let listed = repo.sandbox(&["ops"]).ok();
+        assert_eq!(listed.lines().nth(1).unwrap().contains("dropped: 'a'"), is_gone, "{point}: {listed}");
+        let branch = listed.lines().find(|line| line.contains("made the branch 'kept'")).unwrap();
+        let undone = repo.sandbox(&["undo", branch.split(' ').next().unwrap()]);
+        if is_gone {
+            assert!(undone.status == 1 && undone.stderr.contains("'a' was dropped since"), "{point}: {undone}");
+            assert_eq!(repo.id("kept"), commit);
+            repo.git(&["branch", "-qD", "kept"]).ok();
+        } else {
+            undone.ok();
+            repo.sandbox(&["drop", "--force", "a"]).ok();
+        }
+    }
 }
 
 /// Each of two sandboxes has the other's commit: one of them goes, or both are refused, never both.
