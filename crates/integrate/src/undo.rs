@@ -145,6 +145,8 @@ pub fn restore(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
     let mut lock = take_lock(repo, dir)?;
     let tree = Worktree::open(repo.worktree()).map_err(MergeError::io("open", repo.worktree()))?;
     let Back { todo, head, index } = look(repo, dir, &record, &tree)?;
+    // From here on another one is noted.
+    remove_staging(repo, dir)?;
 
     if record.new.is_some() && head != record.old {
         let back = HeadMove {
@@ -159,7 +161,7 @@ pub fn restore(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
     for (name, path, state) in todo.iter().rev() {
         let goes = matches!(path.before, State::Absent) || (path.before == State::Directory && *state != path.before);
         if *state != State::Absent && goes {
-            remove(&tree, repo, name).map_err(failed)?;
+            remove(&tree, repo, dir, name).map_err(failed)?;
         }
     }
     for (name, path, state) in &todo {
@@ -382,8 +384,16 @@ pub fn settle(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
     remove_staging(repo, dir)
 }
 
-/// Removes the staging directory of a merge that was cut; everything in it is in `dir` too.
+/// Removes the staging directory of a change that was cut; everything in it is in `dir` too.
 fn remove_staging(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
+    for parent in [repo.gitdir(), repo.worktree()] {
+        for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+            if entry.file_name().as_bytes().starts_with(STAGING.as_bytes()) {
+                // One that was made and not yet noted is empty; what is in another is not given up.
+                let _ = fs::remove_dir(entry.path());
+            }
+        }
+    }
     let Ok(noted) = fs::read(dir.join("staging")) else { return Ok(()) };
     let name = Path::new(std::ffi::OsStr::from_bytes(&noted));
     // Only a name was noted: nothing but a directory of ours can be meant.
@@ -468,12 +478,12 @@ fn lock_note(lock: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// Removes what the merge made: moved out first, so that a racing change is not lost.
-fn remove(tree: &Worktree, repo: &Repo, name: &RepoPath) -> io::Result<()> {
+fn remove(tree: &Worktree, repo: &Repo, dir: &Path, name: &RepoPath) -> io::Result<()> {
     match tree.look(name)? {
         Found::Directory => drop(tree.remove_dir(name)?),
         Found::Absent { .. } => {}
         _ => {
-            let staging = Staging::new(repo, tree)?;
+            let staging = Staging::noted(repo, tree, dir)?;
             tree.rename(name, staging.fd(), "old", Move::Out)?;
         }
     }
@@ -504,7 +514,7 @@ fn put_back(
     if *state == State::Directory {
         tree.remove_dir(name)?;
     }
-    let staging = Staging::new(repo, tree)?;
+    let staging = Staging::noted(repo, tree, dir)?;
     let mut bytes = vec![0; path.length as usize];
     File::open(dir.join("files"))?.read_exact_at(&mut bytes, path.offset)?;
     let symlink = matches!(path.before, State::Symlink { .. });
@@ -533,6 +543,13 @@ impl Staging {
         let dir = tempfile::Builder::new().prefix(STAGING).tempdir_in(at)?;
         let fd = rfs::open(dir.path(), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, rfs::Mode::empty())?;
         Ok(Self { dir, fd })
+    }
+
+    /// The same, and noted.
+    fn noted(repo: &Repo, tree: &Worktree, undo: &Path) -> io::Result<Self> {
+        let staging = Self::new(repo, tree)?;
+        staging.note(undo)?;
+        Ok(staging)
     }
 
     pub fn fd(&self) -> &std::os::fd::OwnedFd {

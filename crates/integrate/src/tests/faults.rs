@@ -163,3 +163,25 @@ fn a_cut_merge_is_put_back() {
         }
     }
 }
+
+/// Killed between making the directory where files wait and noting it, or while a merge is taken back.
+#[test]
+fn directories_that_a_kill_left_go() {
+    let world = world();
+    let before = world.status();
+    let undo = world.merge(How::FastForward).unwrap().undo.unwrap();
+    let git = world.host.join(".git");
+    std::fs::create_dir(git.join(".sandbox-merge.empty")).unwrap();
+    std::fs::create_dir(git.join(".sandbox-merge.noted")).unwrap();
+    std::fs::write(git.join(".sandbox-merge.noted/old"), "it is in the undo directory, too\n").unwrap();
+    std::fs::write(undo.join("staging"), ".sandbox-merge.noted").unwrap();
+    // Whose it is nobody knows.
+    std::fs::create_dir(git.join(".sandbox-merge.full")).unwrap();
+    std::fs::write(git.join(".sandbox-merge.full/old"), "mine\n").unwrap();
+    restore(&world.repo(), &undo).unwrap();
+    assert_eq!(world.status(), before);
+    assert_eq!(leftovers(&world.host), [".sandbox-merge.full"]);
+    // What is being put back is noted as well.
+    let noted = std::fs::read_to_string(undo.join("staging")).unwrap();
+    assert!(noted.starts_with(".sandbox-merge.") && noted != ".sandbox-merge.noted", "{noted}");
+}
