@@ -224,7 +224,7 @@ impl Stage {
             let more = Duration::from_secs(options.soak.unwrap_or(0));
             let (mut counts, failure) = runner::run(&mut self.command(test, pass, &temp, options), more);
             let mut failed = failure.as_deref().map(runner::failures).unwrap_or_default();
-            if !options.strict && options.soak.is_none() {
+            if !options.strict {
                 self.alone(test, pass, &temp, options, &mut failed, &mut counts);
             }
             // A harness that took an argument for a filter, or a table that is empty, is no suite that passed.
@@ -263,7 +263,9 @@ impl Stage {
     ) {
         /// More are no accident.
         const MOST: usize = 3;
-        if failed.len() != counts.failed || failed.len() > MOST {
+        // What tries at random says nothing by trying something else.
+        let random = test.name.ends_with("soak");
+        if random || failed.len() != counts.failed || failed.len() > MOST {
             return;
         }
         failed.retain(|name| {
