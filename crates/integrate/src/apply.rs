@@ -118,8 +118,8 @@ impl Change<'_> {
             lock.fill(&new, false)?;
         }
 
-        let staging = Staging::new(repo, &tree).map_err(MergeError::io("create a directory in", repo.gitdir()))?;
-        staging.note(undo).map_err(MergeError::io("write", undo))?;
+        let staging =
+            Staging::new(repo, &tree, undo).map_err(MergeError::io("create a directory in", repo.gitdir()))?;
         let mut objects = Objects::new(repo);
         let mut steps = Vec::new();
         for (n, plan) in self.paths.iter().enumerate().filter(|(_, plan)| plan.file != FileAction::Keep) {

@@ -386,14 +386,6 @@ pub fn settle(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
 
 /// Removes the staging directory of a change that was cut; everything in it is in `dir` too.
 fn remove_staging(repo: &Repo, dir: &Path) -> Result<(), MergeError> {
-    for parent in [repo.gitdir(), repo.worktree()] {
-        for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-            if entry.file_name().as_bytes().starts_with(STAGING.as_bytes()) {
-                // One that was made and not yet noted is empty; what is in another is not given up.
-                let _ = fs::remove_dir(entry.path());
-            }
-        }
-    }
     let Ok(noted) = fs::read(dir.join("staging")) else { return Ok(()) };
     let name = Path::new(std::ffi::OsStr::from_bytes(&noted));
     // Only a name was noted: nothing but a directory of ours can be meant.
@@ -483,7 +475,7 @@ fn remove(tree: &Worktree, repo: &Repo, dir: &Path, name: &RepoPath) -> io::Resu
         Found::Directory => drop(tree.remove_dir(name)?),
         Found::Absent { .. } => {}
         _ => {
-            let staging = Staging::noted(repo, tree, dir)?;
+            let staging = Staging::new(repo, tree, dir)?;
             tree.rename(name, staging.fd(), "old", Move::Out)?;
         }
     }
@@ -514,7 +506,7 @@ fn put_back(
     if *state == State::Directory {
         tree.remove_dir(name)?;
     }
-    let staging = Staging::noted(repo, tree, dir)?;
+    let staging = Staging::new(repo, tree, dir)?;
     let mut bytes = vec![0; path.length as usize];
     File::open(dir.join("files"))?.read_exact_at(&mut bytes, path.offset)?;
     let symlink = matches!(path.before, State::Symlink { .. });
@@ -535,31 +527,22 @@ pub(crate) struct Staging {
 
 impl Staging {
     /// Below the git directory if that is on the same file system, where no watcher of the working tree
-    /// sees it; else at the top of the working tree.
-    pub fn new(repo: &Repo, tree: &Worktree) -> io::Result<Self> {
+    /// sees it; else at the top of the working tree. Its name is noted in `undo` before it is made: whoever is killed
+    /// leaves none that nobody knows of.
+    pub fn new(repo: &Repo, tree: &Worktree, undo: &Path) -> io::Result<Self> {
         use std::os::unix::fs::MetadataExt;
         let same = fs::metadata(repo.gitdir())?.dev() == tree.device()?;
         let at = if same { repo.gitdir() } else { repo.worktree() };
-        let dir = tempfile::Builder::new().prefix(STAGING).tempdir_in(at)?;
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let name = format!("{STAGING}{}-{}.{:09}", std::process::id(), now.tv_sec, now.tv_nsec);
+        write_private(&undo.join("staging"), name.as_bytes(), false)?;
+        let dir = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir_in(at)?;
         let fd = rfs::open(dir.path(), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, rfs::Mode::empty())?;
         Ok(Self { dir, fd })
     }
 
-    /// The same, and noted.
-    fn noted(repo: &Repo, tree: &Worktree, undo: &Path) -> io::Result<Self> {
-        let staging = Self::new(repo, tree)?;
-        staging.note(undo)?;
-        Ok(staging)
-    }
-
     pub fn fd(&self) -> &std::os::fd::OwnedFd {
         &self.fd
-    }
-
-    /// Notes its name, for a merge that is cut.
-    pub fn note(&self, undo: &Path) -> io::Result<()> {
-        let name = self.dir.path().file_name().unwrap_or_default();
-        write_private(&undo.join("staging"), name.as_bytes(), false)
     }
 
     /// Leaves the directory where it is.

@@ -164,14 +164,13 @@ fn a_cut_merge_is_put_back() {
     }
 }
 
-/// Killed between making the directory where files wait and noting it, or while a merge is taken back.
+/// Killed while a merge is taken back: the directory where files waited is noted before it is there.
 #[test]
 fn directories_that_a_kill_left_go() {
     let world = world();
     let before = world.status();
     let undo = world.merge(How::FastForward).unwrap().undo.unwrap();
     let git = world.host.join(".git");
-    std::fs::create_dir(git.join(".sandbox-merge.empty")).unwrap();
     std::fs::create_dir(git.join(".sandbox-merge.noted")).unwrap();
     std::fs::write(git.join(".sandbox-merge.noted/old"), "it is in the undo directory, too\n").unwrap();
     std::fs::write(undo.join("staging"), ".sandbox-merge.noted").unwrap();
