@@ -333,6 +333,31 @@ fn a_commit_that_nothing_advertises_can_be_asked_for() {
     });
 }
 
+/// As an administrator does by hand: what no ref names is thrown away, just before refs name what came.
+#[test]
+fn a_repack_by_hand_takes_nothing_that_comes_in() {
+    let env = TestEnv::new();
+    let forge = forge!(env, "forge.test");
+    let bare = forge.init(&env, "r.git", "sha1");
+    let work = env.repo_at("work");
+    begin(&work);
+    push_commit(&work, &bare, &["refs/heads/main"], "one");
+    on_runtime(async {
+        let script = "for arg; do case $arg in --git-dir=*) dir=$arg ;; esac; done
+            case \"$dir $*\" in */mirrors/*update-ref*) \"$git\" \"$dir\" repack -adq && : >\"$0.ran\" ;; esac";
+        let mirror = Mirror::start_before(&env, script);
+        let name = mirror.add("h/r", &forge.http("r.git"), |_| {});
+        mirror.fresh(&name).await;
+        push_commit(&work, &bare, &["refs/heads/main"], "two");
+        mirror.fresh(&name).await;
+        assert!(env.root().join("git-before.ran").exists());
+        assert_eq!(mirror.refs(&env, &name), refs_of(&env, &bare));
+        clean(&env, &mirror.dir(&name));
+        let kept = std::fs::read_dir(mirror.dir(&name).join("objects/pack")).unwrap().flatten();
+        assert_eq!(kept.filter(|file| file.path().extension().is_some_and(|kind| kind == "keep")).count(), 0);
+    });
+}
+
 #[test]
 fn a_corrupt_mirror_is_set_aside_and_cloned_again() {
     let env = TestEnv::new();

@@ -1,9 +1,11 @@
-//! What a service that was killed left behind in mirrors: locks and half-written packs.
+//! What a service that was killed left behind in mirrors: locks, half-written packs, and that packs are kept until
+//! refs name them.
 //!
 //! The one service of a store holds its lock, so whoever made these is gone, or is a child of the dead service that
 //! finds its file missing and ends. Only names that our own commands make are touched.
 
 use crate::layout::Layout;
+use crate::refresh::is_taken_in;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -36,7 +38,8 @@ pub fn clean(layout: &Layout) -> Vec<PathBuf> {
         locks_of_refs(&dir.join("refs"), &mut remove);
         for file in fs::read_dir(dir.join("objects/pack")).into_iter().flatten().flatten() {
             let name = file.file_name();
-            if TEMPORARY.iter().any(|begin| name.to_string_lossy().starts_with(begin)) {
+            let taken_in = name.to_string_lossy().ends_with(".keep") && is_taken_in(&file.path());
+            if taken_in || TEMPORARY.iter().any(|begin| name.to_string_lossy().starts_with(begin)) {
                 remove(file.path());
             }
         }
@@ -74,7 +77,10 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, "x").unwrap();
         }
-        assert_eq!(clean(&layout).len(), left.len());
+        let taken_in = mirror.join("objects/pack/pack-2.keep");
+        fs::write(&taken_in, "git-sandbox mirror: refs will name what is in it\n").unwrap();
+        assert_eq!(clean(&layout).len(), left.len() + 1);
+        assert!(!taken_in.exists());
         assert!(left.iter().all(|file| !mirror.join(file).exists()));
         assert!(kept.iter().all(|file| mirror.join(file).exists()));
         assert!(clean(&layout).is_empty());

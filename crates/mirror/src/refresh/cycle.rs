@@ -3,7 +3,7 @@
 use super::ask::{Advertised, Asked, Ended, ask, finish, started};
 use super::change::RefPlan;
 use super::reach::{NotAllowed, Policy, Reach, Resolver};
-use super::staging::{self, Fetch};
+use super::staging::{self, Fetch, TakenIn};
 use super::trouble::{Trouble, is_corrupt};
 use super::{Pattern, pins};
 use crate::config::Credential;
@@ -228,8 +228,12 @@ impl Cycle<'_> {
             return Err(Trouble::Corrupt(format!("{} of its {} tips are missing", lost.len(), known.len())));
         }
         let new: BTreeSet<Oid> = plan.new.difference(&known).copied().collect();
+        // Until refs name what came.
+        let mut _kept = None;
         if !new.is_empty() {
-            done.bytes = self.receive(line, repo, &new, &known)?;
+            let taken = self.receive(line, repo, &new, &known)?;
+            done.bytes = taken.bytes;
+            _kept = Some(taken);
         }
         let tips = upstream.refs.values().copied();
         let pins = pins::to_pin(self.git, repo, &plan.left, tips).map_err(|error| self.judge(repo, error))?;
@@ -254,8 +258,8 @@ impl Cycle<'_> {
             // One by one: a single one that is not there refuses them all.
             let one = BTreeSet::from([oid]);
             match self.receive(line, repo, &one, &known) {
-                Ok(bytes) => {
-                    done.bytes += bytes;
+                Ok(taken) => {
+                    done.bytes += taken.bytes;
                     pins::note(repo.dir(), &one, self.now).map_err(|error| Trouble::Local(error.to_string()))?;
                     self.write(repo, &RefPlan::default(), &one)?;
                 }
@@ -273,7 +277,7 @@ impl Cycle<'_> {
         repo: &MirrorRepo,
         new: &BTreeSet<Oid>,
         known: &BTreeSet<Oid>,
-    ) -> Result<u64, Trouble> {
+    ) -> Result<TakenIn, Trouble> {
         let temp = self.temp("fetch-")?;
         let (stage, tips) =
             staging::make(self.git, &temp.path().join("r.git"), repo, &line.reach, known.iter().copied())?;

@@ -15,7 +15,7 @@ use crate::repo::MirrorRepo;
 use sandbox_git::{Git, GitCommand, Oid};
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -110,9 +110,34 @@ pub(super) fn tips_format(repo: &MirrorRepo) -> Option<sandbox_git::ObjectFormat
     })
 }
 
-/// Links the packs that came into the mirror, each so that it is whole as soon as git sees it: the index last.
-/// Returns how many bytes.
-pub(super) fn promote(from: &MirrorRepo, to: &MirrorRepo) -> io::Result<u64> {
+/// What a `.keep` of [`promote`] says: what a killed service left is known by it.
+const TAKEN_IN: &str = "git-sandbox mirror: refs will name what is in it\n";
+
+/// Whether a `.keep` is one that [`promote`] made.
+pub(crate) fn is_taken_in(keep: &Path) -> bool {
+    fs::read(keep).is_ok_and(|text| text == TAKEN_IN.as_bytes())
+}
+
+/// Packs that came into a mirror and that no repack removes, not even one by hand without a thought for what no ref
+/// names yet, until this is dropped: when refs name what is in them.
+#[must_use = "until refs name what came, a repack may remove it"]
+pub(super) struct TakenIn {
+    keeps: Vec<PathBuf>,
+    /// How many bytes came.
+    pub(super) bytes: u64,
+}
+
+impl Drop for TakenIn {
+    fn drop(&mut self) {
+        for keep in &self.keeps {
+            let _ = fs::remove_file(keep);
+        }
+    }
+}
+
+/// Links the packs that came into the mirror, each so that it is whole and kept as soon as git sees it: the index
+/// last.
+pub(super) fn promote(from: &MirrorRepo, to: &MirrorRepo) -> io::Result<TakenIn> {
     let (source, target) = (from.dir().join("objects/pack"), to.dir().join("objects/pack"));
     fs::create_dir_all(&target)?;
     let mut names: Vec<_> = fs::read_dir(&source)?.collect::<io::Result<Vec<_>>>()?;
@@ -124,15 +149,52 @@ pub(super) fn promote(from: &MirrorRepo, to: &MirrorRepo) -> io::Result<u64> {
     };
     names.retain(|entry| rank(&entry.file_name()).is_some());
     names.sort_by_key(|entry| rank(&entry.file_name()));
-    let mut bytes = 0;
+    let mut taken = TakenIn { keeps: Vec::new(), bytes: 0 };
     for entry in names {
-        bytes += entry.metadata()?.len();
-        match fs::hard_link(entry.path(), target.join(entry.file_name())) {
+        taken.bytes += entry.metadata()?.len();
+        let place = target.join(entry.file_name());
+        if rank(&entry.file_name()) == Some(0) {
+            let keep = place.with_extension("keep");
+            match fs::File::create_new(&keep) {
+                Ok(mut file) => {
+                    taken.keeps.push(keep);
+                    file.write_all(TAKEN_IN.as_bytes())?;
+                }
+                // Somebody else's: it is kept all the same.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error),
+            }
+        }
+        match fs::hard_link(entry.path(), place) {
             // The same objects: packs are named by what is in them.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             other => other?,
         }
     }
     fs::File::open(&target)?.sync_all()?;
-    Ok(bytes)
+    Ok(taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_in_is_kept_until_it_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (MirrorRepo::at(dir.path().join("from")), MirrorRepo::at(dir.path().join("to")));
+        for (repo, names) in [(&from, &["1.pack", "1.rev", "1.idx", "2.pack", "2.idx"][..]), (&to, &["2.keep"])] {
+            fs::create_dir_all(repo.dir().join("objects/pack")).unwrap();
+            for name in names {
+                fs::write(repo.dir().join("objects/pack/pack-".to_owned() + name), "12345").unwrap();
+            }
+        }
+        let there = |name: &str| to.dir().join("objects/pack/pack-".to_owned() + name);
+        let taken = promote(&from, &to).unwrap();
+        assert_eq!(taken.bytes, 25);
+        assert!(is_taken_in(&there("1.keep")) && !is_taken_in(&there("2.keep")));
+        drop(taken);
+        assert!(!there("1.keep").exists() && there("2.keep").exists(), "only our own goes");
+        assert!(["1.pack", "1.rev", "1.idx", "2.pack", "2.idx"].iter().all(|name| there(name).exists()));
+    }
 }

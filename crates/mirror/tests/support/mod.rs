@@ -76,9 +76,24 @@ impl Mirror {
 
     /// Starts it with this configuration.
     pub fn start_with(env: &TestEnv, config: &str, vars: &[(&str, &str)]) -> Self {
-        let config = Config::parse(config, false).unwrap();
         let home = Some(env.home());
         let git = Git::new(HostEnv { path: env.path(), home, ..HostEnv::default() }).unwrap();
+        Self::start_of(env, git, config, vars)
+    }
+
+    /// Starts it with a `git` that first runs this, in a shell that has `$git`, the real one, and the arguments.
+    pub fn start_before(env: &TestEnv, script: &str) -> Self {
+        let program = env.root().join("git-before");
+        let real = Git::new(HostEnv { path: env.path(), ..HostEnv::default() }).unwrap();
+        let text = format!("#!/bin/sh\ngit={}\n{script}\nexec \"$git\" \"$@\"\n", real.program().display());
+        std::fs::write(&program, text).unwrap();
+        std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let env_of = HostEnv { path: env.path(), home: Some(env.home()), ..HostEnv::default() };
+        Self::start_of(env, Git::with_program(program, env_of), CONFIG, &[])
+    }
+
+    fn start_of(env: &TestEnv, git: Git, config: &str, vars: &[(&str, &str)]) -> Self {
+        let config = Config::parse(config, false).unwrap();
         let layout = Layout::new(env.root().join("store"));
         layout.create().unwrap();
         let (publisher, catalog) = catalog::channel(Catalog::default());
@@ -110,14 +125,7 @@ impl Mirror {
 
     /// Refreshes and waits.
     pub async fn refresh(&self, name: &RepoName) -> Waited {
-        // The task of a new repository begins when the registry's change was seen.
-        for _ in 0..2000 {
-            match self.refresher.refresh(name, BTreeSet::new(), Trigger::Admin).await {
-                Waited::Unknown => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
-                other => return other,
-            }
-        }
-        Waited::Unknown
+        self.refresher.refresh(name, BTreeSet::new(), Trigger::Admin).await
     }
 
     /// Refreshes; what went wrong, as text.
