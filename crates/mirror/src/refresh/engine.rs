@@ -151,7 +151,7 @@ impl Refresher {
 
     /// The repository's locks, for maintenance.
     pub(crate) fn repo(&self, name: &RepoName) -> Option<Arc<Repo>> {
-        self.0.repos.lock().expect("nobody panics with it").get(name).cloned()
+        self.0.find(name)
     }
 
     /// Sets a mirror aside that was found corrupt, and has it cloned again at once.
@@ -186,8 +186,9 @@ impl Refresher {
 impl Inner {
     /// A task for each repository that is registered, none for others.
     fn reconcile(self: &Arc<Self>) {
-        let now = self.parts.registry.now();
         let mut repos = self.repos.lock().expect("nobody panics with it");
+        // Read with the lock: an older state would end what a newer one began.
+        let now = self.parts.registry.now();
         // Dropping the sender of `wanted` ends the task.
         repos.retain(|name, _| now.repos.get(name).is_some_and(|record| !record.paused));
         for (name, record) in now.repos.iter().filter(|(_, record)| !record.paused) {
@@ -212,9 +213,18 @@ impl Inner {
         }
     }
 
+    /// What is registered and not paused, also if that is so only since an instant.
+    fn find(self: &Arc<Self>, name: &RepoName) -> Option<Arc<Repo>> {
+        let known = || self.repos.lock().expect("nobody panics with it").get(name).cloned();
+        known().or_else(|| {
+            self.reconcile();
+            known()
+        })
+    }
+
     /// Asks for a run that has not begun; which one.
-    fn demand(&self, name: &RepoName, commits: BTreeSet<Oid>, trigger: Trigger) -> Option<(Arc<Repo>, u64)> {
-        let repo = self.repos.lock().expect("nobody panics with it").get(name).cloned()?;
+    fn demand(self: &Arc<Self>, name: &RepoName, commits: BTreeSet<Oid>, trigger: Trigger) -> Option<(Arc<Repo>, u64)> {
+        let repo = self.find(name)?;
         let run = {
             let mut state = repo.state.lock().expect("nobody panics with it");
             state.commits.extend(commits);
