@@ -41,6 +41,10 @@ impl Drop for Loop<'_, '_> {
     }
 }
 
+/// What each loop does at the end of a round: most follow one another at once, but a machine that needs longer for a
+/// capture than for a round must find a quiet moment too.
+const PAUSE: &str = "if [ $((n % 10)) = 0 ]; then sleep 1; else sleep 0.03; fi";
+
 /// Spawns so often while something goes on; `check` gets what each prints. At least one must have been caught in a
 /// quiet moment; the others say what did not settle.
 #[track_caller]
@@ -77,7 +81,7 @@ fn a_checkout_in_a_loop_is_caught_between_two(subject: &Subject) {
         repo.git(&["commit", "-q", "-m", branch]).ok();
     }
     subject.spawn(&repo, &["--rm"], "true").ok();
-    let switching = Loop::start(&repo, "git checkout -q one && sleep 0.05 && git checkout -q two && sleep 0.05");
+    let switching = Loop::start(&repo, &format!("git checkout -q one && {PAUSE} && git checkout -q two && {PAUSE}"));
     let script = "git symbolic-ref --short HEAD; git status --porcelain; cat many/*/* | cut -d' ' -f1 | sort -u";
     meanwhile(subject, &repo, script, |seen| {
         assert!(["one\none\n", "two\ntwo\n"].contains(&seen), "a state that never was:\n{seen}");
@@ -90,7 +94,7 @@ fn an_index_that_is_rewritten_in_a_loop_is_whole(subject: &Subject) {
     repo.write("f", "0\n");
     repo.git(&["add", "f"]).ok();
     subject.spawn(&repo, &["--rm"], "true").ok();
-    let adding = Loop::start(&repo, "echo $n >f && git add f && sleep 0.03");
+    let adding = Loop::start(&repo, &format!("echo $n >f && git add f && {PAUSE}"));
     let script = "git fsck --strict 2>&1 | grep -v dangling; git ls-files | wc -l; echo \"$(cat f)\"; git show :f";
     let files = repo.git(&["ls-files"]).ok().lines().count();
     meanwhile(subject, &repo, script, |seen| {
@@ -108,7 +112,7 @@ fn an_index_that_is_rewritten_in_a_loop_is_whole(subject: &Subject) {
 fn commits_in_a_loop_are_caught_between_two(subject: &Subject) {
     let repo = subject.repo(State::Plain);
     subject.spawn(&repo, &["--rm"], "true").ok();
-    let committing = Loop::start(&repo, "git commit -q --allow-empty -m \"number $n\" && sleep 0.05");
+    let committing = Loop::start(&repo, &format!("git commit -q --allow-empty -m \"number $n\" && {PAUSE}"));
     let script = "test \"$(git rev-parse HEAD)\" = \"$(git reflog -1 --format=%H)\" && git fsck --strict && git status --porcelain";
     meanwhile(subject, &repo, script, |seen| assert_eq!(seen, ""));
     assert!(committing.end());
