@@ -25,10 +25,19 @@ pub fn start_time(pid: u32) -> io::Result<u64> {
 /// Returns what process `pid` is doing: field 3 of `/proc/<pid>/stat` (`R`, `S`, `D` = hangs in the kernel,
 /// `T` = stopped, `t` = traced, `Z` = ended).
 pub fn state(pid: u32) -> io::Result<char> {
+    Ok(state_and_parent(pid)?.0)
+}
+
+/// Returns what process `pid` is doing, as [`state`], and its parent's pid: fields 3 and 4 of `/proc/<pid>/stat`.
+pub fn state_and_parent(pid: u32) -> io::Result<(char, u32)> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let rest = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
-    let word = rest.split_ascii_whitespace().next().and_then(|word| word.chars().next());
-    word.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no state in /proc/<pid>/stat"))
+    let mut words = rest.split_ascii_whitespace();
+    let state = words.next().and_then(|word| word.chars().next());
+    let parent = words.next().and_then(|word| word.parse().ok());
+    state
+        .zip(parent)
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no state and parent in /proc/<pid>/stat"))
 }
 
 /// Opens a process if it is still the one that had this start time in this boot; `None` when it is gone.
