@@ -68,8 +68,8 @@ impl TestEnv {
         for name in ["git-sandbox", "git-remote-sandbox"] {
             symlink(&env.product, env.root.join("bin").join(name)).expect("the directory is new");
         }
-        let config =
-            "[user]\n\tname = Dev\n\temail = dev@example.com\n[init]\n\tdefaultBranch = main\n[gc]\n\tauto = 0\n";
+        let config = "[user]\n\tname = Dev\n\temail = dev@example.com\n[init]\n\tdefaultBranch = main\n[gc]\n\tauto = 0\n\
+             [maintenance]\n\tauto = false\n";
         fs::write(env.home().join(".gitconfig"), config).expect("the directory is new");
         env.filters.path(&env.root, "[ROOT]");
         env.filters.path(&env.home(), "[HOME]");
