@@ -6,15 +6,16 @@
 //!
 //! Serving never asks the database: when that is locked or gone, the last value stands.
 
+use crate::doubt::Doubt;
 use crate::identity::{Gate, Identity, Session, SessionId, TokenHash};
 use crate::name::RepoName;
 use sandbox_git::ObjectFormat;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::SystemTime;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 /// How a repository is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -34,6 +35,8 @@ pub enum State {
 #[derive(Debug, Default)]
 pub struct Live {
     refreshed: AtomicI64,
+    doubted: Notify,
+    objects: AtomicBool,
 }
 
 impl Live {
@@ -45,6 +48,24 @@ impl Live {
     /// Seconds since 1970 of the last refresh that went well; `None` before the first.
     pub fn refreshed(&self) -> Option<i64> {
         Some(self.refreshed.load(Ordering::Relaxed)).filter(|seconds| *seconds != 0)
+    }
+
+    /// Says that it may be broken. Many of these before somebody looks are one.
+    pub fn doubt(&self, doubt: Doubt) {
+        if doubt == Doubt::Objects {
+            self.objects.store(true, Ordering::Relaxed);
+        }
+        self.doubted.notify_one();
+    }
+
+    /// Waits until its tips are doubted; the doubt is taken.
+    pub async fn doubted(&self) {
+        self.doubted.notified().await;
+    }
+
+    /// Takes the doubt of its objects.
+    pub fn objects_doubted(&self) -> bool {
+        self.objects.swap(false, Ordering::Relaxed)
     }
 }
 

@@ -129,7 +129,7 @@ pub struct Served {
     pub received: u64,
     /// Bytes to the client.
     pub sent: u64,
-    /// The last lines that git wrote to standard error, escaped; empty when it went well.
+    /// The telling line that git wrote to standard error, escaped; empty when it went well.
     pub said: String,
 }
 
@@ -167,6 +167,8 @@ pub enum Trigger {
     Ensure,
     /// The administrator.
     Admin,
+    /// Something that a client wanted is not there.
+    Doubt,
 }
 
 impl Trigger {
@@ -177,6 +179,7 @@ impl Trigger {
             Self::Webhook => "webhook",
             Self::Ensure => "ensure",
             Self::Admin => "admin",
+            Self::Doubt => "doubt",
         }
     }
 }

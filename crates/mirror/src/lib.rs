@@ -16,7 +16,7 @@
 //!
 //! | room | is for |
 //! |---|---|
-//! | [`name`], [`identity`], [`layout`], [`repo`], [`catalog`], [`event`] | values that everything else speaks in |
+//! | [`name`], [`identity`], [`layout`], [`repo`], [`catalog`], [`doubt`], [`event`] | values that everything else speaks in |
 //! | [`serve`] | listeners, smart HTTP, `git://`, the queue, one git process for each request |
 //! | [`service`] | owns all of it: starts, listens, stops |
 //! | `cache`, `scratch`, `pktline` | packs made once; what sessions push; git's framing |
@@ -36,6 +36,7 @@ pub mod client;
 pub mod config;
 pub mod credential;
 pub mod desk;
+pub mod doubt;
 pub mod ensure;
 pub mod event;
 pub mod identity;

@@ -7,7 +7,7 @@
 //!   full        the same with one pack, and a cruft pack that loses what is older than prune_after; before that,
 //!               what sessions push keeps what it borrows (scratch/held/aged.rs)
 //!   expire      scratch refs that nobody pushed to for scratch.ttl
-//!   verify      fsck; asked for by the administrator
+//!   verify      fsck; asked for by the administrator, or what serves doubts that every object is there
 //!                  │ fails as a broken store does
 //!                  ▼
 //!               quarantine: set aside whole, clients are sent to the upstream, cloned again
@@ -31,6 +31,7 @@ use crate::repo::MirrorRepo;
 use crate::scratch::held::Holdings;
 use sandbox_git::{Git, GitCommand, GitError};
 use sandbox_sys::child::ChildLimits;
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -39,6 +40,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const LOOK: Duration = Duration::from_secs(15);
 /// How often it is looked for scratch refs that are too old.
 const EXPIRE: Duration = Duration::from_secs(3600);
+/// Doubts of objects are not looked at again for so long: to read them all is much.
+const VERIFY_AGAIN: Duration = Duration::from_secs(3600);
 /// The longest task.
 const LIMIT: Duration = Duration::from_secs(6 * 3600);
 const NICE: i32 = 15;
@@ -112,7 +115,7 @@ impl Maintainer {
         let this = Self { refresher, config: Arc::new(config), holdings, ttl, one: Arc::default() };
         let looking = this.clone();
         tokio::spawn(async move {
-            let mut aged = Instant::now();
+            let (mut aged, mut verified) = (Instant::now(), HashMap::new());
             loop {
                 if aged <= Instant::now() {
                     aged += EXPIRE.min(ttl / 10);
@@ -127,7 +130,7 @@ impl Maintainer {
                 }
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    () = looking.look() => {}
+                    () = looking.look(&mut verified) => {}
                 }
             }
         });
@@ -154,16 +157,24 @@ impl Maintainer {
     }
 
     /// Does what is due.
-    async fn look(&self) {
+    async fn look(&self, verified: &mut HashMap<RepoName, Instant>) {
         let now = seconds();
-        for record in self.refresher.parts().registry.now().repos.values() {
+        let registry = &self.refresher.parts().registry;
+        verified.retain(|_, at| at.elapsed() < VERIFY_AGAIN);
+        for record in registry.now().repos.values() {
             if record.status.state != State::Ready || record.paused {
                 continue;
             }
-            let dir = self.refresher.parts().layout.mirror(&record.spec.name);
+            let name = &record.spec.name;
+            if !verified.contains_key(name) && registry.live(name).objects_doubted() {
+                verified.insert(name.clone(), Instant::now());
+                let _ = self.run(name, Task::Verify).await;
+                continue;
+            }
+            let dir = self.refresher.parts().layout.mirror(name);
             if let Some(task) = next(&record.status, Packs::of(&dir), &self.config, now) {
                 // It is told as an event.
-                let _ = self.run(&record.spec.name, task).await;
+                let _ = self.run(name, task).await;
             }
         }
     }
@@ -260,7 +271,10 @@ fn run(
             .timeout(LIMIT)
     };
     if task == Task::Verify {
-        command().args(["fsck", "--full", "--no-dangling", "--no-progress"]).run()?;
+        // What came in is no damage, whatever it is like.
+        let forgiven = crate::refresh::FORGIVEN.iter();
+        let command = forgiven.fold(command(), |command, id| command.config(format!("fsck.{id}=ignore")));
+        command.args(["fsck", "--full", "--no-dangling", "--no-progress"]).run()?;
         return Ok(());
     }
     expire_pins(git, repo, config.prune_after, seconds())?;

@@ -34,6 +34,7 @@ mod next;
 mod pins;
 mod reach;
 mod staging;
+mod tips;
 mod trouble;
 
 pub use ask::Advertised;
@@ -43,7 +44,7 @@ pub use engine::{Parts, Refresher, Waited};
 pub use next::{After, after};
 pub use pins::{expire as expire_pins, pinned};
 pub use reach::{NotAllowed, Policy, Reach, Resolver};
-pub(crate) use staging::is_taken_in;
+pub(crate) use staging::{FORGIVEN, is_taken_in};
 pub use trouble::Trouble;
 pub(crate) use trouble::is_corrupt;
 

@@ -116,7 +116,8 @@ impl Service {
         }
         let spawner = Spawner::start().map_err(store)?;
         let (layout, git) = (parts.layout.clone(), parts.git.clone());
-        let cache = PackCache::start(parts.cache, layout, git, &parts.program, spawner.clone(), parts.observer.clone());
+        let (observer, catalog) = (parts.observer.clone(), parts.catalog.clone());
+        let cache = PackCache::start(parts.cache, layout, git, &parts.program, spawner.clone(), observer, catalog);
         let smart = Arc::new(Smart {
             spawner,
             cache: cache.map_err(store)?,

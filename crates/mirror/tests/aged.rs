@@ -4,7 +4,7 @@ mod support;
 
 use sandbox_mirror::event::Event;
 use sandbox_mirror::identity::SessionId;
-use sandbox_mirror::maintain::{Maintainer, Task};
+use sandbox_mirror::maintain::Task;
 use sandbox_mirror::name::RepoName;
 use sandbox_mirror::scratch::held::{Expired, Holdings};
 use sandbox_testkit::{Repo, TestEnv, begin, push_commit};
@@ -63,12 +63,10 @@ fn what_nobody_pushes_to_any_more_goes_and_nothing_else_does() {
         let later = pushed(&env, &mirror, &name, "later", work);
         let mut find = env.command("find", &later);
         env.run(find.args([".", "-exec", "touch", "-d", "15 days ago", "{}", "+"])).ok();
-        let stop = tokio_util::sync::CancellationToken::new();
-        let config = sandbox_mirror::config::Config::default();
-        let _maintainer = Maintainer::start(mirror.refresher.clone(), config.maintenance, 14 * DAY, stop.clone());
+        let maintained = mirror.maintained(14 * DAY);
         let told = || mirror.seen.all().iter().any(|event| matches!(event, Event::Expired { .. }));
         support::until("the service takes it away", told).await;
-        stop.cancel();
+        drop(maintained);
         assert_eq!((later.exists(), new.exists()), (false, true));
     });
 }
@@ -94,11 +92,8 @@ fn what_a_mirror_prunes_stays_with_who_stands_on_it() {
         push_commit(&work, &bare, &["refs/heads/main"], "another");
         mirror.fresh(&name).await;
         mirror.git(&env, &name, &["update-ref", "-d", &format!("refs/keep/{base}")]);
-        let config = sandbox_mirror::config::Config::default();
-        let stop = tokio_util::sync::CancellationToken::new();
-        let maintainer = Maintainer::start(mirror.refresher.clone(), config.maintenance, 14 * DAY, stop.clone());
+        let (maintainer, _stop) = mirror.maintained(14 * DAY);
         maintainer.run(&name, Task::Full).await.unwrap();
-        stop.cancel();
         let after = packed(&own);
         assert!(after > 3, "the session has its own copy: {after}");
         let holdings = Holdings::new(mirror.git.clone(), mirror.layout.clone());

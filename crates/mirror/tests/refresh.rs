@@ -3,13 +3,14 @@
 mod support;
 
 use sandbox_mirror::catalog::State;
+use sandbox_mirror::doubt::Doubt;
 use sandbox_mirror::event::Trigger;
 use sandbox_mirror::refresh::Waited;
 use sandbox_testkit::{Faults, GitDaemon, TestEnv, Upstream, begin, push_commit, skip, wait_until};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
-use support::{Mirror, on_runtime, refs_of};
+use support::{Mirror, on_runtime, refs_of, until};
 
 macro_rules! forge {
     ($env:ident, $name:literal) => {{
@@ -26,7 +27,9 @@ fn clean(env: &TestEnv, dir: &Path) {
 }
 
 fn has(env: &TestEnv, dir: &Path, oid: &str) -> bool {
-    env.git(dir, &["cat-file", "-e", oid]).status == 0
+    // The directory may be away just now.
+    let at = format!("--git-dir={}", dir.display());
+    env.git(env.root(), &[&at, "cat-file", "-e", oid]).status == 0
 }
 
 #[test]
@@ -370,10 +373,7 @@ fn a_corrupt_mirror_is_set_aside_and_cloned_again() {
         let mirror = Mirror::start(&env, "", &[]);
         let name = mirror.add("h/r", &forge.http("r.git"), |_| {});
         mirror.fresh(&name).await;
-        let packs = mirror.dir(&name).join("objects/pack");
-        for entry in std::fs::read_dir(&packs).unwrap().flatten() {
-            std::fs::remove_file(entry.path()).unwrap();
-        }
+        lose(&mirror.dir(&name));
         push_commit(&work, &bare, &["refs/heads/main"], "two");
         let told = mirror.fails(&name).await;
         assert!(told.starts_with("the mirror is corrupt: "), "{told}");
@@ -381,6 +381,82 @@ fn a_corrupt_mirror_is_set_aside_and_cloned_again() {
         assert_eq!(mirror.refs(&env, &name), refs_of(&env, &bare));
         clean(&env, &mirror.dir(&name));
         assert_eq!(std::fs::read_dir(mirror.layout.root().join("quarantine")).unwrap().count(), 1);
+    });
+}
+
+/// Takes all packs away.
+fn lose(dir: &Path) {
+    for pack in std::fs::read_dir(dir.join("objects/pack")).unwrap().flatten() {
+        std::fs::remove_file(pack.path()).unwrap();
+    }
+}
+
+/// Refs name what is not there, and the upstream does not change: nothing but a client that wants it can tell.
+#[test]
+fn a_tip_that_is_gone_comes_back_by_itself() {
+    let env = TestEnv::new();
+    let forge = forge!(env, "forge.test");
+    let bare = forge.init(&env, "r.git", "sha1");
+    let work = env.repo_at("work");
+    begin(&work);
+    let tip = push_commit(&work, &bare, &["refs/heads/main"], "one");
+    on_runtime(async {
+        let mirror = Mirror::start(&env, "", &[]);
+        let doubt = |name| mirror.catalog.now().entry(name).unwrap().live.doubt(Doubt::Tips);
+        let healed = |name| mirror.status(name).state == State::Ready && has(&env, &mirror.dir(name), &tip);
+        let name = mirror.add("h/r", &forge.http("r.git"), |_| {});
+        mirror.fresh(&name).await;
+        lose(&mirror.dir(&name));
+        doubt(&name);
+        until("it was cloned again", || healed(&name)).await;
+        let ended: Vec<_> = mirror.seen.refreshes().iter().map(|one| (one.trigger, one.outcome)).collect();
+        assert!(ended.contains(&(Trigger::Doubt, "corrupt")), "{ended:?}");
+        clean(&env, &mirror.dir(&name));
+        assert_eq!(mirror.refs(&env, &name), refs_of(&env, &bare));
+
+        // While the upstream is away, what is left is served; then the doubt is not forgotten.
+        let name = mirror.add("h/other", &forge.http("r.git"), |_| {});
+        mirror.fresh(&name).await;
+        forge.faults(&Faults { status: Some(502), ..Faults::default() });
+        lose(&mirror.dir(&name));
+        doubt(&name);
+        until("it was asked for", || mirror.status(&name).error.is_some()).await;
+        assert_eq!(mirror.status(&name).state, State::Ready);
+        forge.faults(&Faults::default());
+        mirror.refresh(&name).await;
+        until("it was cloned again", || healed(&name)).await;
+        assert_eq!(std::fs::read_dir(mirror.layout.root().join("quarantine")).unwrap().count(), 2);
+    });
+}
+
+/// Every tip is there, and something below is not.
+#[test]
+fn an_object_that_is_gone_comes_back_by_itself() {
+    let env = TestEnv::new();
+    let forge = forge!(env, "forge.test");
+    let bare = forge.init(&env, "r.git", "sha1");
+    let work = env.repo_at("work");
+    begin(&work);
+    push_commit(&work, &bare, &["refs/heads/main"], "one");
+    let blob = work.git(&["rev-parse", "HEAD:file.txt"]).ok().trim().to_owned();
+    on_runtime(async {
+        let mirror = Mirror::start(&env, "[maintenance]\ngeometric_every = '1s'\nwindow = 'always'\n", &[]);
+        let name = mirror.add("h/r", &forge.http("r.git"), |_| {});
+        mirror.fresh(&name).await;
+        let dir = mirror.dir(&name);
+        for pack in std::fs::read_dir(dir.join("objects/pack")).unwrap().flatten() {
+            let away = env.root().join(pack.file_name());
+            std::fs::rename(pack.path(), &away).unwrap();
+            if away.extension().is_some_and(|kind| kind == "pack") {
+                let mut unpack = env.command(&env.git_used().path, &dir);
+                env.run_with_input(unpack.args(["unpack-objects", "-q"]), &std::fs::read(away).unwrap()).ok();
+            }
+        }
+        std::fs::remove_file(dir.join("objects").join(&blob[..2]).join(&blob[2..])).unwrap();
+        let _maintained = mirror.maintained(Duration::from_secs(86_400));
+        mirror.catalog.now().entry(&name).unwrap().live.doubt(Doubt::Objects);
+        until("it was cloned again", || has(&env, &dir, &blob)).await;
+        clean(&env, &dir);
     });
 }
 

@@ -13,6 +13,8 @@
 
 pub mod hook;
 
+use crate::catalog::Reader;
+use crate::doubt::Doubt;
 use crate::event::{CacheEvent, Event, Observer};
 use crate::layout::Layout;
 use crate::repo::MirrorRepo;
@@ -141,6 +143,7 @@ struct Inner {
     git: Git,
     spawner: Spawner,
     observer: Arc<dyn Observer>,
+    catalog: Reader,
     state: Mutex<State>,
     socket: PathBuf,
     accepts: Mutex<Option<AbortHandle>>,
@@ -162,6 +165,7 @@ impl PackCache {
         program: &Path,
         spawner: Spawner,
         observer: Arc<dyn Observer>,
+        catalog: Reader,
     ) -> io::Result<Self> {
         for left in std::fs::read_dir(layout.packcache())? {
             let left = left?;
@@ -185,6 +189,7 @@ impl PackCache {
             git,
             spawner,
             observer,
+            catalog,
             state,
             socket,
             accepts: Mutex::default(),
@@ -408,12 +413,22 @@ impl Inner {
             Err(error) => {
                 // That nobody waits for it any more is no failure.
                 if error.kind() != io::ErrorKind::Interrupted {
+                    self.doubt(&ask, &error.to_string());
                     self.observer.observe(&Event::Trouble { what: format!("cannot keep a pack: {error}") });
                     self.tell(CacheEvent::Failed);
                 }
             }
         }
         self.evict(&mut self.state(), Instant::now());
+    }
+
+    /// Says of which mirror what git said lets doubt.
+    fn doubt(&self, ask: &Ask, said: &str) {
+        let Some(doubt) = Doubt::of(said) else { return };
+        let catalog = self.catalog.now();
+        if let Some(entry) = catalog.entries().find(|entry| entry.dir == Path::new(&ask.repo)) {
+            entry.live.doubt(doubt);
+        }
     }
 
     async fn fill(&self, ask: &Ask, input: &[u8], path: &Path, sender: &watch::Sender<Progress>) -> io::Result<u64> {

@@ -4,6 +4,7 @@ use super::ask::{Advertised, Asked, Ended, ask, finish, started};
 use super::change::RefPlan;
 use super::reach::{NotAllowed, Policy, Reach, Resolver};
 use super::staging::{self, Fetch, TakenIn};
+use super::tips::{Have, absent};
 use super::trouble::{Trouble, is_corrupt};
 use super::{Pattern, pins};
 use crate::config::Credential;
@@ -12,7 +13,6 @@ use crate::layout::Layout;
 use crate::name::{Scheme, Upstream};
 use crate::registry::Spec;
 use crate::repo::MirrorRepo;
-use sandbox_git::refs::{Head, RefStore, Target};
 use sandbox_git::{Git, GitError, ObjectFormat, Oid, RefName};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -45,6 +45,8 @@ pub struct Cycle<'a> {
     pub limits: (Duration, Duration),
     /// Commits that somebody wants besides what is advertised.
     pub wanted: &'a BTreeSet<Oid>,
+    /// Whether its tips are looked at even if there is nothing to do: somebody was told that one is gone.
+    pub doubted: bool,
     /// Seconds since 1970.
     pub now: i64,
 }
@@ -76,9 +78,6 @@ struct Line {
     moved_to: Option<String>,
 }
 
-/// Refs of a mirror that are its upstream's, what its `HEAD` names, and its pins.
-type Have = (BTreeMap<RefName, Oid>, Option<RefName>, Vec<Oid>);
-
 impl Cycle<'_> {
     /// Makes the mirror equal to its upstream.
     pub fn run(&self) -> Result<Done, Trouble> {
@@ -86,7 +85,7 @@ impl Cycle<'_> {
         let repo = MirrorRepo::at(self.layout.mirror(&self.spec.name));
         let mut upstream = self.ask(&mut line)?;
         let exists = repo.dir().join("HEAD").exists();
-        if exists && upstream.refs.is_empty() && self.have(&repo)?.0.values().next().is_some() {
+        if exists && upstream.refs.is_empty() && !Have::read(self.git, &repo)?.refs.is_empty() {
             // A forge that restarts may say so for an instant. Pins keep everything even if it is true.
             std::thread::sleep(SECOND_LOOK);
             upstream = self.ask(&mut line)?;
@@ -162,26 +161,6 @@ impl Cycle<'_> {
         Err(Trouble::Moved("a circle of redirects".to_owned()))
     }
 
-    /// The mirrored refs of the mirror, what its `HEAD` names, and its pins.
-    fn have(&self, repo: &MirrorRepo) -> Result<Have, Trouble> {
-        let store =
-            RefStore::read(self.git, repo.dir(), repo.dir()).map_err(|error| Trouble::Corrupt(error.to_string()))?;
-        let head = match &store.head {
-            Some(Head::Branch(name)) => Some(name.clone()),
-            _ => None,
-        };
-        let (mut refs, mut pins) = (BTreeMap::new(), Vec::new());
-        for (name, target) in &store.refs {
-            let Target::Direct { oid, .. } = target else { continue };
-            if name.as_bytes().starts_with(b"refs/heads/") || name.as_bytes().starts_with(b"refs/tags/") {
-                refs.insert(name.clone(), *oid);
-            } else if name.as_bytes().starts_with(b"refs/keep/") {
-                pins.push(*oid);
-            }
-        }
-        Ok((refs, head, pins))
-    }
-
     /// The first clone: made below `tmp/`, renamed into place when it is whole.
     fn clone(&self, line: &Line, repo: &MirrorRepo, upstream: &Advertised) -> Result<Done, Trouble> {
         let temp = self.temp("clone-")?;
@@ -207,25 +186,28 @@ impl Cycle<'_> {
     fn update(&self, line: &Line, repo: &MirrorRepo, upstream: &Advertised) -> Result<Done, Trouble> {
         let ours =
             staging::tips_format(repo).ok_or_else(|| Trouble::Corrupt("its configuration is unreadable".to_owned()))?;
-        let (have, head, pinned) = self.have(repo)?;
+        let have = Have::read(self.git, repo)?;
         if let Some(theirs) = upstream.format().filter(|theirs| *theirs != ours) {
-            if have.is_empty() && pinned.is_empty() {
+            if have.refs.is_empty() && have.pins.is_empty() {
                 // Nothing was served but that it is empty.
                 fs::remove_dir_all(repo.dir()).map_err(|error| Trouble::Local(error.to_string()))?;
                 return self.clone(line, repo, upstream);
             }
             return Err(Trouble::Corrupt(format!("it has {ours} objects, and the upstream has {theirs} now")));
         }
-        let plan = RefPlan::new(&have, head.as_ref(), upstream);
+        let plan = RefPlan::new(&have.refs, have.head.as_ref(), upstream);
         let mut done = Done { format: ours, ..Done::default() };
-        if plan.is_empty() {
+        if plan.is_empty() && !self.doubted {
             return Ok(done);
         }
-        let known: BTreeSet<Oid> = have.values().chain(&pinned).copied().collect();
+        let known = have.tips();
         // A fetch would mend a part of what is broken and hide the rest.
         let lost = absent(self.git, repo, &known).map_err(|error| self.judge(repo, error))?;
         if !lost.is_empty() {
             return Err(Trouble::Corrupt(format!("{} of its {} tips are missing", lost.len(), known.len())));
+        }
+        if plan.is_empty() {
+            return Ok(done);
         }
         let new: BTreeSet<Oid> = plan.new.difference(&known).copied().collect();
         // Until refs name what came.
@@ -252,8 +234,7 @@ impl Cycle<'_> {
         if missing.is_empty() {
             return Ok(());
         }
-        let (have, _, pinned) = self.have(repo)?;
-        let known: BTreeSet<Oid> = have.values().chain(&pinned).copied().collect();
+        let known = Have::read(self.git, repo)?.tips();
         for oid in missing {
             // One by one: a single one that is not there refuses them all.
             let one = BTreeSet::from([oid]);
@@ -360,17 +341,6 @@ impl Cycle<'_> {
         let all = repo.git(self.git).args(["for-each-ref", "--format=%(objecttype)"]);
         all.output().is_ok_and(|out| String::from_utf8_lossy(&out.stderr).is_empty())
     }
-}
-
-/// Which of these a repository has not.
-pub(crate) fn absent(git: &Git, repo: &MirrorRepo, wanted: &BTreeSet<Oid>) -> Result<BTreeSet<Oid>, GitError> {
-    if wanted.is_empty() {
-        return Ok(BTreeSet::new());
-    }
-    let input: String = wanted.iter().map(|oid| format!("{oid}\n")).collect();
-    let out = repo.git(git).stdin(input).args(["cat-file", "--batch-check=%(objectname)"]).output()?.stdout;
-    let missing = |line: &[u8]| line.strip_suffix(b" missing").and_then(Oid::parse);
-    Ok(out.split(|b| *b == b'\n').filter_map(missing).collect())
 }
 
 fn du(dir: &std::path::Path) -> u64 {

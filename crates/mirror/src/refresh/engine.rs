@@ -9,6 +9,7 @@
 use super::cycle::{Cycle, Done};
 use super::next::{self, Times, after};
 use super::reach::{Policy, Resolver};
+use super::tips;
 use super::trouble::Trouble;
 use crate::catalog::State;
 use crate::config;
@@ -17,11 +18,16 @@ use crate::event::{Event, Observer, Refreshed, Trigger};
 use crate::layout::Layout;
 use crate::name::RepoName;
 use crate::registry::{Record, Registry};
+use crate::repo::MirrorRepo;
 use sandbox_git::{Git, Oid};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{RwLock, Semaphore, watch};
+use tokio::time::sleep_until;
+
+/// Doubts are not looked at again for so long: clients can raise them.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// What refreshing stands on.
 pub struct Parts {
@@ -79,6 +85,8 @@ struct Runs {
     /// Commits that are wanted of the next one.
     commits: BTreeSet<Oid>,
     trigger: Option<Trigger>,
+    /// Until one has looked at the tips.
+    doubted: bool,
 }
 
 type Ended = Option<Result<Arc<Done>, Arc<Trouble>>>;
@@ -258,15 +266,16 @@ impl Inner {
         if let Some(left) = self.patience(&host) {
             return Some(left);
         }
-        let (run, commits, trigger) = {
+        let (run, commits, trigger, doubted) = {
             let mut state = repo.state.lock().expect("nobody panics with it");
             state.begun += 1;
-            (state.begun, std::mem::take(&mut state.commits), state.trigger.take().unwrap_or(Trigger::Due))
+            let trigger = state.trigger.take().unwrap_or(Trigger::Due);
+            (state.begun, std::mem::take(&mut state.commits), trigger, state.doubted)
         };
         let began = Instant::now();
         let place = repo.place.read().await;
         let (inner, job) = (self.clone(), record.clone());
-        let outcome = tokio::task::spawn_blocking(move || inner.cycle(&job, &commits)).await;
+        let outcome = tokio::task::spawn_blocking(move || inner.cycle(&job, &commits, doubted)).await;
         let outcome = outcome.unwrap_or_else(|_| Err(Trouble::Local("the refresh has panicked".to_owned())));
         let refresh = &self.parts.refresh;
         let times = Times {
@@ -281,6 +290,10 @@ impl Inner {
         let mut next = after(&before, outcome.as_ref().map(|done| done.moved_to.clone()), times);
         next.status.format = format.unwrap_or(next.status.format);
         drop(place);
+        if matches!(outcome, Ok(_) | Err(Trouble::Corrupt(_))) {
+            // An upstream that is away was asked before anything was looked at.
+            repo.state.lock().expect("nobody panics with it").doubted &= !doubted;
+        }
         if next.quarantine {
             // Whoever works in it ends first.
             let _alone = repo.place.write().await;
@@ -322,7 +335,7 @@ impl Inner {
         Some(next.wait)
     }
 
-    fn cycle(&self, record: &Record, wanted: &BTreeSet<Oid>) -> Result<Done, Trouble> {
+    fn cycle(&self, record: &Record, wanted: &BTreeSet<Oid>, doubted: bool) -> Result<Done, Trouble> {
         let credential = record.spec.credential.as_deref();
         let credential = credential.and_then(|id| self.parts.credentials.iter().find(|known| known.id == id));
         Cycle {
@@ -335,9 +348,26 @@ impl Inner {
             resolver: &self.resolver,
             limits: (self.parts.refresh.timeout, self.parts.refresh.clone_timeout),
             wanted,
+            doubted,
             now: now(),
         }
         .run()
+    }
+
+    /// Looks whether what the refs name is there. If not, a refresh does what follows: while the upstream is away, what
+    /// is whole of the mirror is better than nothing.
+    async fn look(self: &Arc<Self>, name: &RepoName, repo: &Arc<Repo>) {
+        if self.parts.registry.record(name).is_none_or(|record| record.status.state != State::Ready) {
+            return;
+        }
+        let place = repo.place.read().await;
+        let (git, mirror) = (self.parts.git.clone(), MirrorRepo::at(self.parts.layout.mirror(name)));
+        let broken = tokio::task::spawn_blocking(move || tips::is_broken(&git, &mirror)).await;
+        drop(place);
+        if broken.unwrap_or(false) {
+            repo.state.lock().expect("nobody panics with it").doubted = true;
+            self.demand(name, BTreeSet::new(), Trigger::Doubt);
+        }
     }
 
     /// Moves a corrupt mirror out of the way, whole: what sessions pushed is in it.
@@ -357,14 +387,26 @@ async fn run(
     name: RepoName,
     mut wanted: watch::Receiver<u64>,
     repo: std::sync::Weak<Repo>,
-    mut wait: Duration,
+    wait: Duration,
 ) {
-    let mut begun = 0;
+    let Some(live) = inner.upgrade().map(|inner| inner.parts.registry.live(&name)) else { return };
+    let (mut begun, mut due) = (0, later(wait));
+    let mut quiet = tokio::time::Instant::now();
     loop {
         if *wanted.borrow_and_update() <= begun {
+            let doubted = async {
+                sleep_until(quiet).await;
+                live.doubted().await;
+            };
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
+                () = sleep_until(due) => {}
                 more = wanted.changed() => if more.is_err() { return },
+                () = doubted => {
+                    let (Some(inner), Some(repo)) = (inner.upgrade(), repo.upgrade()) else { return };
+                    inner.look(&name, &repo).await;
+                    quiet = later(LOOK_AGAIN);
+                    continue;
+                }
             }
         }
         let (Some(inner), Some(repo)) = (inner.upgrade(), repo.upgrade()) else { return };
@@ -372,14 +414,19 @@ async fn run(
         let before = begun;
         begun = repo.state.lock().expect("nobody panics with it").begun;
         let dice = f64::from(u32::from_ne_bytes(random())) / f64::from(u32::MAX);
-        wait = next::jittered(next, inner.parts.refresh.jitter, dice);
+        due = later(next::jittered(next, inner.parts.refresh.jitter, dice));
         if begun == before {
             // The host has to be left alone; whoever asked knows.
             drop((inner, repo));
-            tokio::time::sleep(wait).await;
-            wait = Duration::ZERO;
+            sleep_until(due).await;
         }
     }
+}
+
+/// So long from now; what no clock can tell is never.
+fn later(wait: Duration) -> tokio::time::Instant {
+    let now = tokio::time::Instant::now();
+    now.checked_add(wait).unwrap_or_else(|| now + Duration::from_secs(30 * 366 * 86_400))
 }
 
 /// A repository that was just refreshed (before a restart) is not asked again at once with all others.

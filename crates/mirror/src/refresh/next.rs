@@ -74,8 +74,8 @@ pub fn after(before: &Status, outcome: Result<Option<String>, &Trouble>, times: 
                     after.quarantine = true;
                     after.status.state = State::Quarantined;
                     after.wait = Duration::ZERO;
-                    // Broken again right after it was made: the disk is, and cloning without end does not mend it.
-                    if before.state == State::Quarantined || before.failures > 0 {
+                    // Broken while it was made again: the disk is, and cloning without end does not mend it.
+                    if before.state == State::Quarantined {
                         after.wait = backoff.min(times.backoff_max);
                     }
                 }
@@ -161,6 +161,9 @@ mod tests {
         assert_eq!((first.quarantine, first.status.state, first.wait), (true, State::Quarantined, Duration::ZERO));
         let second = fails(&first.status, &corrupt, 1);
         assert_eq!((second.quarantine, second.wait), (true, 60 * SECOND));
+        // That the upstream was away before says nothing about the disk.
+        let away = fails(&ready(), &Trouble::Timeout(1), 0);
+        assert_eq!(fails(&away.status, &corrupt, 1).wait, Duration::ZERO);
         // The clone failing leaves it where clients are sent on.
         let away = fails(&first.status, &Trouble::Timeout(1), 2);
         assert_eq!((away.quarantine, away.status.state), (false, State::Quarantined));

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Faults of old histories that do no harm and that no mirror can mend: repositories that everybody uses have them.
-const FORGIVEN: &[&str] = &[
+pub(crate) const FORGIVEN: &[&str] = &[
     "badTimezone",
     "missingSpaceBeforeDate",
     "missingEmail",

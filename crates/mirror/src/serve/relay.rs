@@ -8,6 +8,7 @@
 
 use super::listen::Stream;
 use super::process::{GitProcess, chunk, telling};
+use crate::doubt::Doubt;
 use crate::event::Outcome;
 use bytes::{Bytes, BytesMut};
 use flate2::write::GzDecoder;
@@ -244,7 +245,7 @@ pub struct Ended {
     pub outcome: Outcome,
     /// Bytes to the client.
     pub sent: u64,
-    /// What git said, if it did not end well.
+    /// What git said, if it did not end well or says that something is broken.
     pub said: String,
 }
 
@@ -315,7 +316,9 @@ async fn run(mut process: GitProcess, source: &mut Source, mut taken: Taken<'_>)
                 Err(error) => (false, error.to_string()),
             };
             if good {
-                return Ended { outcome: Outcome::Done, sent, said: String::new() };
+                // It leaves out of an answer what is broken, and says so.
+                let said = if Doubt::of(&said).is_some() { said } else { String::new() };
+                return Ended { outcome: Outcome::Done, sent, said };
             }
             // Git tells a client that asks for what is not there itself.
             let outcome = if sent > 0 { Outcome::Refused } else { Outcome::Failed };

@@ -7,6 +7,7 @@ use super::relay::{Ended, Failure, Output, Source, SourceError, collect, relay};
 use super::{Asked, Settings};
 use crate::cache::PackCache;
 use crate::catalog::{Entry, Found, Reader};
+use crate::doubt::Doubt;
 use crate::event::{Event, GitService, Observer, Outcome, Served, Shape, Transport};
 use crate::name::RepoName;
 use crate::repo::MirrorRepo;
@@ -87,6 +88,9 @@ impl Smart {
 
     /// Tells that a request ended.
     pub fn served(&self, ask: &Ask, service: GitService, shape: Shape, queued: Duration, received: u64, ended: Ended) {
+        if let Some(doubt) = Doubt::of(&ended.said).filter(|_| service == GitService::UploadPack) {
+            ask.entry.live.doubt(doubt);
+        }
         self.observer.observe(&Event::Served(Served {
             transport: ask.transport,
             service: Some(service),
@@ -129,7 +133,13 @@ impl Smart {
             .upload_pack(ask, &ask.entry.dir)
             .args(["--stateless-rpc", "--http-backend-info-refs"])
             .arg(&ask.entry.dir);
-        let bytes = self.output(command).await?;
+        let bytes = self.output(command).await.inspect_err(|refusal| {
+            if let Refusal::Failed(said) = refusal
+                && let Some(doubt) = Doubt::of(said)
+            {
+                ask.entry.live.doubt(doubt);
+            }
+        })?;
         drop(turn);
         if key.is_none()
             && let Some(own) = self.scratch.own(ask)

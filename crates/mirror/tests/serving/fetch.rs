@@ -5,6 +5,7 @@ use sandbox_mirror::event::{GitService, Outcome, Shape};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Stdio;
+use std::time::Duration;
 
 fn bases(world: &World) -> [String; 2] {
     [format!("http://{}", world.http), format!("git://{}", world.git)]
@@ -199,4 +200,47 @@ fn who_goes_away_leaves_no_process() {
             .count()
             == 2
     });
+}
+
+/// What a client is told of a broken store is said where somebody looks into it.
+#[test]
+fn a_client_that_misses_something_lets_doubt() {
+    let world = World::new();
+    let mirror = world.mirror(SHA1);
+    let entry = world.publisher.now().entry(&SHA1.parse().unwrap()).unwrap().clone();
+    let doubted = || {
+        let doubted = async { tokio::time::timeout(Duration::from_millis(1), entry.live.doubted()).await.is_ok() };
+        world.runtime.block_on(doubted)
+    };
+    let clone = |n: usize, args: &[&str], url: &str| {
+        let dir = world.dir(&format!("into{n}"));
+        world.run(&[args, &["clone", "-q", "--no-checkout", url, dir.to_str().unwrap()]].concat())
+    };
+    clone(0, &[], &world.url(SHA1)).ok();
+    assert!(!doubted());
+    // Loose objects, one of which goes: first the blob of a file, then the tip.
+    let packs = || std::fs::read_dir(mirror.join("objects/pack")).unwrap().flatten().map(|entry| entry.path());
+    for pack in packs().filter(|path| path.extension().is_some_and(|kind| kind == "pack")) {
+        let bytes = std::fs::read(&pack).unwrap();
+        packs().for_each(|path| std::fs::remove_file(path).unwrap());
+        let mut unpack = world.env.command(&world.env.git_used().path, &mirror);
+        world.env.run_with_input(unpack.args(["unpack-objects", "-q"]), &bytes).ok();
+    }
+    let lose = |name: &str| {
+        let id = world.at(&mirror, &["rev-parse", name]).ok().trim().to_owned();
+        std::fs::remove_file(mirror.join("objects").join(&id[..2]).join(&id[2..])).unwrap();
+    };
+    lose("main:counter");
+    assert_ne!(clone(1, &[], &world.url(SHA1)).status, 0);
+    assert!(doubted() && entry.live.objects_doubted());
+    lose("main");
+    for (n, base) in bases(&world).iter().enumerate() {
+        for version in ["0", "2"] {
+            let config = format!("protocol.version={version}");
+            let failed = clone(2 + n, &["-c", &config], &format!("{base}/{SHA1}"));
+            until("it is told", doubted);
+            assert!(failed.status != 0 || !failed.stderr.is_empty(), "{failed:?}");
+        }
+    }
+    assert!(!entry.live.objects_doubted());
 }

@@ -5,4 +5,7 @@ mod fetch;
 mod http;
 mod listeners;
 mod push;
+#[path = "../support/seen.rs"]
+#[allow(dead_code, reason = "each test file uses its part")]
+mod seen;
 mod world;

@@ -1,9 +1,9 @@
 //! A service with one repository of each hash, on every kind of listener, and clients for it.
 
+use crate::seen::Seen;
 use sandbox_git::{Git, HostEnv, ObjectFormat};
 use sandbox_mirror::cache;
 use sandbox_mirror::catalog::{Catalog, Entry, Publisher, State, channel};
-use sandbox_mirror::event::{Event, Observer, Served};
 use sandbox_mirror::identity::{Gate, Session, TokenHash};
 use sandbox_mirror::layout::Layout;
 use sandbox_mirror::name::{RepoName, Upstream};
@@ -17,33 +17,9 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
-
-/// Remembers what was served.
-#[derive(Default)]
-pub struct Seen(Mutex<Vec<Event>>);
-
-impl Observer for Seen {
-    fn observe(&self, event: &Event) {
-        self.0.lock().unwrap().push(event.clone());
-    }
-}
-
-impl Seen {
-    pub fn all(&self) -> Vec<Event> {
-        self.0.lock().unwrap().clone()
-    }
-
-    pub fn served(&self) -> Vec<Served> {
-        let events = self.0.lock().unwrap();
-        events
-            .iter()
-            .filter_map(|event| if let Event::Served(served) = event { Some(served.clone()) } else { None })
-            .collect()
-    }
-}
 
 pub struct World {
     pub env: TestEnv,

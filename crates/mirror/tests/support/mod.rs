@@ -1,51 +1,26 @@
 //! A mirror's inner parts over upstreams of the testkit, for tests of what keeps it fresh.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod seen;
+
 use sandbox_git::{Git, HostEnv};
 use sandbox_mirror::catalog::{self, Catalog, Reader};
 use sandbox_mirror::config::Config;
 use sandbox_mirror::credential::Keeper;
-use sandbox_mirror::event::{Event, Observer, Refreshed, Trigger};
+use sandbox_mirror::event::Trigger;
 use sandbox_mirror::layout::Layout;
+use sandbox_mirror::maintain::Maintainer;
 use sandbox_mirror::name::{RepoName, Upstream};
 use sandbox_mirror::refresh::{Parts, Refresher, Waited};
 use sandbox_mirror::registry::plan::Change;
 use sandbox_mirror::registry::{Origin, Registry, Spec, Status};
 use sandbox_testkit::TestEnv;
+use seen::Seen;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
-
-/// What happened, kept.
-#[derive(Default)]
-pub struct Seen(Mutex<Vec<Event>>);
-
-impl Observer for Seen {
-    fn observe(&self, event: &Event) {
-        self.0.lock().unwrap().push(event.clone());
-    }
-}
-
-impl Seen {
-    /// Everything so far.
-    pub fn all(&self) -> Vec<Event> {
-        self.0.lock().unwrap().clone()
-    }
-
-    /// All refreshes so far.
-    pub fn refreshes(&self) -> Vec<Refreshed> {
-        let one = |event: &Event| match event {
-            Event::Refreshed(refreshed) => Some(refreshed.clone()),
-            _ => None,
-        };
-        self.0.lock().unwrap().iter().filter_map(one).collect()
-    }
-
-    /// Everything, as text: what a log could say.
-    pub fn text(&self) -> String {
-        format!("{:?}", self.0.lock().unwrap())
-    }
-}
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// The part of a mirror that keeps it fresh.
 pub struct Mirror {
@@ -55,6 +30,7 @@ pub struct Mirror {
     pub catalog: Reader,
     pub refresher: Refresher,
     pub seen: Arc<Seen>,
+    maintenance: sandbox_mirror::config::Maintenance,
 }
 
 /// Long intervals: what happens, a test has asked for. Loopback is allowed.
@@ -110,7 +86,14 @@ impl Mirror {
             credentials: config.credentials,
             observer: seen.clone(),
         });
-        Self { git, layout, registry, catalog, refresher, seen }
+        Self { git, layout, registry, catalog, refresher, seen, maintenance: config.maintenance }
+    }
+
+    /// Maintains it until the guard is dropped; scratch refs are kept for `ttl`.
+    pub fn maintained(&self, ttl: Duration) -> (Maintainer, DropGuard) {
+        let stop = CancellationToken::new();
+        let maintainer = Maintainer::start(self.refresher.clone(), self.maintenance.clone(), ttl, stop.clone());
+        (maintainer, stop.drop_guard())
     }
 
     /// Registers an upstream as `name`.
@@ -182,7 +165,7 @@ pub fn on_runtime<T>(test: impl Future<Output = T>) -> T {
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = std::time::Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < std::time::Duration::from_secs(120), "in vain: {what}");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        assert!(begun.elapsed() < Duration::from_secs(120), "in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
