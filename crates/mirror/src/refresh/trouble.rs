@@ -139,7 +139,9 @@ const OBJECTS: &[&str] =
 
 /// Whether a text of git's says that the store is broken.
 pub(crate) fn is_corrupt(stderr: &str) -> bool {
-    CORRUPT.iter().any(|text| stderr.contains(text))
+    // Somebody else is at work there: `Unable to create '…/multi-pack-index.lock': File exists.`
+    let busy = |line: &str| line.contains(".lock': File exists");
+    stderr.lines().any(|line| !busy(line) && CORRUPT.iter().any(|text| line.contains(text)))
 }
 
 /// Decides what went wrong from git's standard error and the last headers.
@@ -265,5 +267,7 @@ mod tests {
             ]
         );
         assert!(is_corrupt("fatal: loose object 12 is corrupt") && !is_corrupt("fatal: early EOF"));
+        assert!(is_corrupt("fatal: x\nerror: multi-pack-index version 9 not recognized"));
+        assert!(!is_corrupt("fatal: Unable to create '/s/objects/pack/multi-pack-index.lock': File exists.\n\nAnother"));
     }
 }
