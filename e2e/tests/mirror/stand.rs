@@ -94,30 +94,30 @@ impl<'e> Mirror<'e> {
             root.display(),
         );
         fs::write(&config, text).unwrap();
-        let (child, listening) = Self::run(env, &config);
+        let (child, listening) = Self::run(env, &config).unwrap_or_else(|log| panic!("it ended: {log}"));
         let first = |key: &str| listening[key][0].as_str().unwrap_or_default().to_owned();
         let (http, git) = (first("http"), first("git"));
         Self { env, config, child, http, git, admin: env.root().join("admin.sock") }
     }
 
-    fn run(env: &TestEnv, config: &Path) -> (Child, Value) {
+    /// Runs it until it listens; its log if it ends before.
+    fn run(env: &TestEnv, config: &Path) -> Result<(Child, Value), String> {
         let log = fs::OpenOptions::new().create(true).append(true).open(env.root().join("mirror.log")).unwrap();
         let out = env.root().join("mirror.out");
         let mut command = env.sandbox_command(env.root(), &["mirror", "serve", "--json", "--verbose", "--config"]);
         command.arg(config).stdin(Stdio::null()).stdout(fs::File::create(&out).unwrap()).stderr(log);
         let mut child = Child::spawn(&mut command);
         let mut line = String::new();
+        let mut ended = None;
         wait_until("the mirror listens", PATIENCE, || {
-            assert_eq!(
-                child.try_ended(),
-                None,
-                "it ended: {}",
-                fs::read_to_string(env.root().join("mirror.log")).unwrap()
-            );
+            ended = child.try_ended();
             line = fs::read_to_string(&out).unwrap_or_default();
-            line.ends_with('\n')
+            ended.is_some() || line.ends_with('\n')
         });
-        (child, serde_json::from_str(&line).unwrap())
+        match ended {
+            Some(_) => Err(fs::read_to_string(env.root().join("mirror.log")).unwrap()),
+            None => Ok((child, serde_json::from_str(&line).unwrap())),
+        }
     }
 
     /// Its process.
@@ -138,7 +138,15 @@ impl<'e> Mirror<'e> {
         let text = text.replace("http = \"127.0.0.1:0\"", &format!("http = \"{}\"", place(&self.http)));
         let text = text.replace("git = \"127.0.0.1:0\"", &format!("git = \"{}\"", place(&self.git)));
         fs::write(&self.config, text).unwrap();
-        (self.child, _) = Self::run(self.env, &self.config);
+        // Meanwhile its port may have become another connection's.
+        wait_until("the mirror listens again", PATIENCE, || match Self::run(self.env, &self.config) {
+            Ok((child, _)) => {
+                self.child = child;
+                true
+            }
+            Err(log) if log.trim_end().lines().last().is_some_and(|line| line.contains("in use")) => false,
+            Err(log) => panic!("it ended: {log}"),
+        });
     }
 
     /// Asks it to end, and returns its status.
