@@ -31,6 +31,10 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// How long the lock of a store may be a killed service's: a child that it had just forked holds the lock, too, until
+/// it runs its own program or the kernel ends it.
+const LOCKED: Duration = Duration::from_secs(2);
+
 /// What a service is made of.
 pub struct Parts {
     /// The git that serves.
@@ -104,7 +108,7 @@ impl Service {
         let root = parts.layout.root().to_owned();
         let store = |source| ServiceError::Store { root: root.clone(), source };
         parts.layout.create().map_err(store)?;
-        let lock = FileLock::try_exclusive(&parts.layout.lock()).map_err(store)?;
+        let lock = FileLock::exclusive_within(&parts.layout.lock(), LOCKED).map_err(store)?;
         let lock = lock.ok_or_else(|| ServiceError::Running(root.clone()))?;
         for left in std::fs::read_dir(parts.layout.tmp()).map_err(store)?.flatten() {
             let path = left.path();

@@ -268,6 +268,8 @@ mod tests {
         );
         assert!(is_corrupt("fatal: loose object 12 is corrupt") && !is_corrupt("fatal: early EOF"));
         assert!(is_corrupt("fatal: x\nerror: multi-pack-index version 9 not recognized"));
-        assert!(!is_corrupt("fatal: Unable to create '/s/objects/pack/multi-pack-index.lock': File exists.\n\nAnother"));
+        assert!(!is_corrupt(
+            "fatal: Unable to create '/s/objects/pack/multi-pack-index.lock': File exists.\n\nAnother"
+        ));
     }
 }
