@@ -487,7 +487,8 @@ impl<'a> Tracked<'a> {
 
 /// Whether git ignores a directory. One process for each: asked only of large ones.
 fn ignored(request: &Request<'_>, top: &Path, path: &[u8]) -> bool {
-    let path = Path::new(std::ffi::OsStr::from_bytes(path));
+    // A name may begin with a colon, which git would take for pathspec magic.
+    let path = Path::new(".").join(std::ffi::OsStr::from_bytes(path));
     let command = request.git.user(top).config("core.fsmonitor=false").env("GIT_LITERAL_PATHSPECS", "0");
     command.args(["check-ignore", "--quiet"]).arg(path).try_output().is_ok_and(|(status, _)| status.success())
 }

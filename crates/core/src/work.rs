@@ -535,31 +535,16 @@ fn is_same(sandbox: &Sandbox, sizes: &mut Sizes<'_>, change: &ChangedFile, mode:
 /// Which of these paths git ignores, by the host's own rules.
 fn ignored(git: &Git, host: &HostRepo, changes: &[ChangedFile], skip: usize) -> Result<BTreeSet<Vec<u8>>> {
     let Some(top) = host.top().filter(|_| !changes.is_empty()) else { return Ok(BTreeSet::new()) };
-    let mut input = Vec::new();
-    for change in changes {
-        input.extend_from_slice(change.path.get(skip..).unwrap_or_default());
-        input.push(0);
+    fn within(change: &ChangedFile, skip: usize) -> &[u8] {
+        change.path.get(skip..).unwrap_or_default()
     }
-    let (status, out) = git
-        .user(top)
-        .config("core.fsmonitor=false")
-        .config("core.hooksPath=/dev/null")
-        // check-ignore refuses to work where pathspecs are literal; its paths come on standard input.
-        .env("GIT_LITERAL_PATHSPECS", "0")
-        .args(["check-ignore", "--no-index", "--stdin", "-z"])
-        .stdin(input)
-        .try_output()?;
-    // 1 is "none of them".
-    if !matches!(status.code(), Some(0 | 1)) {
-        return Err(GitError::Unexpected {
-            command: "git check-ignore".into(),
-            what: sandbox_git::printable(out.stderr.trim_ascii()),
-        }
-        .into());
-    }
-    let named: BTreeSet<&[u8]> = out.stdout.split(|b| *b == 0).filter(|path| !path.is_empty()).collect();
-    let is = |change: &&ChangedFile| named.contains(change.path.get(skip..).unwrap_or_default());
-    Ok(changes.iter().filter(is).map(|change| change.path.clone()).collect())
+    let command = git.user(top).config("core.fsmonitor=false").config("core.hooksPath=/dev/null");
+    let hidden = sandbox_git::ignored(command, top, changes.iter().map(|change| within(change, skip)))?;
+    Ok(changes
+        .iter()
+        .filter(|change| hidden.contains(within(change, skip)))
+        .map(|change| change.path.clone())
+        .collect())
 }
 
 /// What would be lost with this sandbox. Its commits must have been brought home before.

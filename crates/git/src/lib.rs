@@ -9,6 +9,7 @@
 //! config           `config --list -z --show-scope --show-origin`, and writing such a file
 //! pack             whether the files of packs are whole
 //! keep             marks on packs that no ref names yet
+//! ignored          which paths the ignore rules of a working tree hide
 //! index            the index file v2 to v4: ids, and stat data that can be rewritten in place
 //! ```
 //!
@@ -20,6 +21,7 @@ pub mod config;
 mod environ;
 mod escape;
 mod hash;
+mod ignored;
 pub mod index;
 pub mod keep;
 mod oid;
@@ -32,6 +34,7 @@ pub use command::{Git, GitCommand, GitError, Output, Running};
 pub use environ::HostEnv;
 pub use escape::{is_printable, printable};
 pub use hash::{hash_file, hash_object};
+pub use ignored::ignored;
 pub use oid::{ObjectFormat, Oid};
 pub use refname::RefName;
 pub use version::{MINIMUM, Version};

@@ -11,6 +11,7 @@ use std::fs;
 use std::path::Path;
 
 over_drivers! {
+    names_that_git_reads_as_patterns_are_names,
     hostile_repositories_change_nothing_2,
     hostile_repositories_change_nothing_3,
     hostile_repositories_change_nothing_4,
@@ -39,6 +40,22 @@ fn hostile_repositories_change_nothing_9(subject: &Subject) {
 }
 
 /// One of them.
+/// Names that git takes for pathspec magic, and files below what is a link on the host: git would give up at each.
+fn names_that_git_reads_as_patterns_are_names(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    repo.sh("ln -s src leads && git add leads && git commit -qm leads").ok();
+    let script = "echo 1 >':(bad)x'; echo 2 >':!y'; echo 3 >:z.log; rm leads; mkdir leads; echo 4 >leads/f";
+    subject.spawn(&repo, &["s"], script).ok();
+    assert!(repo.sandbox(&["list"]).ok().contains("s "), "list");
+    let refused = repo.sandbox(&["drop", "s"]);
+    assert_eq!(refused.status, 1, "{refused}");
+    // The ignored one does not count: the two others, the link that is gone and the file in its place.
+    assert!(refused.stderr.contains("4 files not committed: "), "{refused}");
+    repo.sandbox(&["apply", "s", "--", ":(bad)x", ":!y"]).ok();
+    assert_eq!((repo.read(":(bad)x"), repo.read(":!y")), ("1\n".to_owned(), "2\n".to_owned()));
+    repo.sandbox(&["drop", "--force", "s"]).ok();
+}
+
 fn of<'a>(dice: &mut Dice, all: &[&'a str]) -> &'a str {
     all[roll(dice, all.len())]
 }

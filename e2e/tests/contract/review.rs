@@ -87,6 +87,7 @@ fn each_trap_is_listed_by_every_verb(subject: &Subject) {
         put pay.py "$(printf 'def p\320\260y(): pass\n')"; put ReadMe.md x
         ln -s ../../etc/passwd out; ln -s README.md in
         dd if=/dev/zero of=zero bs=1M count=6 2>/dev/null
+        put hidden.log x; put ':(top)hidden.log' x
         put docs/bare/HEAD 'ref: refs/heads/x'; put docs/bare/objects/x x; put docs/bare/refs/x x
         git update-index --add --cacheinfo 160000,$(git rev-parse HEAD),lib
         git add -A -f; git update-index --add --cacheinfo 160000,$(git rev-parse HEAD),lib; git commit -qm traps"#,
@@ -105,6 +106,8 @@ fn each_trap_is_listed_by_every_verb(subject: &Subject) {
         ("red", "out"),
         ("amber", "in"),
         ("amber", "zero"),
+        ("amber", "hidden.log"),
+        ("amber", ":(top)hidden.log"),
         ("red", "docs/bare"),
         ("amber", "lib"),
     ];

@@ -177,21 +177,10 @@ fn entries_of(mut tree: &[u8], raw: usize) -> Vec<(&[u8], &[u8], Oid)> {
 
 /// Paths that the host's ignore rules hide.
 fn ignored(repo: &Repo, added: &[&RepoPath]) -> BTreeSet<RepoPath> {
-    if added.is_empty() {
-        return BTreeSet::new();
-    }
-    let mut input = Vec::new();
-    for path in added {
-        input.extend_from_slice(path.as_bytes());
-        input.push(0);
-    }
-    let command = repo.host().args(["check-ignore", "-z", "--no-index", "--stdin"]).stdin(input);
+    let git = repo.host().timeout(Duration::from_secs(10));
     // An answer that cannot be had only takes a remark away.
-    let Ok(answer) = Answer::of(command.timeout(Duration::from_secs(10))) else { return BTreeSet::new() };
-    if answer.code() != Some(0) {
-        return BTreeSet::new();
-    }
-    answer.stdout().split(|b| *b == 0).filter_map(RepoPath::parse).collect()
+    let hidden = sandbox_git::ignored(git, repo.worktree(), added.iter().map(|path| path.as_bytes()));
+    hidden.unwrap_or_default().into_iter().filter_map(RepoPath::parse).collect()
 }
 
 /// The hooks that git would run, unless they are in the tree: those are looked at as a part of it.
