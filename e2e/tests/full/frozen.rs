@@ -129,7 +129,7 @@ fn one_sandbox_has_a_limit() {
     wait_until("it goes on", LIMIT, || events(&repo, "w").matches("'w' goes on").count() >= 1);
     wait_until("it is frozen again", LIMIT, || events(&repo, "w").matches("'w' is frozen: ").count() >= 2);
     // Or it may write more.
-    assert_snapshot!(repo.sandbox(&["start", "--disk", "48m", "w"]), @r"
+    assert_snapshot!(repo.sandbox(&["start", "--disk", "160m", "w"]), @r"
     ---- stderr
     'w' may write [SIZE]
     'w' goes on
@@ -137,7 +137,7 @@ fn one_sandbox_has_a_limit() {
     ");
     wait_until("it is frozen again", LIMIT, || events(&repo, "w").matches("'w' is frozen: ").count() >= 3);
     let shown = repo.sandbox(&["show", "w"]).ok();
-    assert!(shown.contains(", may write 48.0 MiB\n"), "{shown}");
+    assert!(shown.contains(", may write 160 MiB\n"), "{shown}");
     repo.sandbox(&["start", "--disk", "none", "w"]).ok();
     wait_frozen(&repo, "w", None);
     repo.sandbox(&["stop", "w"]).ok();
@@ -186,9 +186,11 @@ fn a_shell_goes_on_where_it_was() {
     command.env("PS1", "$ ");
     let mut pty = sandbox_testkit::Pty::spawn(&command);
     pty.expect("$ ");
-    pty.send("head -c 15m /dev/zero >one; head -c 12m /dev/zero >two; sleep 1; echo went-$((40+2))\r");
+    // It waits for a child whenever that is.
+    pty.send("head -c 15m /dev/zero >one; head -c 12m /dev/zero >two; until test -e go; do sleep 0.1; done; echo went-$((40+2))\r");
     pty.expect("'w' is frozen: ");
     repo.sandbox(&["start", "--disk", "none", "w"]).ok();
+    repo.sandbox(&["exec", "w", "--", "touch", "go"]).ok();
     let seen = pty.expect("went-42");
     assert!(!seen.contains("Stopped"), "{seen}");
     pty.send("exit\r");
