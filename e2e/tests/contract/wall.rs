@@ -135,7 +135,8 @@ fn sandboxes_do_not_see_each_other(subject: &Subject) {
     let repo = subject.repo(State::Plain);
     subject.idle(&repo, "one");
     subject.idle(&repo, "two");
-    let write = "echo one >/tmp/mine; echo one >/dev/shm/mine; echo one >~/mine; echo one >mine; git add mine; git commit -qm one; (sleep 100 & ) ; pgrep -cx sleep";
+    let write = "echo one >/tmp/mine; echo one >/dev/shm/mine; echo one >~/mine; echo one >mine; git add mine; git commit -qm one; (sleep 100 &); \
+                 n=0; until pgrep -x sleep >/dev/null || [ $n = 1000 ]; do n=$((n+1)); done; pgrep -cx sleep";
     assert_eq!(subject.exec(&repo, "one", write).ok(), "1\n");
     let look = "ls /tmp/mine /dev/shm/mine ~/mine mine 2>/dev/null; git log --format=%s | grep -c one; pgrep -cx sleep";
     assert_eq!(subject.exec(&repo, "two", look).stdout, "0\n0\n");
