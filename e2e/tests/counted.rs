@@ -193,7 +193,12 @@ const MERGE: &[(&str, &str)] = &[
     ("git update-ref", "moves HEAD"),
 ];
 
-/// Ten sandboxes are no more processes than two: git is spoken with, not started again.
+/// How often it waits for the disk: for the marker, its name and the line of the journal; for the pack and its index;
+/// for the former files, what is known of them, and their names; for the branch, ORIG_HEAD and the index, and the names
+/// of all three in two directories; for the line that `undo` reads, and its name.
+const MERGE_WAITS: usize = 15;
+
+/// Ten sandboxes are no more processes than two, and no more waits: git is spoken with, not started again.
 #[test]
 fn a_merge_of_many() {
     if which("strace").is_none() {
@@ -213,16 +218,25 @@ fn a_merge_of_many() {
         let trace = tempfile::tempdir_in(env.root()).unwrap();
         let plain = env.sandbox_command(repo.dir(), names);
         let mut command = Command::new("strace");
-        command.args(["-ff", "-qq", "-s", "4096", "-e", "trace=execve", "-o"]).arg(trace.path().join("t"));
-        command.arg(plain.get_program()).args(plain.get_args()).current_dir(repo.dir()).env_clear();
+        command.args(["-ff", "-qq", "-s", "4096", "-e", "trace=execve,fsync,fdatasync,syncfs,sync", "-o"]);
+        command
+            .arg(trace.path().join("t"))
+            .arg(plain.get_program())
+            .args(plain.get_args())
+            .current_dir(repo.dir())
+            .env_clear();
         command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
         command.env_remove("GIT_CEILING_DIRECTORIES").env_remove("GIT_CONFIG_NOSYSTEM");
         env.run(&mut command).ok();
-        let mut programs: Vec<String> = Vec::new();
+        let (mut programs, mut waits) = (Vec::new(), 0);
         for entry in std::fs::read_dir(trace.path()).unwrap() {
             let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
-            programs.extend(text.lines().filter(|line| line.ends_with(" = 0")).map(program));
+            let done = text.lines().filter(|line| line.ends_with(" = 0"));
+            let (started, waited): (Vec<&str>, Vec<&str>) = done.partition(|line| line.starts_with("execve("));
+            programs.extend(started.into_iter().map(program));
+            waits += waited.len();
         }
+        assert_eq!(waits, MERGE_WAITS, "{names:?}");
         programs.sort();
         assert_eq!(programs, expected, "{names:?}");
     }

@@ -12,7 +12,7 @@
 //! same again. In doubt there is no digest: of what leads out of a git directory, of what cannot be listed, of very
 //! many files, of a disk that only a guest reads.
 
-use crate::commit_back::{CommitBackError, nested_host, own_refs};
+use crate::commit_back::{CommitBackError, nested_host, own_names, own_refs};
 use crate::picture;
 use crate::record::{Snapshot, ViewRecord};
 use crate::sandbox::Sandbox;
@@ -121,7 +121,9 @@ fn host(git: &Git, store: &Store, sandbox: &Sandbox) -> Result<BTreeMap<String, 
                 true => main.clone(),
                 false => nested_host(view, &snapshot, &main)?,
             };
-            let refs = RefStore::read(git, host.git_dir(), host.common_dir())?;
+            // Not all refs: of a hundred sandboxes that would be those of all of them, a hundred times.
+            let (main, meta) = own_names(sandbox.name());
+            let refs = RefStore::read_below(git, host.common_dir(), &[&main, &meta])?;
             all.insert(place(tree.tree, number), digest_of_refs(&own_refs(&refs, sandbox.name())));
         }
     }

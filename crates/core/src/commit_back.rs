@@ -459,12 +459,19 @@ fn meta(name: &str, short: &str) -> RefName {
     RefName::parse(format!("refs/sandbox-meta/{name}/{short}")).expect("names of sandboxes are valid in refs")
 }
 
+/// Where a sandbox's refs are: its own, and those below.
+pub(crate) fn own_names(name: &str) -> (String, String) {
+    (format!("refs/sandbox/{name}"), format!("refs/sandbox-meta/{name}"))
+}
+
 /// The host's refs under our names for one sandbox.
 pub(crate) fn own_refs(all: &RefStore, name: &str) -> BTreeMap<RefName, Oid> {
-    let (main, meta) = (format!("refs/sandbox/{name}"), format!("refs/sandbox-meta/{name}/"));
+    let (main, meta) = own_names(name);
+    let below =
+        |known: &RefName| known.as_bytes().strip_prefix(meta.as_bytes()).is_some_and(|rest| rest.starts_with(b"/"));
     all.refs
         .keys()
-        .filter(|known| known.as_bytes() == main.as_bytes() || known.as_bytes().starts_with(meta.as_bytes()))
+        .filter(|known| known.as_bytes() == main.as_bytes() || below(known))
         .filter_map(|known| Some((known.clone(), all.resolve(known)?)))
         .collect()
 }

@@ -88,7 +88,7 @@ impl RefStore {
         let mut store = Self::default();
         let packed = common_dir.join("packed-refs");
         match fs::read(&packed) {
-            Ok(bytes) => store.add_packed(&bytes),
+            Ok(bytes) => store.add_packed(&bytes, |_| true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(RefsError::Io { path: packed, source }),
         }
@@ -107,10 +107,53 @@ impl RefStore {
         Ok(store)
     }
 
+    /// Reads these refs and what is below them, and no `HEAD`: what they cost does not grow with the others, but for
+    /// the packed ones, which are looked through.
+    pub fn read_below(git: &Git, common_dir: &Path, names: &[&str]) -> Result<Self, RefsError> {
+        if common_dir.join("reftable").is_dir() {
+            return Self::ask_for(git, common_dir, names);
+        }
+        let mut store = Self::default();
+        let packed = common_dir.join("packed-refs");
+        let below = |name: &[u8]| {
+            names
+                .iter()
+                .any(|top| name.strip_prefix(top.as_bytes()).is_some_and(|rest| matches!(rest, [] | [b'/', ..])))
+        };
+        match fs::read(&packed) {
+            Ok(bytes) => store.add_packed(&bytes, below),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(RefsError::Io { path: packed, source }),
+        }
+        for name in names {
+            let path = common_dir.join(name);
+            match fs::symlink_metadata(&path) {
+                Ok(facts) if facts.is_dir() => store.walk(&path, name.as_bytes(), false)?,
+                Ok(_) => store.add_loose(&path, name.as_bytes())?,
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                Err(source) => return Err(RefsError::Io { path, source }),
+            }
+        }
+        Ok(store)
+    }
+
     fn ask(git: &Git, git_dir: &Path) -> Result<Self, RefsError> {
+        let mut store = Self::ask_for(git, git_dir, &[])?;
+        let (status, symbolic) = git.host(git_dir).args(["symbolic-ref", "-q", "HEAD"]).try_output()?;
+        store.head = if status.success() {
+            RefName::parse(symbolic.stdout.trim_ascii_end()).map(Head::Branch)
+        } else {
+            let (_, out) = git.host(git_dir).args(["rev-parse", "-q", "--verify", "HEAD"]).try_output()?;
+            Oid::parse(out.stdout.trim_ascii_end()).map(Head::Detached)
+        };
+        Ok(store)
+    }
+
+    /// The refs below these names, or all.
+    fn ask_for(git: &Git, git_dir: &Path, names: &[&str]) -> Result<Self, RefsError> {
         let mut store = Self { reftable: true, ..Self::default() };
         let format = "--format=%(objectname) %(objecttype) %(*objectname) %(symref) %(refname)";
-        let out = git.host(git_dir).args(["for-each-ref", format]).output()?;
+        let out = git.host(git_dir).args(["for-each-ref", format]).args(names).output()?;
         for line in out.stdout.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
             let mut fields = line.splitn(5, |b| *b == b' ');
             let mut next = || fields.next().unwrap_or_default();
@@ -129,17 +172,10 @@ impl RefStore {
             };
             store.refs.insert(name, target);
         }
-        let (status, symbolic) = git.host(git_dir).args(["symbolic-ref", "-q", "HEAD"]).try_output()?;
-        store.head = if status.success() {
-            RefName::parse(symbolic.stdout.trim_ascii_end()).map(Head::Branch)
-        } else {
-            let (_, out) = git.host(git_dir).args(["rev-parse", "-q", "--verify", "HEAD"]).try_output()?;
-            Oid::parse(out.stdout.trim_ascii_end()).map(Head::Detached)
-        };
         Ok(store)
     }
 
-    fn add_packed(&mut self, bytes: &[u8]) {
+    fn add_packed(&mut self, bytes: &[u8], wanted: impl Fn(&[u8]) -> bool) {
         let mut last: Option<RefName> = None;
         let mut fully = false;
         for line in bytes.split(|b| *b == b'\n') {
@@ -153,6 +189,10 @@ impl RefStore {
                     *peeling_known = true;
                 }
             } else if let Some(space) = line.iter().position(|b| *b == b' ') {
+                if !wanted(&line[space + 1..]) {
+                    last = None;
+                    continue;
+                }
                 let (oid, name) = (Oid::parse(&line[..space]), RefName::parse(&line[space + 1..]));
                 match (oid, name) {
                     (Some(oid), Some(name)) => {
@@ -188,31 +228,38 @@ impl RefStore {
                 self.walk(&path, &name, skip_per_worktree)?;
                 continue;
             }
-            if name.ends_with(b".lock") {
-                continue;
+            self.add_loose(&path, &name)?;
+        }
+        Ok(())
+    }
+
+    fn add_loose(&mut self, path: &Path, name: &[u8]) -> Result<(), RefsError> {
+        if name.ends_with(b".lock") {
+            return Ok(());
+        }
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            // Deleted or turned into a directory meanwhile.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => {
+                return Ok(());
             }
-            let bytes = match fs::read(&path) {
-                Ok(bytes) => bytes,
-                // Deleted or turned into a directory meanwhile.
-                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => continue,
-                Err(source) => return Err(RefsError::Io { path, source }),
-            };
-            let target = match parse_head(&bytes) {
-                Some(Head::Branch(to)) => Some(Target::Symbolic(to)),
-                // Branches and remote-tracking refs hold commits; elsewhere an annotated tag is possible.
-                Some(Head::Detached(oid)) => Some(Target::Direct {
-                    oid,
-                    peeled: None,
-                    peeling_known: name.starts_with(b"refs/heads/") || name.starts_with(b"refs/remotes/"),
-                }),
-                None => None,
-            };
-            match (RefName::parse(&name), target) {
-                (Some(name), Some(target)) => {
-                    self.refs.insert(name, target);
-                }
-                _ => self.broken.push(crate::printable(&name)),
+            Err(source) => return Err(RefsError::Io { path: path.to_owned(), source }),
+        };
+        let target = match parse_head(&bytes) {
+            Some(Head::Branch(to)) => Some(Target::Symbolic(to)),
+            // Branches and remote-tracking refs hold commits; elsewhere an annotated tag is possible.
+            Some(Head::Detached(oid)) => Some(Target::Direct {
+                oid,
+                peeled: None,
+                peeling_known: name.starts_with(b"refs/heads/") || name.starts_with(b"refs/remotes/"),
+            }),
+            None => None,
+        };
+        match (RefName::parse(name), target) {
+            (Some(name), Some(target)) => {
+                self.refs.insert(name, target);
             }
+            _ => self.broken.push(crate::printable(name)),
         }
         Ok(())
     }
@@ -346,6 +393,42 @@ mod tests {
         assert_eq!(read(), Some((Head::Detached(Oid::parse(A).unwrap()), Oid::parse(A))));
         fs::create_dir(dir.path().join("reftable")).unwrap();
         assert_eq!(read(), None);
+    }
+
+    #[test]
+    fn what_is_below_some_names_is_what_all_refs_have_there() {
+        let git = Git::with_program("/no/git".into(), crate::HostEnv::default());
+        let dir = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: String| {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let names = ["refs/sandbox/a", "refs/sandbox-meta/a"];
+        let read = || RefStore::read_below(&git, dir.path(), &names).unwrap();
+        assert!(read().refs.is_empty(), "nothing there at all");
+        write(
+            "packed-refs",
+            format!(
+                "# pack-refs with: peeled fully-peeled sorted \n{A} refs/heads/main\n^{B}\n{A} refs/sandbox-meta/a/tags/t\n^{B}\n\
+                 {A} refs/sandbox-meta/ab/head\n{A} refs/sandbox/a\n{A} refs/sandbox/ab\n"
+            ),
+        );
+        let both = |wanted: &[&str]| {
+            let (some, all) = (read(), RefStore::read_files(dir.path(), dir.path()).unwrap());
+            assert_eq!(some.refs.keys().map(RefName::to_string).collect::<Vec<_>>(), wanted);
+            assert!(some.refs.iter().all(|(name, target)| all.refs.get(name) == Some(target)));
+        };
+        both(&["refs/sandbox-meta/a/tags/t", "refs/sandbox/a"]);
+        write("refs/sandbox/a", format!("{B}\n"));
+        write("refs/sandbox/b", format!("{B}\n"));
+        write("refs/sandbox-meta/a/heads/x+/y", format!("{B}\n"));
+        write("refs/sandbox-meta/a/heads/z.lock", String::new());
+        write("refs/sandbox-meta/b/heads/x", format!("{B}\n"));
+        both(&["refs/sandbox-meta/a/heads/x+/y", "refs/sandbox-meta/a/tags/t", "refs/sandbox/a"]);
+        assert_eq!(read().resolve(&RefName::parse("refs/sandbox/a").unwrap()).unwrap().to_string(), B, "loose first");
+        fs::create_dir(dir.path().join("reftable")).unwrap();
+        assert!(RefStore::read_below(&git, dir.path(), &names).is_err(), "only git reads a reftable");
     }
 
     #[test]

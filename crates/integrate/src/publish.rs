@@ -42,8 +42,9 @@ pub(crate) fn publish(repo: &Repo) -> Result<Published, MergeError> {
     }
     // No deltas: they are few, small, and the next repack finds better ones.
     let pack = repo.pure().args(["pack-objects", "-q", "--stdout", "--window=0"]).stdin(ids).output()?.stdout;
-    // Without its index a pack is not looked into.
-    let git = repo.host().config("core.fsync=committed,pack-metadata");
+    // Without its index a pack is not looked into. The reverse index is one more file to wait for, and git computes
+    // that of so small a pack when it needs it.
+    let git = repo.host().config("core.fsync=committed,pack-metadata").config("pack.writeReverseIndex=false");
     let mark = keep::text(WHOSE).map_err(MergeError::io("find", Path::new("/proc/self")))?;
     let said = git.args(["index-pack", "--stdin", &format!("--keep={mark}")]).stdin(pack).output()?.stdout;
     let text = String::from_utf8_lossy(&said);

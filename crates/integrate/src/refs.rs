@@ -63,9 +63,13 @@ impl Transaction {
     pub fn commit(mut self) -> Result<(), MergeError> {
         self.talk.send(b"commit\n")?;
         self.expect("commit: ok")?;
-        for (dir, name) in &self.moved {
-            // It has moved, and is told so whatever the disk says to this.
-            let _ = sandbox_sys::writeback::names(dir, [name.as_bytes()]);
+        let [(gitdir, head), (common, branch)] = &self.moved;
+        // It has moved, and is told so whatever the disk says to this.
+        if gitdir == common {
+            let _ = sandbox_sys::writeback::names(gitdir, [head.as_bytes(), branch.as_bytes()]);
+        } else {
+            let _ = sandbox_sys::writeback::names(gitdir, [head.as_bytes()]);
+            let _ = sandbox_sys::writeback::names(common, [branch.as_bytes()]);
         }
         Ok(())
     }

@@ -11,7 +11,7 @@
 
 use super::carry::{do_it, tell_resolved};
 use super::hooks::Hooks;
-use super::place::open;
+use super::place::{host, open};
 use super::queue::{Broken, Queue, Told, Trees, say};
 use super::several::{Gathered, gather, tell_left_out};
 use crate::check::command::{Asked, Wanted, wanted};
@@ -25,10 +25,8 @@ use crate::project::Project;
 use crate::signals::Interrupt;
 use crate::text::{escape, escape_lines};
 use crate::verbs::{review, trees};
-use sandbox_core::host_repo::HostRepo;
 use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
-use sandbox_core::work;
 use sandbox_integrate::queue::{self, Known};
 use sandbox_integrate::{How, Landed, MergePlan, MergeRequest, What, plan_several, result_tree};
 use std::collections::BTreeMap;
@@ -60,13 +58,6 @@ pub fn check(context: &Context, store: &Store, args: &cli::Merge) -> Result<Opti
     let Ok(top) = host.worktree() else { return Ok(None) };
     let project = Project::read(top)?;
     wanted(context, store, &first.mount().repo, &project, asked)
-}
-
-/// The repository that a merge of this one goes into.
-fn host(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<HostRepo, CliError> {
-    let host = work::host(store, sandbox)?;
-    let here = context.maybe_repo().filter(|repo| repo.common_dir() == host.common_dir());
-    Ok(here.cloned().unwrap_or(host))
 }
 
 /// How one round has ended.

@@ -9,7 +9,7 @@ use sandbox_core::sandbox::Sandbox;
 use sandbox_core::store::Store;
 use sandbox_core::work;
 use sandbox_git::Oid;
-use sandbox_integrate::{How, Identity, Layers, MergeRequest, Repo, RepoPath};
+use sandbox_integrate::{How, Identity, Layers, MergeRequest, RepoPath};
 use sandbox_protocol::{Exec, escape_bytes};
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
@@ -64,13 +64,6 @@ impl Known {
             identity,
         }
     }
-}
-
-/// Whether nothing is uncommitted here, untracked files included.
-pub fn is_clean(context: &Context, repo: &Repo) -> Result<bool, CliError> {
-    let git = context.git()?.user(repo.worktree()).config("core.hooksPath=/dev/null").config("core.fsmonitor=false");
-    let args = ["--no-optional-locks", "status", "--porcelain=v1", "-z", "--no-renames", "--ignore-submodules=all"];
-    Ok(git.args(args).output()?.stdout.is_empty())
 }
 
 /// How long git inside may take to say what is not committed: a FIFO in its way makes it wait for ever.

@@ -3,8 +3,8 @@
 use super::asked::Asked;
 use super::carry::{do_it, tell_resolved};
 use super::hooks::Hooks;
-use super::known::{Known, is_clean};
-use super::place::{identity, open};
+use super::known::Known;
+use super::place::open_to_merge;
 use crate::cli;
 use crate::context::Context;
 use crate::error::{CliError, Outcome};
@@ -140,11 +140,9 @@ fn gather_once(context: &Context, store: &Store, args: &cli::Merge) -> Result<Op
         eprintln!("no sandbox of this repository has commits");
         return Ok(None);
     };
-    let repo = open(context, store, first)?;
-    let ask = !is_clean(context, &repo)?;
-    let known = sandboxes.iter().map(|sandbox| Known::of(context, store, sandbox, ask));
+    let (repo, clean, identity) = open_to_merge(context, store, first)?;
+    let known = sandboxes.iter().map(|sandbox| Known::of(context, store, sandbox, !clean));
     let known = known.collect::<Result<Vec<_>, _>>()?;
-    let identity = identity(context, &repo)?;
     Ok(Some(Gathered { sandboxes, known, repo, identity }))
 }
 
