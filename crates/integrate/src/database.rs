@@ -129,6 +129,12 @@ impl Repo {
         users.set(users.get() + 1);
     }
 
+    /// Ends the conversations until the next question: what is about to be started, and waits for a person, has no
+    /// helpers of ours beside it.
+    pub(crate) fn hush(&self) {
+        self.database().rest();
+    }
+
     /// Returns what differs between two trees, in git's order.
     pub(crate) fn diff_trees(&self, old: Oid, new: Oid) -> Result<Vec<Difference>, MergeError> {
         let mut talk = self.database().differ.borrow_mut();

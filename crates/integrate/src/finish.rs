@@ -61,6 +61,7 @@ pub fn finish_commits(
         if let Some(edit) = &mut editor {
             stop("finish.edit", repo.gitdir())?;
             let message = commit.text();
+            repo.hush();
             let draft = Draft { message: &message, parents: &commit.parents };
             match edit(&draft).map_err(MergeError::io("edit", repo.gitdir()))? {
                 Some(message) => commit.message = format!("{}\n", message.trim_end()).into_bytes(),

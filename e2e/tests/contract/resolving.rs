@@ -229,7 +229,18 @@ fn a_message_is_edited(subject: &Subject) {
             .spawn(&repo, &["-q", name], &format!("echo {name} >{name}; git add {name}; git commit -qm {name}"))
             .ok();
     }
-    with_editor(&repo, "sed -i '1s/^/E /' \"$1\"", &["merge", "-e", "--no-ff", "c", "d"]).expect(0);
+    // While somebody writes, the command has no process but the editor.
+    let children = repo.env().root().join("children");
+    let script = format!(
+        "p=$$; until [ \"$(cat /proc/$p/comm)\" = git-sandbox ]; do p=$(awk '/^PPid:/ {{ print $2 }}' /proc/$p/status); done\n\
+         cat /proc/[0-9]*/status 2>/dev/null | awk -v p=$p '/^Name:/ {{ n = $2 }} /^PPid:/ && $2 == p {{ print n }}' >>'{}'\n\
+         sed -i '1s/^/E /' \"$1\"",
+        children.display()
+    );
+    with_editor(&repo, &script, &["merge", "-e", "--no-ff", "c", "d"]).expect(0);
+    let children = std::fs::read_to_string(children).unwrap();
+    assert_eq!(children.lines().count(), 2, "one for each commit: {children}");
+    assert!(!children.lines().any(|name| name == "git"), "{children}");
     let log = repo.git(&["log", "--first-parent", "-2", "--format=%s"]).ok();
     assert_eq!(log, "E Merge sandbox 'd'\nE Merge sandbox 'c'\n");
     assert_eq!(repo.git(&["fsck"]).status, 0);
