@@ -9,6 +9,7 @@
 //! life     of a sandbox in the wrong state
 //! agents   presets, logins, rules of the network, many at once
 //! landing  merge, apply, branch, commit, drop, trash, cp
+//! together several sandboxes, checks, checkpoints, undo
 //! network  logs, events, and what a network may reach
 //! inside   what is said in a sandbox
 //! with     what cannot come along
@@ -29,6 +30,8 @@ mod meanwhile;
 mod network;
 #[path = "errors/places.rs"]
 mod places;
+#[path = "errors/together.rs"]
+mod together;
 #[path = "errors/usage.rs"]
 mod usage;
 #[path = "errors/with.rs"]

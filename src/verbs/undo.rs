@@ -107,7 +107,11 @@ fn chosen(context: &Context, store: &Store, number: Option<u64>) -> Result<(u64,
             None => Err(CliError::new(format!("there is no operation {number} here"))
                 .hint("`git sandbox ops` lists them; `gc` forgets them after 30 days")),
         },
-        None => newest(context, store)?.ok_or_else(nothing),
+        None => match newest(context, store)? {
+            Some(found) => Ok(found),
+            // Something was done, only nobody can read what.
+            None => Err(log.read()?.damaged.pop().map_or_else(nothing, CliError::from)),
+        },
     }
 }
 
@@ -286,6 +290,7 @@ impl Way {
                     let short = escape(reference.strip_prefix("refs/heads/").unwrap_or(reference));
                     CliError::new(format!("cannot delete the branch '{short}'"))
                         .cause(error.stderr().map_or_else(|| error.to_string(), str::to_owned))
+                        .hint("nothing was changed: undo it again when no other git command is at work here")
                 })?;
             }
             Self::Restore { sandbox, before } => {
