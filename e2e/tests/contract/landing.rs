@@ -16,6 +16,7 @@ over_views! {
     all_that_was_made_comes_back,
     an_amend_keeps_the_older_commit,
     commits_of_a_submodule_come_back,
+    names_of_branches_are_mapped_or_refused_one_by_one,
     a_bad_commit_is_refused_and_says_so,
     a_configuration_inside_runs_nothing_on_the_host,
     control_characters_do_not_reach_the_terminal,
@@ -157,6 +158,36 @@ fn commits_of_a_submodule_come_back(subject: &Subject) {
     assert_eq!(seen, format!("{} Inner\n", inner.trim()));
     repo.sh("git -C lib checkout -q -f HEAD && git merge -q --ff-only sandbox/s && git -c protocol.allow=never submodule update").ok();
     assert_eq!(repo.read("lib/docs/in-submodule.md"), "new\nin\n");
+}
+
+/// Names that a shell, a terminal or git could take for something else, and one that is too long.
+fn names_of_branches_are_mapped_or_refused_one_by_one(subject: &Subject) {
+    let repo = subject.repo(State::Plain);
+    let script = r#"git commit -q --allow-empty -m odd; c=$(git rev-parse HEAD)
+        for n in -x @ HEAD FETCH_HEAD 1111111111111111111111111111111111111111 'b;touch${IFS}x' 'b`id`' 'per%cent' \
+            'plus+/x' refs/heads/main "x'y\"z" "$(printf 'c1\302\233x')" "$(printf 'rtl\342\200\256x')" \
+            "$(printf 'zw\342\200\213x')" "$(printf 'bad\377x')" "$(head -c 240 /dev/zero | tr '\0' l)"; do
+            git update-ref "refs/heads/$n" $c || exit 9
+        done"#;
+    let top = || repo.sh("ls -A").ok();
+    let before = top();
+    let seen = subject.spawn(&repo, &["-q", "s"], script).expect(125);
+    let refused =
+        format!("error: not brought home: 'refs/heads/{}' (its name is longer than 200 bytes)\n", "l".repeat(240));
+    assert!(seen.stderr.starts_with(&refused), "{seen}");
+    let home = repo.git(&["for-each-ref", "--format=%(refname:lstrip=4)", "refs/sandbox-meta/s/heads"]).ok();
+    let mapped = "%40 -x 1111111111111111111111111111111111111111 FETCH_HEAD HEAD b%3Btouch%24%7BIFS%7Dx b%60id%60 bad%FFx \
+        c1%C2%9Bx main per%25cent plus%2B+/x refs+/heads+/main rtl%E2%80%AEx x%27y%22z zw%E2%80%8Bx";
+    assert_eq!(home.split_whitespace().collect::<Vec<_>>(), mapped.split_whitespace().collect::<Vec<_>>());
+    for verb in
+        [&["list"][..], &["show", "s"], &["log", "s"], &["fetch", "s"], &["list", "--json"], &["show", "--json", "s"]]
+    {
+        let seen = repo.sandbox(verb);
+        let text = seen.stdout.clone() + &seen.stderr;
+        assert!(!text.contains(|c: char| c.is_control() && !matches!(c, '\n' | '\t')), "{verb:?}: {seen}");
+    }
+    assert_eq!(top(), before, "a name was run");
+    assert_eq!(repo.git(&["fsck", "--full"]).status, 0);
 }
 
 /// A tree with `.git` in it must not land; what was fine before stays.

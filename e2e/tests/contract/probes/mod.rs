@@ -50,6 +50,9 @@ const SUITES: &[(&str, &str)] = &[
     ("errors/landing", include_str!("../../errors/landing.rs")),
     ("lands", include_str!("../../../../crates/core/tests/git/lands.rs")),
     ("drivers/wall", include_str!("../../../../crates/drivers/tests/namespace/wall.rs")),
+    ("drivers/view", include_str!("../../../../crates/drivers/tests/namespace/view.rs")),
+    ("drivers/life", include_str!("../../../../crates/drivers/tests/namespace/life.rs")),
+    ("git/ignored", include_str!("../../../../crates/git/tests/ignored.rs")),
     ("drivers/filter", include_str!("../../../../crates/drivers/src/namespace/wall.rs")),
     ("agent", include_str!("../../../../crates/agent/tests/sessions.rs")),
     ("core/picture", include_str!("../../../../crates/core/src/picture.rs")),
@@ -262,14 +265,20 @@ fn every_probe_has_a_line(_: &Subject) {
 /// Whoever reads the document can run what it says.
 fn the_threat_model_names_tests_that_exist(_: &Subject) {
     let text = include_str!("../../../../docs/threat-model.md");
+    let settings = include_str!("../../../../docs/threats-coverage.md");
     let mut named = 0;
-    for word in text.split('`').filter(|word| word.contains("::") && !word.contains(' ')) {
+    for word in text.split('`').chain(settings.split('`')).filter(|word| word.contains("::") && !word.contains(' ')) {
         let (suite, name) = word.rsplit_once("::").unwrap();
         let tests = self::suite(suite).unwrap_or_else(|| panic!("there is no suite '{suite}'"));
         assert!(name == "*" || tests.contains(&format!("fn {name}(")), "there is no test '{word}'");
         named += 1;
     }
-    assert!(named > 40, "{named}");
+    assert!(named > 100, "{named}");
+    // Each setting is shown by something, or says that it is not.
+    for line in settings.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| setting")) {
+        let shown = line.split('|').nth(3).unwrap_or_default();
+        assert!(["::", "probe", "not tried"].iter().any(|how| shown.contains(how)), "{line}");
+    }
     // Each boundary of the table is tested by something.
     for line in text.lines().filter(|line| line.starts_with('|') && line.split('|').count() > 6) {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();

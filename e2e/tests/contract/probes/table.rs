@@ -583,7 +583,10 @@ pub const ALL: &[Probe] = &[
     probe(
         "M07",
         "names of refs",
-        Tests(&["landing::all_that_was_made_comes_back"], "names are compared as they were made"),
+        Tests(
+            &["landing::names_of_branches_are_mapped_or_refused_one_by_one", "core/corpus::names_of_refs"],
+            "git inside makes each of them",
+        ),
     ),
     probe(
         "M08",
@@ -664,7 +667,10 @@ pub const ALL: &[Probe] = &[
     probe(
         "R06",
         "a flood of output",
-        Tests(&["life::input_and_output_pass_through_whole"], "all of it arrives when it is read"),
+        Tests(
+            &["full/bombs::an_output_flood", "life::input_and_output_pass_through_whole"],
+            "the log has gone round, and what is read arrives whole",
+        ),
     ),
     probe(
         "R07",
