@@ -108,6 +108,7 @@ pub fn capture(request: &CaptureRequest<'_>) -> Result<Captured, CaptureError> {
         let before = current.as_ref().or(below.as_ref());
         let round = build.round(before, &mut found, looks.scans() >= MAX_SCANS)?;
         let refreshed = round.refreshed;
+        found.forget();
         unreadable = round.unreadable;
         current = Some(round.manifest);
         if !round.changed {

@@ -43,7 +43,7 @@ pub fn describe(dir: &Path, id: &str) -> Result<Manifest, CaptureError> {
         builder.end(index);
         waiting.extend(below.into_iter().rev());
     }
-    let parts = builder.finish().ok_or_else(|| CaptureError::TooLarge { root: dir.to_owned() })?;
+    let parts = builder.finish().map_err(|_| CaptureError::TooLarge { root: dir.to_owned() })?;
     let file = dir.join(MANIFEST);
     let manifest = Manifest::from_parts(parts)?;
     write_manifest(&file, &manifest, dir, None)?;

@@ -102,7 +102,7 @@ pub(crate) fn weights(known: Option<&Manifest>, scan: &Scan) -> Weights {
         waiting.push((Vec::new(), top));
     }
     while let Some((path, listing)) = waiting.pop() {
-        for node in &listing.nodes {
+        for node in listing.nodes.iter() {
             match node.what {
                 What::Copy { .. } => add(&path, node.stat.weight()),
                 What::Dir(id) => {
@@ -187,11 +187,11 @@ fn leave_out_node(known: Option<&Manifest>, scan: &mut Scan, path: &[u8]) {
     let in_new = scan.new.iter_mut().flatten();
     let listings = scan.changed.iter_mut().map(|(_, listing)| listing).chain(in_new);
     for listing in listings {
-        if let Ok(at) = listing.nodes.binary_search_by(|node| node.name().cmp(base))
-            && matches!(listing.nodes[at].what, What::Dir(_))
+        if let Some(at) = listing.nodes.find(base)
+            && listing.nodes.get(at).is_some_and(|node| matches!(node.what, What::Dir(_)))
             && listing.place.path(known) == dir
         {
-            listing.nodes[at].what = What::LeaveOut(Reason::OverLimit);
+            listing.nodes.decide(at, What::LeaveOut(Reason::OverLimit));
         }
     }
 }

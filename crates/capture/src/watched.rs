@@ -202,10 +202,10 @@ fn to_be_decided(seen: &Seen, git_state: u64) -> Vec<Mark> {
 
 /// Returns the inodes with several names of what a scan found.
 fn several_names(scan: &Scan) -> impl Iterator<Item = u64> {
-    let updated = scan.updates.iter().map(|update| &update.stat);
+    let updated = scan.updates.iter().map(|update| update.stat);
     let listings = scan.changed.iter().map(|(_, listing)| listing).chain(scan.new.iter().flatten());
-    let new = listings.flat_map(|listing| &listing.nodes);
-    let new = new.filter(|node| matches!(node.what, What::Copy { .. })).map(|node| &node.stat);
+    let new = listings.flat_map(|listing| listing.nodes.iter());
+    let new = new.filter(|node| matches!(node.what, What::Copy { .. })).map(|node| node.stat);
     updated.chain(new).filter(|stat| stat.kind() != Kind::Dir && stat.nlink > 1).map(|stat| stat.ino)
 }
 

@@ -353,7 +353,6 @@ pub fn restated(manifest: &Manifest, before: Option<&Path>, tree: &Path) -> Resu
     let layers = manifest.layers_up().to_vec();
     let mut builder =
         Builder::new(Time::now(), manifest.settings(), layers, manifest.devs(), record(&manifest.raw(0), None));
-    builder.reserve(manifest.len(), manifest.len() * 16);
     let mut waiting = vec![(0, 0)];
     let mut below = Vec::new();
     while let Some((dir, index)) = waiting.pop() {
@@ -379,5 +378,5 @@ pub fn restated(manifest: &Manifest, before: Option<&Path>, tree: &Path) -> Resu
         builder.end(index);
         waiting.extend(below.drain(..).rev());
     }
-    builder.finish().map(|parts| parts.whole()).ok_or_else(|| failed(tree, Errno::FBIG))
+    builder.finish().map(|parts| parts.whole()).map_err(|_| failed(tree, Errno::FBIG))
 }

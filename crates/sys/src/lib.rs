@@ -9,6 +9,7 @@ pub mod copy;
 pub mod fault;
 pub mod fork;
 pub mod freeze;
+pub mod heap;
 pub mod landlock;
 pub mod lock;
 pub mod map;

@@ -10,6 +10,9 @@ use crate::scan::{Listing, Scan, What};
 use crate::stat::{Kind, Stat};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
+/// A manifest with more entries than this is not held in memory.
+const SPOOLED: usize = 4096;
+
 /// Where the entries of a directory come from.
 #[derive(Clone, Copy)]
 enum From<'a> {
@@ -57,23 +60,26 @@ pub(super) fn assemble(
         update_of: index(entries, &mut scan.updates.iter().map(|update| update.index)),
         listing_of: index(dirs, &mut scan.changed.iter().map(|(dir, _)| *dir)),
     };
-    let parts = assembler.run().ok_or_else(|| CaptureError::TooLarge { root: build.request.root.to_owned() })?;
+    let parts = assembler.run().map_err(|error| match error.kind() {
+        std::io::ErrorKind::FileTooLarge => CaptureError::TooLarge { root: build.request.root.to_owned() },
+        _ => CaptureError::io("write", build.request.tmp_dir)(error),
+    })?;
     Ok(Manifest::from_parts(parts)?)
 }
 
 impl<'a> Assembler<'a> {
-    fn run(&self) -> Option<Parts> {
+    fn run(&self) -> std::io::Result<Parts> {
         let (made, scan) = (&self.made, self.made.scan);
         let devs = self.known.map(Manifest::devs).unwrap_or_default();
         let top = made.dir_record(&scan.top, false, made.build.doubts(Vec::new));
         let mut builder = Builder::new(scan.start, made.build.settings, made.layers(self.known), devs, top);
         builder.git_state(made.build.request.git_state);
-        if let Some(known) = self.known {
-            builder.reserve(known.len() + made.results.len(), known.len() * 16);
+        if self.known.map_or(0, Manifest::len) + made.results.len() > SPOOLED {
+            builder.spool(made.build.request.tmp_dir);
         }
-        let first = match self.known {
-            Some(_) => self.dir_from(0),
-            None => From::Listing(scan.new.first()?.as_ref()?),
+        let first = match (self.known, scan.new.first()) {
+            (None, Some(Some(top))) => From::Listing(top),
+            _ => self.dir_from(0),
         };
         let mut waiting = vec![(0, first)];
         let mut below = Vec::new();
@@ -89,7 +95,7 @@ impl<'a> Assembler<'a> {
                 (From::Known(_), None) => builder.begin(dir, 0),
                 (From::Listing(listing), known) => {
                     builder.begin(dir, listing.flags);
-                    for node in &listing.nodes {
+                    for node in listing.nodes.iter() {
                         match node.what {
                             What::Keep(index) => {
                                 if let Some(known) = known {
@@ -214,14 +220,16 @@ impl Made<'_> {
     /// Returns the record of what an operation copied; `None` when the file is gone.
     fn copied(&self, op: usize, flags: Flags) -> Option<Record> {
         match self.results.get(op)? {
-            Outcome::Done { stat, copy, racy, lessened, .. } => Some(Record {
-                stat: *stat.as_deref().or_else(|| self.subjects.stat(self.plan.ops.get(op)?))?,
-                layer: Some(self.build.layer()),
-                copy: Some(*copy),
-                flags: flags.with_racy(*racy).with_lessened(*lessened),
-            }),
             Outcome::Unreadable(stat) => Some(left_out(stat, Reason::Unreadable)),
-            Outcome::Vanished => None,
+            outcome => {
+                let done = outcome.done()?;
+                Some(Record {
+                    stat: done.stat.copied().or_else(|| self.subjects.stat(&self.plan.ops.get(op)?))?,
+                    layer: Some(self.build.layer()),
+                    copy: Some(done.copy),
+                    flags: flags.with_racy(done.racy()).with_lessened(done.lessened()),
+                })
+            }
         }
     }
 
@@ -310,7 +318,7 @@ fn relist<'a>(
     below: &mut Vec<(u32, &'a Listing)>,
 ) {
     edit.begin(dir, listing.flags, &kept);
-    for node in &listing.nodes {
+    for node in listing.nodes.iter() {
         match node.what {
             What::Keep(index) if kept(index) => edit.keep(index),
             What::Keep(_) => {}

@@ -43,21 +43,70 @@ pub(crate) enum Copied {
 /// What came of copying one name, as it is kept for each file until the manifest is written.
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
-    /// As [`Copied::Done`].
-    Done {
-        /// The host's stat that belongs to the content, where it is not what the scan saw.
-        stat: Option<Box<Stat>>,
-        copy: CopyStat,
-        racy: bool,
-        torn: bool,
-        reflinked: bool,
-        linked: bool,
-        lessened: bool,
+    /// It is in the layer, and what the scan saw belongs to the content.
+    Plain {
+        /// Of the copy.
+        ino: u64,
+        /// Seconds and nanoseconds of the copy's ctime: together they would be padded.
+        sec: i64,
+        nsec: u32,
+        how: How,
     },
+    /// It is in the layer; the host's stat that belongs to the content is not what the scan saw.
+    Moved(Box<(Stat, CopyStat, How)>),
     /// We may not read it.
     Unreadable(Box<Stat>),
     /// It is gone, or something else by now.
     Vanished,
+}
+
+const _: () = assert!(size_of::<Outcome>() == 24);
+
+/// As in [`Copied::Done`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct How(u8);
+
+impl How {
+    const RACY: u8 = 1;
+    const TORN: u8 = 2;
+    const REFLINKED: u8 = 4;
+    const LINKED: u8 = 8;
+    const LESSENED: u8 = 16;
+}
+
+/// A file that is in the layer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Done<'a> {
+    /// The host's stat that belongs to the content, where it is not what the scan saw.
+    pub(super) stat: Option<&'a Stat>,
+    pub(super) copy: CopyStat,
+    how: How,
+}
+
+impl Done<'_> {
+    fn is(&self, flag: u8) -> bool {
+        self.how.0 & flag != 0
+    }
+
+    pub(super) fn racy(&self) -> bool {
+        self.is(How::RACY)
+    }
+
+    pub(super) fn torn(&self) -> bool {
+        self.is(How::TORN)
+    }
+
+    pub(super) fn reflinked(&self) -> bool {
+        self.is(How::REFLINKED)
+    }
+
+    pub(super) fn linked(&self) -> bool {
+        self.is(How::LINKED)
+    }
+
+    pub(super) fn lessened(&self) -> bool {
+        self.is(How::LESSENED)
+    }
 }
 
 impl Outcome {
@@ -65,25 +114,63 @@ impl Outcome {
     pub(super) fn of(copied: &Copied, scanned: Option<&Stat>) -> Self {
         match *copied {
             Copied::Done { stat, copy, racy, torn, reflinked, linked, lessened } => {
-                let stat = (scanned.map(told) != Some(told(&stat))).then(|| Box::new(stat));
-                Self::Done { stat, copy, racy, torn, reflinked, linked, lessened }
+                let flags = [
+                    (racy, How::RACY),
+                    (torn, How::TORN),
+                    (reflinked, How::REFLINKED),
+                    (linked, How::LINKED),
+                    (lessened, How::LESSENED),
+                ];
+                let how = How(flags.iter().filter(|(is, _)| *is).fold(0, |all, (_, flag)| all | flag));
+                Self::new(&stat, scanned, copy, how)
             }
             Copied::Unreadable(stat) => Self::Unreadable(Box::new(stat)),
             Copied::Vanished => Self::Vanished,
         }
     }
 
+    fn new(stat: &Stat, scanned: Option<&Stat>, copy: CopyStat, how: How) -> Self {
+        if scanned.map(told) == Some(told(stat)) {
+            Self::plain(copy, how)
+        } else {
+            Self::Moved(Box::new((*stat, copy, how)))
+        }
+    }
+
+    fn plain(copy: CopyStat, how: How) -> Self {
+        Self::Plain { ino: copy.ino, sec: copy.ctime.sec, nsec: copy.ctime.nsec, how }
+    }
+
+    /// Returns what is told of a file that is in the layer.
+    pub(super) fn done(&self) -> Option<Done<'_>> {
+        match self {
+            Self::Plain { ino, sec, nsec, how } => {
+                let copy = CopyStat { ino: *ino, ctime: Time { sec: *sec, nsec: *nsec } };
+                Some(Done { stat: None, copy, how: *how })
+            }
+            Self::Moved(moved) => Some(Done { stat: Some(&moved.0), copy: moved.1, how: moved.2 }),
+            Self::Unreadable(_) | Self::Vanished => None,
+        }
+    }
+
+    /// Notes that the copy has another stat by now.
+    pub(super) fn set_copy(&mut self, copy: CopyStat) {
+        match self {
+            Self::Plain { how, .. } => *self = Self::plain(copy, *how),
+            Self::Moved(moved) => moved.1 = copy,
+            Self::Unreadable(_) | Self::Vanished => {}
+        }
+    }
+
     /// Returns the same for a further name of the file; the scan saw `first` of the first one, and of this one
     /// `scanned`.
     pub(super) fn as_link(&self, first: Option<&Stat>, scanned: Option<&Stat>) -> Self {
-        match self {
-            Self::Done { stat, copy, racy, torn, .. } => {
-                let stat = stat.as_deref().or(first).filter(|stat| Some(told(stat)) != scanned.map(told));
-                let stat = stat.map(|stat| Box::new(*stat));
-                let (copy, racy, torn) = (*copy, *racy, *torn);
-                Self::Done { stat, copy, racy, torn, reflinked: false, linked: true, lessened: false }
-            }
-            other => other.clone(),
+        let Some(done) = self.done() else { return self.clone() };
+        let how = How(done.how.0 & (How::RACY | How::TORN) | How::LINKED);
+        match done.stat.or(first) {
+            Some(stat) => Self::new(stat, scanned, done.copy, how),
+            // Both names are of the stack's manifest, which has their stats.
+            None => Self::plain(done.copy, how),
         }
     }
 }

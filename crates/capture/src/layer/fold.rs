@@ -13,7 +13,8 @@ use super::Build;
 use super::depth::Gone;
 use super::entry::{Compared, Outcome, compare_directories};
 use super::jobs::copy_all;
-use super::plan::{Op, Subject, Subjects};
+use super::ops::{Ops, Subject};
+use super::plan::Subjects;
 use crate::manifest::{Edit, Manifest, Raw, Record};
 use crate::paths::{LIST, join, open_beneath};
 use crate::request::CaptureError;
@@ -32,7 +33,7 @@ impl Build<'_> {
     pub(crate) fn fold(&mut self, full: &Manifest, gone: &Gone) -> Result<Manifest, CaptureError> {
         let mut dirs = BTreeSet::from([Vec::new()]);
         let mut white_out = Vec::new();
-        let mut ops = Vec::new();
+        let mut ops = Ops::default();
         let mut op_of = HashMap::new();
         // Directories and entries that do not only look as in the layers that are kept.
         let mut moved = Vec::new();
@@ -67,9 +68,8 @@ impl Build<'_> {
                     if gone.has(index) {
                         continue;
                     }
-                    op_of.insert(index, ops.len());
+                    op_of.insert(index, ops.push(&path, Subject::Layer(index)));
                     dirs.insert(path.to_vec());
-                    ops.push(Op { dir: path.clone(), what: Subject::Layer(index) });
                 }
             }
             if let Some(below) = self.below
@@ -93,8 +93,8 @@ impl Build<'_> {
         let subjects = Subjects { known: Some(full), scan: None };
         let results = copy_all(self, &ops, &subjects)?;
         for (op, copied) in ops.iter().zip(&results) {
-            if !matches!(copied, Outcome::Done { .. }) {
-                let path = subjects.path(op);
+            if copied.done().is_none() {
+                let path = subjects.path(&op);
                 return Err(self.layer_error("fold", &path, rustix::io::Errno::NOENT));
             }
         }
@@ -131,10 +131,7 @@ impl Build<'_> {
         let mut edit = Edit::any(full, self.layers.clone(), full.scanned(), full.settings());
         for (index, dir) in iter::once((0, 0)).chain(moved.iter().copied()) {
             let raw = full.raw(index);
-            let copy = match result(index) {
-                Some(Outcome::Done { copy, .. }) => Some(*copy),
-                _ => None,
-            };
+            let copy = result(index).and_then(Outcome::done).map(|done| done.copy);
             let (stat, flags) = (raw.stat(), raw.flags());
             edit.set(index, dir, Record { stat, layer: Some(self.layer()), copy, flags });
         }

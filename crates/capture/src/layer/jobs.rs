@@ -2,7 +2,8 @@
 
 use super::Build;
 use super::entry::{self, Compared, Copied, Outcome, copy_entry};
-use super::plan::{Op, Subjects};
+use super::ops::{Op, Ops};
+use super::plan::Subjects;
 use crate::manifest::Manifest;
 use crate::paths::{LIST, LOOK, join, open_beneath};
 use crate::request::CaptureError;
@@ -17,16 +18,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 /// The most operations that one thread takes at once.
 const BATCH: usize = 64;
 
-/// Operations of one directory, and where it is noted what came of them.
+/// Operations of one directory, from this one on, and where it is noted what came of them.
 type Batch<'b> = Mutex<(usize, &'b mut [Outcome])>;
 
 /// Runs the operations; returns what came of each, in their order.
-pub(super) fn copy_all(build: &Build<'_>, ops: &[Op], subjects: &Subjects<'_>) -> Result<Vec<Outcome>, CaptureError> {
+pub(super) fn copy_all(build: &Build<'_>, ops: &Ops, subjects: &Subjects<'_>) -> Result<Vec<Outcome>, CaptureError> {
     // The first name of a file with several is copied, the others are linked to it afterwards.
     let mut leaders: HashMap<(u64, u64), usize> = HashMap::new();
     let mut followers = Vec::new();
     for (at, op) in ops.iter().enumerate() {
-        match subjects.links(op).map(|key| *leaders.entry(key).or_insert(at)) {
+        match subjects.links(&op).map(|key| *leaders.entry(key).or_insert(at)) {
             Some(leader) if leader != at => followers.push((at, leader)),
             _ => {}
         }
@@ -35,16 +36,27 @@ pub(super) fn copy_all(build: &Build<'_>, ops: &[Op], subjects: &Subjects<'_>) -
     let mut results = vec![Outcome::Vanished; ops.len()];
     let mut batches: Vec<Batch<'_>> = Vec::new();
     let (mut rest, mut start) = (&mut results[..], 0);
-    let same = |a: &Op, b: &Op| a.dir == b.dir && subjects.layer(a) == subjects.layer(b);
-    for part in ops.chunk_by(same).flat_map(|group| group.chunks(BATCH)) {
-        let (slots, others) = rest.split_at_mut(part.len());
+    let mut cut = |len: usize| {
+        let (slots, others) = std::mem::take(&mut rest).split_at_mut(len);
         batches.push(Mutex::new((start, slots)));
-        (rest, start) = (others, start + part.len());
+        (rest, start) = (others, start + len);
+    };
+    let mut open: Option<(&[u8], Option<u16>, usize)> = None;
+    for op in ops.iter() {
+        let layer = subjects.layer(&op);
+        open = Some(match open {
+            Some((dir, of, len)) if dir == op.dir && of == layer && len < BATCH => (dir, of, len + 1),
+            before => {
+                before.into_iter().for_each(|(.., len)| cut(len));
+                (op.dir, layer, 1)
+            }
+        });
     }
+    open.into_iter().for_each(|(.., len)| cut(len));
     parallel(build.request.threads, &batches, |batch| {
         let mut batch = batch.lock().unwrap_or_else(|e| e.into_inner());
         let (start, slots) = &mut *batch;
-        copy_batch(build, &ops[*start..*start + slots.len()], subjects, slots, |at| follows(*start + at))
+        copy_batch(build, (ops, *start), subjects, slots, |at| follows(*start + at))
     })?;
     drop(batches);
     link_all(build, ops, subjects, &followers, &mut results)?;
@@ -54,35 +66,33 @@ pub(super) fn copy_all(build: &Build<'_>, ops: &[Op], subjects: &Subjects<'_>) -
 /// Copies what one directory has, but for those that are left to others.
 fn copy_batch(
     build: &Build<'_>,
-    ops: &[Op],
+    (ops, start): (&Ops, usize),
     subjects: &Subjects<'_>,
     slots: &mut [Outcome],
     not: impl Fn(usize) -> bool,
 ) -> Result<(), CaptureError> {
-    let Some(first) = ops.first() else { return Ok(()) };
+    let Some(first) = ops.get(start) else { return Ok(()) };
     let host = build.root;
-    let layer = subjects.layer(first);
+    let layer = subjects.layer(&first);
     let source = layer.and_then(|layer| build.stack.get(usize::from(layer))).map_or(host, AsFd::as_fd);
-    let from = match open_beneath(source, &first.dir, LOOK) {
+    let from = match open_beneath(source, first.dir, LOOK) {
         Ok(from) => from,
         // The whole directory is gone.
         Err(Errno::NOENT | Errno::NOTDIR) => return Ok(()),
-        Err(errno) => return Err(build.host_error(&first.dir, errno)),
+        Err(errno) => return Err(build.host_error(first.dir, errno)),
     };
-    let to = open_beneath(build.tree()?, &first.dir, LOOK)
-        .map_err(|errno| build.layer_error("create", &first.dir, errno))?;
+    let to =
+        open_beneath(build.tree()?, first.dir, LOOK).map_err(|errno| build.layer_error("create", first.dir, errno))?;
     let (mut files, mut bytes) = (0, 0);
-    for (at, (op, slot)) in ops.iter().zip(slots).enumerate() {
-        if not(at) {
-            continue;
-        }
+    for (at, slot) in slots.iter_mut().enumerate() {
+        let Some(op) = ops.get(start + at).filter(|_| !not(at)) else { continue };
         if !build.request.progress.goes_on() {
             return Err(CaptureError::Aborted);
         }
-        let (name, kind) = (subjects.name(op), subjects.kind(op));
+        let (name, kind) = (subjects.name(&op), subjects.kind(&op));
         let copied =
             copy_entry(build.copier, from.as_fd(), to.as_fd(), name, kind, build.request.owner).map_err(|error| {
-                let path = subjects.path(op);
+                let path = subjects.path(&op);
                 if error.in_layer {
                     build.layer_error("create", &path, error.errno)
                 } else {
@@ -93,7 +103,7 @@ fn copy_batch(
             files += 1;
             bytes += stat.size;
         }
-        *slot = Outcome::of(&copied, subjects.stat(op));
+        *slot = Outcome::of(&copied, subjects.stat(&op).as_ref());
     }
     build.request.progress.copied(files, bytes);
     Ok(())
@@ -102,31 +112,31 @@ fn copy_batch(
 /// Makes the further names of files with several.
 fn link_all(
     build: &Build<'_>,
-    ops: &[Op],
+    ops: &Ops,
     subjects: &Subjects<'_>,
     followers: &[(usize, usize)],
     results: &mut [Outcome],
 ) -> Result<(), CaptureError> {
     for (at, leader) in followers {
-        let (op, first) = (&ops[*at], &ops[*leader]);
-        let linked = match &results[*leader] {
-            Outcome::Done { stat, torn: false, .. } => {
-                let stat = stat.as_deref().or(subjects.stat(first));
+        let (Some(op), Some(first)) = (ops.get(*at), ops.get(*leader)) else { continue };
+        let linked = match results[*leader].done() {
+            Some(done) if !done.torn() => {
+                let stat = done.stat.copied().or_else(|| subjects.stat(&first));
                 let fits = |now: crate::stat::Stat| {
                     stat.is_some_and(|stat| (now.dev, now.ino, now.ctime) == (stat.dev, stat.ino, stat.ctime))
                 };
                 // A layer's own file has another inode than the host's stat says.
-                subjects.layer(op).is_some()
-                    || open_beneath(build.root, &op.dir, LOOK)
-                        .and_then(|dir| entry::stat_at(dir.as_fd(), subjects.name(op)))
+                subjects.layer(&op).is_some()
+                    || open_beneath(build.root, op.dir, LOOK)
+                        .and_then(|dir| entry::stat_at(dir.as_fd(), subjects.name(&op)))
                         .is_ok_and(fits)
             }
             _ => false,
         };
-        if linked && link(build, subjects, first, op).map_err(|errno| build.layer_error("create", &op.dir, errno))? {
-            results[*at] = results[*leader].as_link(subjects.stat(first), subjects.stat(op));
+        if linked && link(build, subjects, &first, &op).map_err(|errno| build.layer_error("create", op.dir, errno))? {
+            results[*at] = results[*leader].as_link(subjects.stat(&first).as_ref(), subjects.stat(&op).as_ref());
         } else {
-            copy_batch(build, &ops[*at..=*at], subjects, &mut results[*at..=*at], |_| false)?;
+            copy_batch(build, (ops, *at), subjects, &mut results[*at..=*at], |_| false)?;
         }
     }
     // Each link has moved the ctime of the copy.
@@ -134,17 +144,15 @@ fn link_all(
     groups.sort_unstable();
     groups.dedup();
     for leader in groups {
-        let op = &ops[leader];
+        let Some(op) = ops.get(leader) else { continue };
         let stat =
-            open_beneath(build.tree()?, &op.dir, LOOK).and_then(|dir| entry::stat_at(dir.as_fd(), subjects.name(op)));
+            open_beneath(build.tree()?, op.dir, LOOK).and_then(|dir| entry::stat_at(dir.as_fd(), subjects.name(&op)));
         let Ok(stat) = stat else { continue };
         let fresh = entry::copy_stat(&stat);
         let names = followers.iter().filter(|(_, of)| *of == leader).map(|(at, _)| *at).chain([leader]);
         for at in names {
-            if let Outcome::Done { copy, .. } = &mut results[at]
-                && copy.ino == fresh.ino
-            {
-                *copy = fresh;
+            if results[at].done().is_some_and(|done| done.copy.ino == fresh.ino) {
+                results[at].set_copy(fresh);
             }
         }
     }
@@ -152,9 +160,9 @@ fn link_all(
 }
 
 /// Makes a link in the layer; false when the file has as many names as its filesystem allows.
-fn link(build: &Build<'_>, subjects: &Subjects<'_>, first: &Op, op: &Op) -> Result<bool, Errno> {
+fn link(build: &Build<'_>, subjects: &Subjects<'_>, first: &Op<'_>, op: &Op<'_>) -> Result<bool, Errno> {
     let tree = build.tree().map_err(|_| Errno::NOENT)?;
-    let (from, to) = (open_beneath(tree, &first.dir, LOOK)?, open_beneath(tree, &op.dir, LOOK)?);
+    let (from, to) = (open_beneath(tree, first.dir, LOOK)?, open_beneath(tree, op.dir, LOOK)?);
     let (old, new) = (subjects.name(first), subjects.name(op));
     let make = || rustix::fs::linkat(&from, old, &to, new, rustix::fs::AtFlags::empty());
     let made = match make() {

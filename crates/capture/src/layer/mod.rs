@@ -26,6 +26,7 @@ mod depth;
 mod entry;
 mod fold;
 mod jobs;
+mod ops;
 mod plan;
 mod round;
 mod settled;

@@ -2,6 +2,7 @@
 
 use super::Build;
 use super::entry::Lessened;
+use super::ops::{Op, Ops, Subject};
 use crate::manifest::{Manifest, Raw};
 use crate::paths::join;
 use crate::scan::{Listing, Node, Scan, What};
@@ -19,32 +20,10 @@ pub(super) struct Plan {
     pub(super) dirs: BTreeSet<Vec<u8>>,
     /// Names of the stack below that are hidden.
     pub(super) white_out: Vec<Vec<u8>>,
-    /// Files and symlinks that are copied, those of one directory together.
-    pub(super) ops: Vec<Op>,
+    /// Files and symlinks that are copied.
+    pub(super) ops: Ops,
     /// The operation of an entry of the manifest, by index.
     pub(super) op_of: HashMap<u32, usize>,
-}
-
-/// One file or symlink to copy. A first capture has one for each file of the tree: what the scan or the manifest
-/// has is not repeated.
-#[derive(Debug, Clone)]
-pub(super) struct Op {
-    /// Its directory's path.
-    pub(super) dir: Arc<[u8]>,
-    pub(super) what: Subject,
-}
-
-/// What an operation copies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Subject {
-    /// A known entry, by its position among the scan's updates.
-    Update(u32),
-    /// A node of a directory whose names changed, by the positions of both.
-    Changed(u32, u32),
-    /// A node of a new directory, by the directory's id and its position.
-    New(u32, u32),
-    /// A known entry, from the layer of the previous stack that holds it.
-    Layer(u32),
 }
 
 /// Where what is known of the subjects of operations is found.
@@ -55,12 +34,12 @@ pub(super) struct Subjects<'a> {
 }
 
 impl<'a> Subjects<'a> {
-    fn node(&self, listing: Option<&'a Listing>, node: u32) -> Option<&'a Node> {
+    fn node(&self, listing: Option<&'a Listing>, node: u32) -> Option<Node<'a>> {
         listing?.nodes.get(node as usize)
     }
 
     /// Returns a node, or a known entry.
-    fn find(&self, what: Subject) -> (Option<&'a Node>, Option<Raw<'a>>) {
+    fn find(&self, what: Subject) -> (Option<Node<'a>>, Option<Raw<'a>>) {
         let raw = |index| self.known.map(|known| known.raw(index));
         let Some(scan) = self.scan else {
             return match what {
@@ -79,33 +58,36 @@ impl<'a> Subjects<'a> {
     }
 
     /// Returns the name.
-    pub(super) fn name(&self, op: &Op) -> &'a CStr {
+    pub(super) fn name(&self, op: &Op<'_>) -> &'a CStr {
         match self.find(op.what) {
-            (Some(node), _) => &node.name,
+            (Some(node), _) => node.name,
             (None, raw) => raw.map(|raw| raw.name_c()).unwrap_or_default(),
         }
     }
 
     /// Returns the path.
-    pub(super) fn path(&self, op: &Op) -> Vec<u8> {
-        join(&op.dir, self.name(op).to_bytes())
+    pub(super) fn path(&self, op: &Op<'_>) -> Vec<u8> {
+        join(op.dir, self.name(op).to_bytes())
     }
 
     /// Returns what the scan saw on the host.
-    pub(super) fn stat(&self, op: &Op) -> Option<&'a Stat> {
+    pub(super) fn stat(&self, op: &Op<'_>) -> Option<Stat> {
         match op.what {
-            Subject::Update(at) => self.scan?.updates.get(at as usize).map(|update| &update.stat),
-            _ => self.find(op.what).0.map(|node| &node.stat),
+            Subject::Update(at) => self.scan?.updates.get(at as usize).map(|update| update.stat),
+            _ => self.find(op.what).0.map(|node| node.stat),
         }
     }
 
     /// Returns what it is.
-    pub(super) fn kind(&self, op: &Op) -> Kind {
-        self.stat(op).map(Stat::kind).or_else(|| self.find(op.what).1.map(|raw| raw.kind())).unwrap_or(Kind::File)
+    pub(super) fn kind(&self, op: &Op<'_>) -> Kind {
+        self.stat(op)
+            .map(|stat| stat.kind())
+            .or_else(|| self.find(op.what).1.map(|raw| raw.kind()))
+            .unwrap_or(Kind::File)
     }
 
     /// Returns the layer of the previous stack that it is copied from; `None`: the host.
-    pub(super) fn layer(&self, op: &Op) -> Option<u16> {
+    pub(super) fn layer(&self, op: &Op<'_>) -> Option<u16> {
         match op.what {
             Subject::Layer(_) => self.find(op.what).1.map(|raw| raw.layer_index()),
             _ => None,
@@ -113,7 +95,7 @@ impl<'a> Subjects<'a> {
     }
 
     /// Returns what tells files apart that may have several names: device, or layer, and inode.
-    pub(super) fn links(&self, op: &Op) -> Option<(u64, u64)> {
+    pub(super) fn links(&self, op: &Op<'_>) -> Option<(u64, u64)> {
         match self.stat(op) {
             Some(stat) => (stat.nlink > 1 && stat.kind() == Kind::File).then_some((stat.dev, stat.ino)),
             None => {
@@ -142,8 +124,7 @@ impl Plan {
     }
 
     fn copy(&mut self, dir: &Arc<[u8]>, what: Subject) -> usize {
-        self.ops.push(Op { dir: dir.clone(), what });
-        self.ops.len() - 1
+        self.ops.push(dir, what)
     }
 }
 
@@ -285,22 +266,27 @@ fn nodes_of(
     plan: &mut Plan,
 ) -> Vec<(u32, Vec<u8>)> {
     let dir: Arc<[u8]> = path.clone().into();
-    let mut below = Vec::new();
-    for (at, node) in listing.nodes.iter_mut().enumerate() {
-        match &mut node.what {
-            What::Copy { op, .. } => {
-                *op = plan.copy(&dir, what(at as u32)) as u32;
-                plan.dirs.insert(path.clone());
-                let target = join(&path, node.name.to_bytes());
+    let (mut below, mut copies) = (Vec::new(), false);
+    for at in 0..listing.nodes.len() {
+        let Some(node) = listing.nodes.get(at) else { break };
+        match node.what {
+            What::Copy { look, .. } => {
+                let target = join(&path, node.name());
+                let op = plan.copy(&dir, what(at as u32)) as u32;
+                listing.nodes.decide(at, What::Copy { look, op });
                 if build.made.contains(&target) {
                     plan.take_out.push(target);
                 }
+                copies = true;
             }
-            What::Dir(id) if new.get(*id as usize).is_some_and(Option::is_some) => {
-                below.push((*id, join(&path, node.name.to_bytes())));
+            What::Dir(id) if new.get(id as usize).is_some_and(Option::is_some) => {
+                below.push((id, join(&path, node.name())));
             }
             What::Dir(_) | What::Keep(_) | What::LeaveOut(_) => {}
         }
+    }
+    if copies {
+        plan.dirs.insert(path);
     }
     below
 }

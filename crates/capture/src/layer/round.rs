@@ -46,7 +46,7 @@ impl Build<'_> {
         let unreadable = self.clear_failed(&plan, &results, &subjects)?;
         changed |= !unreadable.is_empty();
         let gone = plan.ops.iter().zip(&results).filter(|(_, outcome)| matches!(outcome, Outcome::Vanished));
-        let gone: BTreeSet<Vec<u8>> = gone.map(|(op, _)| parent(&subjects.path(op)).to_vec()).collect();
+        let gone: BTreeSet<Vec<u8>> = gone.map(|(op, _)| op.dir.to_vec()).collect();
         let disturbed = scan.disturbed.iter().map(|path| path.as_os_str().as_bytes());
         let disturbed = disturbed.flat_map(|path| [path.to_vec(), parent(path).to_vec()]);
         self.doubted = gone.into_iter().chain(disturbed).collect();
@@ -59,18 +59,19 @@ impl Build<'_> {
             }
         };
         for (op, outcome) in plan.ops.iter().zip(&results) {
-            if let Outcome::Done { stat, reflinked, linked, .. } = outcome {
-                let size = stat.as_deref().or(subjects.stat(op)).map_or(0, |stat| stat.size);
+            if let Some(done) = outcome.done() {
+                let size = done.stat.copied().or_else(|| subjects.stat(&op)).map_or(0, |stat| stat.size);
                 self.stats.copied_files += 1;
-                self.stats.copied_bytes += if *linked { 0 } else { size };
-                self.stats.reflinked += u64::from(*reflinked);
+                self.stats.copied_bytes += if done.linked() { 0 } else { size };
+                self.stats.reflinked += u64::from(done.reflinked());
             }
         }
         // They are named when it never settles, and only then.
-        let ops = if last { &plan.ops[..] } else { &[] };
+        let ops = last.then(|| plan.ops.iter());
         let mut touched: Vec<PathBuf> = ops
-            .iter()
-            .map(|op| subjects.path(op))
+            .into_iter()
+            .flatten()
+            .map(|op| subjects.path(&op))
             .chain(plan.white_out.iter().cloned())
             .chain(plan.take_out.iter().cloned())
             .map(|path| to_path(&path))
@@ -155,10 +156,10 @@ impl Build<'_> {
     ) -> Result<Vec<LeftOut>, CaptureError> {
         let mut unreadable = Vec::new();
         for (op, outcome) in plan.ops.iter().zip(results) {
-            if matches!(outcome, Outcome::Done { .. }) {
+            if outcome.done().is_some() {
                 continue;
             }
-            let path = subjects.path(op);
+            let path = subjects.path(&op);
             if let Outcome::Unreadable(_) = outcome {
                 unreadable.push(LeftOut { path: to_path(&path), reason: Reason::Unreadable });
             }

@@ -43,9 +43,9 @@ impl Build<'_> {
         }
         let old = |stat: &Stat| !stat.racy(scan.start);
         // The file that was copied is the one that was scanned, and has not changed since before.
-        let copied = |op: Option<usize>, scanned: &Stat| match op.and_then(|op| results.get(op)) {
-            Some(Outcome::Done { stat, torn: false, .. }) => {
-                let stat = stat.as_deref().unwrap_or(scanned);
+        let copied = |op: Option<usize>, scanned: &Stat| match op.and_then(|op| results.get(op)?.done()) {
+            Some(done) if !done.torn() => {
+                let stat = done.stat.unwrap_or(scanned);
                 (stat.dev, stat.ino, stat.ctime, stat.size) == (scanned.dev, scanned.ino, scanned.ctime, scanned.size)
                     && old(stat)
             }
@@ -76,7 +76,7 @@ impl Build<'_> {
             let known = known?;
             known.raw(update.index).child().map(|dir| known.dir_path(dir))
         });
-        let touched = plan.ops.iter().map(|op| op.dir.to_vec()).chain(plan.dirs.iter().cloned());
+        let touched = plan.ops.dirs().map(<[u8]>::to_vec).chain(plan.dirs.iter().cloned());
         for mut dir in found.chain(again).chain(touched).chain(plan.white_out.iter().map(|path| parent(path).to_vec()))
         {
             while dirs.insert(dir.clone()) {

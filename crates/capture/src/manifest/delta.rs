@@ -14,6 +14,7 @@
 use super::format::{DELTA, DIR, DIR_GONE, ENTRY, HEADER, MAGIC, NONE, base_name, entry, head};
 use super::held::Held;
 use super::read::{Data, Frame, Manifest, ManifestError, u32_at, u64_at};
+use super::spool::Part;
 use super::write::{Head, Parts, Record, encode, finish};
 use crate::stat::Time;
 use std::collections::BTreeMap;
@@ -429,7 +430,7 @@ impl<'a> Edit<'a> {
         let (entries_at, names_at) = (out.len(), out.len() + entries.len());
         let tables =
             finish(head, &mut out, super::format::VERSION, [HEADER, entries_at, names_at], entries.len() + names.len());
-        Manifest::from_parts(Parts([out, entries, names, tables]))
+        Manifest::from_parts(Parts([out, entries, names, tables].map(Part::Owned).into()))
     }
 }
 

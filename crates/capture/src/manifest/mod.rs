@@ -24,6 +24,7 @@ mod delta;
 mod format;
 mod held;
 mod read;
+mod spool;
 mod write;
 
 pub(crate) use delta::Edit;
@@ -57,7 +58,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    fn code(self) -> u16 {
+    pub(crate) fn code(self) -> u16 {
         match self {
             Self::Secret => 1,
             Self::Special => 2,
@@ -68,7 +69,7 @@ impl Reason {
         }
     }
 
-    fn from_code(code: u16) -> Option<Self> {
+    pub(crate) fn from_code(code: u16) -> Option<Self> {
         Some(match code {
             1 => Self::Secret,
             2 => Self::Special,

@@ -3,6 +3,7 @@
 use super::delta::{Delta, Edit};
 use super::format::{DELTA, DIR, ENTRY, Flags, HEADER, MAGIC, NO_LAYER, NONE, VERSION, base_name, entry, head};
 use super::held::Held;
+use super::spool::Part;
 use super::write::Parts;
 use super::{DIR_UNREADABLE, Look, Reason};
 use crate::stat::{Kind, Stat, Time, kept_mode, kind_of};
@@ -338,12 +339,12 @@ impl Manifest {
     /// Returns the file's bytes, in order: of a delta, without the whole manifest that it stands on.
     pub(crate) fn chunks(&self) -> impl Iterator<Item = &[u8]> {
         let data = self.delta.as_ref().map_or(&self.frame.data, |delta| &delta.data);
-        let (whole, parts): (Option<&[u8]>, &[Vec<u8>]) = match data {
+        let (whole, parts): (Option<&[u8]>, &[Part]) = match data {
             Data::Mapped(map) => (Some(map), &[]),
             Data::Owned(bytes) => (Some(bytes), &[]),
             Data::Parts(parts) => (None, &parts.0),
         };
-        whole.into_iter().chain(parts.iter().map(Vec::as_slice))
+        whole.into_iter().chain(parts.iter().map(|part| &**part))
     }
 
     /// Returns the number of regular files and symlinks that the stack holds.

@@ -3,9 +3,12 @@
 use super::delta::push_dir_record;
 use super::format::{DIR, ENTRY, Flags, HEADER, MAGIC, NO_LAYER, NONE, VERSION, entry, head};
 use super::held::Held;
+use super::spool::{Part, Spool};
 use super::{CopyStat, Raw};
 use crate::stat::{Stat, Time};
+use std::io;
 use std::ops::Range;
+use std::path::Path;
 
 /// An entry to be written.
 #[derive(Clone, Copy, Debug)]
@@ -17,19 +20,19 @@ pub(crate) struct Record {
     pub(crate) flags: Flags,
 }
 
-/// A manifest in memory: head and directories, entries, names, the end. They are not joined, because a
-/// large one would then be there twice.
+/// A manifest that is in no place yet: head and directories, entries, names, the end. They are not joined, because
+/// a large one would then be there twice.
 #[derive(Debug)]
-pub(crate) struct Parts(pub(super) [Vec<u8>; 4]);
+pub(crate) struct Parts(pub(super) Vec<Part>);
 
 impl Parts {
     /// Returns the file's bytes.
     pub(crate) fn whole(self) -> Vec<u8> {
-        self.0.concat()
+        self.0.iter().flat_map(|part| part.iter().copied()).collect()
     }
 
     pub(super) fn len(&self) -> usize {
-        self.0.iter().map(Vec::len).sum()
+        self.0.iter().map(|part| part.len()).sum()
     }
 
     /// Returns a range that lies in one part.
@@ -48,8 +51,8 @@ impl Parts {
 /// Collects records; directories are announced by their entry and filled later, in any order.
 pub(crate) struct Builder {
     dirs: Vec<[u32; 5]>,
-    entries: Vec<u8>,
-    names: Vec<u8>,
+    entries: Spool,
+    names: Spool,
     devs: Vec<u64>,
     layers: Vec<String>,
     scan: Time,
@@ -66,8 +69,8 @@ impl Builder {
     pub(crate) fn new(scan: Time, settings: u64, layers: Vec<String>, devs: &[u64], top: Record) -> Self {
         let mut builder = Self {
             dirs: Vec::new(),
-            entries: Vec::new(),
-            names: Vec::new(),
+            entries: Spool::default(),
+            names: Spool::default(),
             devs: devs.to_vec(),
             layers,
             scan,
@@ -85,10 +88,10 @@ impl Builder {
         self.git_state = state;
     }
 
-    /// Reserves room, so that a large manifest is not copied while it grows.
-    pub(crate) fn reserve(&mut self, entries: usize, bytes: usize) {
-        self.entries.reserve(entries * ENTRY);
-        self.names.reserve(bytes);
+    /// Keeps a large manifest in files without a name in this directory, not in memory.
+    pub(crate) fn spool(&mut self, dir: &Path) {
+        self.entries.spill(dir);
+        self.names.spill(dir);
     }
 
     fn index(&self) -> u32 {
@@ -112,8 +115,7 @@ impl Builder {
 
     fn add_name(&mut self, name: &[u8]) -> u32 {
         let at = self.names.len();
-        self.names.extend_from_slice(name);
-        self.names.push(0);
+        self.names.push(&[name, &[0]]);
         u32::try_from(at).unwrap_or_else(|_| {
             self.overflow = true;
             0
@@ -144,10 +146,12 @@ impl Builder {
             self.dirs.push([0, 0, (at / ENTRY) as u32, parent, 0]);
             dir
         });
-        self.entries.extend_from_slice(raw.bytes);
-        self.entries[at + entry::NAME..][..4].copy_from_slice(&name.to_le_bytes());
-        self.entries[at + entry::CHILD..][..4].copy_from_slice(&child.unwrap_or(NONE).to_le_bytes());
-        self.held.add(&self.entries[at..]);
+        let mut bytes = [0; ENTRY];
+        bytes.iter_mut().zip(raw.bytes).for_each(|(to, from)| *to = *from);
+        bytes[entry::NAME..][..4].copy_from_slice(&name.to_le_bytes());
+        bytes[entry::CHILD..][..4].copy_from_slice(&child.unwrap_or(NONE).to_le_bytes());
+        self.held.add(&bytes);
+        self.entries.push(&[&bytes]);
         child
     }
 
@@ -155,13 +159,13 @@ impl Builder {
         let name_at = self.add_name(name);
         let bytes = encode(&mut self.devs, &record, (name_at, name.len() as u16), child);
         self.held.add(&bytes);
-        self.entries.extend_from_slice(&bytes);
+        self.entries.push(&[&bytes]);
     }
 
-    /// Returns the file in parts; `None` when the tree is too large for the format.
-    pub(crate) fn finish(self) -> Option<Parts> {
+    /// Returns the file in parts; [`io::ErrorKind::FileTooLarge`] when the tree is too large for the format.
+    pub(crate) fn finish(self) -> io::Result<Parts> {
         if self.overflow || self.entries.len() / ENTRY >= NONE as usize {
-            return None;
+            return Err(io::ErrorKind::FileTooLarge.into());
         }
         let entries_at = HEADER + self.dirs.len() * DIR;
         let names_at = entries_at + self.entries.len();
@@ -180,7 +184,11 @@ impl Builder {
         };
         let rest = self.entries.len() + self.names.len();
         let tables = finish(head, &mut out, VERSION, [HEADER, entries_at, names_at], rest);
-        Some(Parts([out, self.entries, self.names, tables]))
+        let mut parts = vec![Part::Owned(out)];
+        parts.extend(self.entries.into_parts()?);
+        parts.extend(self.names.into_parts()?);
+        parts.push(Part::Owned(tables));
+        Ok(Parts(parts))
     }
 }
 
@@ -289,7 +297,7 @@ mod tests {
         builder.begin(src, 0);
         builder.push(b"\xff", record(0o120777, 5));
         builder.end(src);
-        builder.finish().unwrap().0.concat()
+        builder.finish().unwrap().whole()
     }
 
     #[test]

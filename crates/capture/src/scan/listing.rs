@@ -1,7 +1,7 @@
 //! A directory whose names must be read: new, or with another stat than before.
 
 use super::decide::Verdict;
-use super::{Context, Found, Held, Item, Listing, NewPlace, Node, Place, Scanner, Update, What, Work, stat_at};
+use super::{Context, Found, Held, Item, Listing, NewPlace, Nodes, Place, Scanner, Update, What, Work, stat_at};
 use crate::manifest::{DIR_GIT, DIR_UNREADABLE, Look, Raw, Reason};
 use crate::paths::{self, to_path};
 use crate::request::{CaptureError, LeftOut};
@@ -13,6 +13,9 @@ use std::ffi::CString;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+
+/// An entry before it is packed.
+type Entry = (CString, Stat, What);
 
 impl<'s> Scanner<'s> {
     /// Lists a directory and compares it with the manifest's, if that has it.
@@ -78,7 +81,8 @@ impl<'s> Scanner<'s> {
         if same_names {
             return Ok(());
         }
-        nodes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        let too_large = || CaptureError::TooLarge { root: self.request.root.to_owned() };
+        let nodes = Nodes::new(nodes).ok_or_else(too_large)?;
         let listing = Listing { place: item.place.clone(), flags, nodes };
         match &item.place {
             Place::Known(dir) => found.changed.push((*dir, listing)),
@@ -117,7 +121,7 @@ impl<'s> Scanner<'s> {
         stat: Stat,
         found: &mut Found,
         more: &mut Vec<Item<'s>>,
-    ) -> Result<Option<(Node, bool)>, CaptureError> {
+    ) -> Result<Option<(Entry, bool)>, CaptureError> {
         let bytes = name.as_bytes();
         let dir = item.known.unwrap_or_default();
         let before = match (self.known, item.known) {
@@ -199,8 +203,7 @@ impl<'s> Scanner<'s> {
                 }
             }
         };
-        let name = name.into_boxed_c_str();
-        Ok(Some((Node { name, stat, what }, same)))
+        Ok(Some(((name, stat, what), same)))
     }
 
     /// Decides about an entry; from the manifest's flags alone where that is enough.

@@ -18,9 +18,11 @@ mod decide;
 mod known;
 mod listing;
 mod marks;
+mod nodes;
 mod queue;
 
 pub(crate) use marks::Marked;
+pub(crate) use nodes::Nodes;
 
 use crate::manifest::{Look, Manifest};
 use crate::paths::{self, to_path};
@@ -84,22 +86,20 @@ pub(crate) struct Listing {
     pub(crate) place: Place,
     /// Flags of the directory's record in the manifest.
     pub(crate) flags: u32,
-    /// Sorted by name.
-    pub(crate) nodes: Vec<Node>,
+    pub(crate) nodes: Nodes,
 }
 
 /// One entry of a listing.
-#[derive(Debug, Clone)]
-pub(crate) struct Node {
-    /// NUL-terminated, so that it goes to the kernel as it is.
-    pub(crate) name: Box<CStr>,
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Node<'a> {
+    pub(crate) name: &'a CStr,
     pub(crate) stat: Stat,
     pub(crate) what: What,
 }
 
-impl Node {
+impl<'a> Node<'a> {
     /// Returns its name without the NUL.
-    pub(crate) fn name(&self) -> &[u8] {
+    pub(crate) fn name(&self) -> &'a [u8] {
         self.name.to_bytes()
     }
 }
@@ -376,6 +376,16 @@ pub(crate) fn scan(
 }
 
 impl Scan {
+    /// Gives up what a round has made a manifest of. Of a large tree it is as much as the manifest: the system gets it
+    /// back.
+    pub(crate) fn forget(&mut self) {
+        let many = self.new.len() > 100;
+        (self.updates, self.changed, self.new) = (Vec::new(), Vec::new(), Vec::new());
+        if many {
+            sandbox_sys::heap::trim();
+        }
+    }
+
     /// Returns whether everything is as in the manifest.
     pub(crate) fn is_clean(&self) -> bool {
         self.updates.is_empty() && self.changed.is_empty() && self.new.is_empty() && self.disturbed.is_empty()
