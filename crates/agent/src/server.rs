@@ -20,6 +20,7 @@ use crate::wire::{Wire, WireError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal};
 use sandbox_protocol::{AgentConfig, ExitStatus, Failure, FailureKind, MAX_PAYLOAD, Message, escape_bytes};
+use sandbox_sys::program::Quiet;
 use sandbox_sys::signals::{self, SignalFd};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
@@ -88,6 +89,8 @@ pub struct Server {
     poller: Poller,
     phase: Phase,
     childless: bool,
+    /// When we last had anything to do.
+    quiet: Quiet,
     scratch: Vec<u8>,
 }
 
@@ -119,6 +122,7 @@ impl Server {
             poller,
             phase: Phase::Serving,
             childless: false,
+            quiet: Quiet::new(),
             scratch: vec![0; MAX_PAYLOAD],
             config,
         }
@@ -160,7 +164,7 @@ impl Server {
         Ok(self.is_over(now))
     }
 
-    fn wait(&self) -> Result<(Vec<(Source, PollFlags)>, Instant), WireError> {
+    fn wait(&mut self) -> Result<(Vec<(Source, PollFlags)>, Instant), WireError> {
         let now = Instant::now();
         let full = self.control.is_full();
         let mut sources = Vec::with_capacity(8 + 3 * self.sessions.len());
@@ -202,9 +206,10 @@ impl Server {
         // Last: what a process wrote before its end is seen before that.
         add(Source::Signals, self.signals.as_fd(), PollFlags::IN);
 
-        let timeout = self.deadline(now).map(|at| timespec(at.saturating_duration_since(now)));
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        let timeout = self.deadline(now).map(|at| at.saturating_duration_since(now));
+        match poll(&mut fds, self.quiet.wait(timeout).map(timespec).as_ref()) {
+            Ok(ready) => self.quiet.waited(ready > 0),
+            Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(io::Error::from(error).into()),
         }
         let ready = fds.iter().map(PollFd::revents);

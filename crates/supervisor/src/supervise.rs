@@ -20,6 +20,7 @@ use sandbox_protocol::{Failure, FailureKind, Hello, Message, VERSIONS};
 use sandbox_sys::clock::unix_seconds;
 use sandbox_sys::lock::FileLock;
 use sandbox_sys::process;
+use sandbox_sys::program::Quiet;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -208,6 +209,8 @@ pub(crate) struct Supervisor {
     pub(crate) disk: Disk,
     /// Memory of what is inside, where nothing else limits it.
     pub(crate) memory: Memory,
+    /// When we last had anything to do.
+    pub(crate) quiet: Quiet,
 }
 
 /// Launches the sandbox and runs until it is gone. Must be called by the main thread of a
@@ -297,6 +300,7 @@ pub fn supervise(config: Config, driver: &dyn Driver) -> Result<(), SuperviseErr
         screens: HashSet::new(),
         heard: Instant::now(),
         ground,
+        quiet: Quiet::new(),
     };
     supervisor.agent.control(0, &Message::Hello(our_hello(Vec::new())));
     if let Some(stream) = config.first_client {
@@ -482,10 +486,11 @@ impl Supervisor {
             }
         }
         let timeout = self
-            .next_timer()
+            .quiet
+            .wait(self.next_timer())
             .map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) });
         match poll(&mut fds, timeout.as_ref()) {
-            Ok(_) => {}
+            Ok(ready) => self.quiet.waited(ready > 0),
             Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
             Err(error) => return Err(error.into()),
         }

@@ -19,6 +19,7 @@ pub mod namespace;
 pub mod notify;
 pub mod probe;
 pub mod process;
+pub mod program;
 pub mod pty;
 pub mod seccomp;
 pub mod signals;
