@@ -104,7 +104,7 @@ fn empty_tmp(sandbox: &Sandbox) -> Result<(), CliError> {
 /// Connects to a sandbox, starting it first when it does not run. Another command may start,
 /// stop or read it at this moment: whoever comes second waits, and then does what is left to do.
 pub fn connect_or_start(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<Connection, CliError> {
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + sandbox.patience();
     loop {
         if sandbox.state()? == State::Running {
             match sandbox.connect_with(&features()) {

@@ -6,7 +6,8 @@ use crate::error::CliError;
 use sandbox_core::connection::Connection;
 use sandbox_core::rescue::{self, Effort};
 use sandbox_core::sandbox::Sandbox;
-use sandbox_core::store::read_json;
+use sandbox_core::store::{Store, read_json};
+use sandbox_core::{brought, commit_back, picture, work};
 use sandbox_git::{Git, HostEnv};
 use std::ffi::OsString;
 use std::io;
@@ -14,6 +15,15 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
+
+/// Where nobody else was inside when it was seen what changed, what is brought home now is all that there will be:
+/// after the end no helper need boot to ask again.
+fn settle(connection: &mut Connection, git: &Git, store: &Store, sandbox: &Sandbox) -> Result<(), CliError> {
+    if picture::seen_alone(sandbox) && work::git_changed(store, sandbox)? && !brought::is_home(git, store, sandbox) {
+        commit_back::commit_back(connection, git, store, sandbox)?;
+    }
+    Ok(())
+}
 
 pub fn run(args: &[OsString]) -> Result<(), CliError> {
     let socket = io::stdin().as_fd().try_clone_to_owned().map_err(CliError::io("take over the connection"))?;
@@ -27,6 +37,10 @@ pub fn run(args: &[OsString]) -> Result<(), CliError> {
     let git = Git::new(HostEnv::from_vars(std::env::vars_os()))?;
     let mut connection = Connection::new(UnixStream::from(socket))?;
     let effort = Effort::live(Duration::from_secs(seconds));
-    rescue::run_all(&mut connection, &git, &store, &sandbox, effort).map_err(|error| CliError::chain(&error))?;
+    let rescued = rescue::run_all(&mut connection, &git, &store, &sandbox, effort);
+    if sandbox.record.guest_disk {
+        settle(&mut connection, &git, &store, &sandbox)?;
+    }
+    rescued.map_err(|error| CliError::chain(&error))?;
     Ok(())
 }

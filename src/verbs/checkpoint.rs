@@ -21,9 +21,6 @@ use serde::Serialize;
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-/// How long another command that works on the sandbox is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// Schema version 1.
 #[derive(Serialize)]
 struct Listing {
@@ -65,7 +62,7 @@ pub fn run(context: &Context, args: &cli::Checkpoint) -> Outcome {
 
 /// Of one that runs or not; one that is just starting or ending is waited for.
 fn make(store: &Store, sandbox: &Sandbox, label: Option<&str>) -> Result<(Checkpoint, Told), CliError> {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + sandbox.patience();
     loop {
         if let Some(mut connection) = stop::live(sandbox)? {
             return Ok(checkpoint::make(store, sandbox, Hold::Live(&mut connection), label)?);
@@ -178,7 +175,7 @@ pub fn go_back(
 ) -> Result<Checkpoint, CliError> {
     let name = sandbox.name();
     let ran = stop::stop(sandbox, Duration::from_secs(2))?;
-    let lock = sandbox.take(PATIENCE)?;
+    let lock = sandbox.take(sandbox.patience())?;
     // All that it committed until now; it is in the checkpoint in any case.
     if let Err(error) = fetch::bring_locked(context, store, sandbox, &lock) {
         eprintln!("note: not brought home before: {}", error.message);

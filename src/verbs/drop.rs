@@ -131,7 +131,7 @@ fn gone(context: &Context, store: &Store, sandbox: &Sandbox, force: Force) -> Re
         stop::stop(sandbox, Duration::from_secs(2))?;
     }
     // From here on nobody starts it: what is found out below stays true until it is gone.
-    let lock = match sandbox.take(Duration::from_secs(10)) {
+    let lock = match sandbox.take(sandbox.patience()) {
         // It was there when this command began.
         Err(SandboxError::Unknown { .. }) => return Ok(format!("'{name}' was dropped by another command meanwhile")),
         lock => lock?,

@@ -54,7 +54,7 @@ fn session(context: &Context, store: &Store, sandbox: &Sandbox, request: Exec, i
 /// Starts a session. A sandbox that another command's end is stopping at this moment is started again; nothing
 /// was read from the standard input until then.
 fn begin(context: &Context, store: &Store, sandbox: &Sandbox, request: &Exec) -> Result<(Connection, u32), CliError> {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + PATIENCE.max(sandbox.patience());
     loop {
         let mut connection = connect_or_start(context, store, sandbox)?;
         let stream = connection.open();

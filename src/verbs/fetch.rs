@@ -71,7 +71,7 @@ fn stopped(context: &Context, store: &Store, sandbox: &Sandbox) -> Result<String
     }
     // Before the lock, which is written to.
     store.writable()?;
-    bring_locked(context, store, sandbox, &sandbox.take(Duration::from_secs(10))?)
+    bring_locked(context, store, sandbox, &sandbox.take(sandbox.patience())?)
 }
 
 /// Something was written in a git directory of it, and that is not known to be home.
@@ -121,7 +121,7 @@ pub fn with_helper<T>(
     sandbox: &Sandbox,
     act: impl FnOnce(&mut Connection) -> Result<T, CliError>,
 ) -> Result<T, CliError> {
-    helper(context, store, sandbox, &sandbox.take(Duration::from_secs(10))?, act)
+    helper(context, store, sandbox, &sandbox.take(sandbox.patience())?, act)
 }
 
 /// As [`with_helper`], of one whose lock is held.

@@ -115,7 +115,7 @@ fn names(args: &cli::Fork) -> Result<Vec<Option<Name>>, CliError> {
 
 /// Forks one that runs or not; one that is just starting or ending is waited for.
 fn made(store: &Store, parent: &Sandbox, request: Request) -> Result<Made, CliError> {
-    let until = Instant::now() + PATIENCE;
+    let until = Instant::now() + PATIENCE.max(parent.patience());
     loop {
         if let Some(mut connection) = stop::live(parent)? {
             return Ok(fork(store, parent, Hold::Live(&mut connection), request)?);

@@ -721,7 +721,7 @@ fn began(
     }
     if let Err(error) = wait_started(connection, stream) {
         if started(sandbox) {
-            drop(sandbox.take(Duration::from_secs(10)));
+            drop(sandbox.take(sandbox.patience()));
         } else {
             sandbox_core::prepare::undo(store, sandbox);
         }

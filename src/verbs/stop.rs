@@ -75,7 +75,7 @@ pub fn stop(sandbox: &Sandbox, grace: Duration) -> Result<bool, CliError> {
         Err(error) => return Err(error.into()),
     }
     // Gone means that the lock can be had and no process of it is left.
-    drop(sandbox.take(Duration::from_secs(10))?);
+    drop(sandbox.take(sandbox.patience())?);
     Ok(true)
 }
 
@@ -112,7 +112,7 @@ pub fn start(context: &Context, args: &cli::Start) -> Outcome {
         }
         return Err(SandboxError::Running { name: sandbox.name().to_owned() }.into());
     }
-    let lock = sandbox.take(Duration::from_secs(10))?;
+    let lock = sandbox.take(sandbox.patience())?;
     let once = !args.command.is_empty();
     let mut connection = start_supervisor(context, &store, &sandbox, lock, once)?;
     if once {
@@ -122,7 +122,7 @@ pub fn start(context: &Context, args: &cli::Start) -> Outcome {
         if let Err(error) = wait_started(&mut connection, stream) {
             // Started for nothing: it is over when this returns.
             drop(connection);
-            drop(sandbox.take(Duration::from_secs(10)));
+            drop(sandbox.take(sandbox.patience()));
             return Err(error);
         }
         connection.send(stream, &Message::CloseStdin)?;

@@ -47,10 +47,12 @@ fn below(top: &Path, path: &[u8]) -> PathBuf {
 /// Draws the picture that is asked for.
 pub fn picture(question: &PictureQuestion, out: &mut impl Write) -> Result<()> {
     let own = Path::new(OWN).join(question.number.to_string());
-    draw(question, &own, out)
+    // Before anything is read: who is not there now comes only when a session is started.
+    let alone = alone(Path::new("/proc"), std::process::id());
+    draw(question, &own, alone, out)
 }
 
-fn draw(question: &PictureQuestion, own: &Path, out: &mut impl Write) -> Result<()> {
+fn draw(question: &PictureQuestion, own: &Path, alone: bool, out: &mut impl Write) -> Result<()> {
     let tree = path_of(&question.tree);
     fs::read_dir(own).map_err(|source| PictureError::Own { path: own.to_owned(), source })?;
     let until = Instant::now() + Duration::from_secs(question.seconds);
@@ -78,7 +80,35 @@ fn draw(question: &PictureQuestion, own: &Path, out: &mut impl Write) -> Result<
     for path in &found.ignored {
         pen.walk(path, Depth::Names)?;
     }
-    end_picture(pen.out).map_err(PictureError::Write)
+    end_picture(pen.out, alone).map_err(PictureError::Write)
+}
+
+/// Nothing runs but the first process, the nursery, and `own` with those above it. What cannot be read is somebody.
+fn alone(proc: &Path, own: u32) -> bool {
+    let stat = |pid: u32| {
+        let text = fs::read_to_string(proc.join(pid.to_string()).join("stat")).ok()?;
+        // "pid (any name) state parent …"
+        let mut fields = text.rsplit_once(") ")?.1.split(' ');
+        Some((fields.next()?.to_owned(), fields.next()?.parse::<u32>().ok()?))
+    };
+    let Ok(listed) = fs::read_dir(proc) else { return false };
+    let mut pids: Vec<u32> = listed.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    pids.sort_unstable();
+    let mut known = vec![1, own];
+    while let Some((_, parent)) = known.last().and_then(|pid| stat(*pid)).filter(|(_, parent)| *parent > 1) {
+        known.push(parent);
+    }
+    let words = |pid: u32| fs::read(proc.join(pid.to_string()).join("cmdline")).unwrap_or_default();
+    let first = words(1);
+    // A copy of the first process from before any session.
+    let nursery = |pid: &&u32| !known.contains(*pid) && stat(**pid).is_some_and(|(_, parent)| parent == 1);
+    known.extend(pids.iter().find(nursery).filter(|pid| !first.is_empty() && words(**pid) == first).copied());
+    // One that has ended meanwhile, or was not waited for yet, writes nothing any more.
+    let gone = |pid: u32| match stat(pid) {
+        Some((state, _)) => matches!(&*state, "Z" | "X"),
+        None => !proc.join(pid.to_string()).exists(),
+    };
+    pids.iter().all(|pid| known.contains(pid) || gone(*pid))
 }
 
 fn join(dir: &[u8], name: &[u8]) -> Vec<u8> {
@@ -263,7 +293,7 @@ mod tests {
             ..question
         };
         let mut bytes = Vec::new();
-        draw(&question, own, &mut bytes).unwrap();
+        draw(&question, own, false, &mut bytes).unwrap();
         let mut rest = &bytes[..];
         let mut lines = Vec::new();
         while let Some(entry) = read_entry(&mut rest).unwrap() {
@@ -274,6 +304,28 @@ mod tests {
             }
         }
         lines
+    }
+
+    #[test]
+    fn only_the_nursery_may_be_beside_whoever_draws() {
+        let seen = |others: &[(u32, &str, u32, &str)]| {
+            let dir = tempfile::tempdir().unwrap();
+            let base = [(1, "S", 0, "agent"), (2, "S", 1, "agent"), (7, "S", 1, "sh"), (9, "R", 7, "draw")];
+            for (pid, state, parent, words) in base.iter().chain(others) {
+                let at = dir.path().join(pid.to_string());
+                fs::create_dir(&at).unwrap();
+                fs::write(at.join("stat"), format!("{pid} (a) S 5 (b) {state} {parent} 1 1\n")).unwrap();
+                fs::write(at.join("cmdline"), format!("{words}\0")).unwrap();
+            }
+            fs::create_dir(dir.path().join("self")).unwrap();
+            alone(dir.path(), 9)
+        };
+        assert!(seen(&[]));
+        assert!(seen(&[(11, "Z", 1, "")]), "it has ended");
+        assert!(!seen(&[(11, "S", 1, "sleep")]));
+        assert!(!seen(&[(11, "S", 1, "agent")]), "there is one nursery");
+        assert!(!seen(&[(11, "S", 7, "sleep")]) && !seen(&[(11, "T", 2, "agent")]));
+        assert!(!alone(Path::new("/nowhere"), 9));
     }
 
     #[test]

@@ -10,13 +10,14 @@
 //!
 //! What a sandbox says of its refs is decided by the files of its git directories alone, so the same files say the
 //! same again. In doubt there is no digest: of what leads out of a git directory, of what cannot be listed, of very
-//! many files, of a disk that only a guest reads.
+//! many files. Of a guest, whose disk only guests read, the disk itself counts: one that was not written to says the
+//! same again, and one whose guest was asked when nobody else was inside is as it was then ([`picture::settle`]).
 
 use crate::commit_back::{CommitBackError, nested_host, own_names, own_refs};
 use crate::picture;
 use crate::record::{Snapshot, ViewRecord};
 use crate::sandbox::Sandbox;
-use crate::store::{Store, StoreError, read_json, write_json};
+use crate::store::{SandboxDir, Store, StoreError, read_json, write_json};
 use crate::whole::list_beneath;
 use crate::work;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, makedev, statat};
@@ -64,9 +65,7 @@ impl Seen {
     /// Also of one that runs: the last commit-back of a life is not known as the last when it runs. At the end
     /// there is another one only if a ref has moved since.
     pub(crate) fn before(store: &Store, sandbox: &Sandbox) -> Self {
-        // Of a disk that only a guest mounts there is a picture, of another moment.
-        let inside = if sandbox.record.guest_disk { None } else { inside(store, sandbox) };
-        Self { inside, host: BTreeMap::new() }
+        Self { inside: inside(store, sandbox), host: BTreeMap::new() }
     }
 
     /// Repository `number` of a tree has these refs here, and what was said would bring nothing more.
@@ -102,8 +101,23 @@ pub fn is_home(git: &Git, store: &Store, sandbox: &Sandbox) -> bool {
         && host(git, store, sandbox).is_ok_and(|host| host == record.host)
 }
 
+/// What was asked of a guest that was known as `alone` is of its disk, which is known as `disk`.
+pub(crate) fn settle(dir: &SandboxDir, alone: &str, disk: &str) -> Result<(), StoreError> {
+    let path = in_dir(dir);
+    match read_json::<Record>(&path)? {
+        Some(record) if record.inside == alone => {
+            write_json(&path, &Record { inside: disk.to_owned(), ..record }, false)
+        }
+        _ => Ok(()),
+    }
+}
+
 fn file(sandbox: &Sandbox) -> PathBuf {
-    sandbox.dir.path().join("brought.json")
+    in_dir(&sandbox.dir)
+}
+
+fn in_dir(dir: &SandboxDir) -> PathBuf {
+    dir.path().join("brought.json")
 }
 
 fn place(tree: usize, number: usize) -> String {
@@ -144,8 +158,8 @@ fn digest_of_refs(refs: &BTreeMap<RefName, Oid>) -> String {
 /// The digest of all git directories of a sandbox, but for their objects; `None` in doubt.
 fn inside(store: &Store, sandbox: &Sandbox) -> Option<String> {
     // What a guest writes is on its disk, and not in these directories.
-    if picture::disk(sandbox).symlink_metadata().is_ok() {
-        return None;
+    if sandbox.record.guest_disk || picture::disk(sandbox).symlink_metadata().is_ok() {
+        return picture::disk_name(sandbox);
     }
     let mut look = Look { text: Vec::new(), entries: 0, read: 0 };
     for tree in sandbox.trees().filter(|tree| tree.mount().has_commits()) {

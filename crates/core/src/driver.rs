@@ -120,6 +120,12 @@ pub trait Machine {
         Usage::default()
     }
 
+    /// A machine with a disk of its own has ended, and has said that everything is on it: to be asked as
+    /// [`Machine::usage`].
+    fn is_written_out(&mut self) -> bool {
+        false
+    }
+
     /// Ends everything inside at once, without its cooperation and without waiting for it: the end is when
     /// [`Machine::pidfd`] is readable. What hangs in the kernel takes as long as it hangs.
     fn kill(&mut self) -> io::Result<()>;

@@ -9,6 +9,9 @@
 //!                          ─► picture.json
 //! ```
 //!
+//! One that was drawn while nobody else was inside, and after which nobody began to work, is what the disk has when
+//! the guest has switched itself off: it is good for the disk as it is then ([`settle`]), and no helper need look.
+//!
 //! It is what the sandbox says of itself, as an upper directory on the host is: nothing in it is followed, and what
 //! was not seen counts as changed. It never holds more of a file than was sent, and a file whose contents were not
 //! sent is none that could be read.
@@ -16,10 +19,11 @@
 use crate::connection::{Connection, ConnectionError};
 use crate::record::Snapshot;
 use crate::sandbox::{Sandbox, SandboxError, State};
-use crate::store::{Store, StoreError, read_json, write_json};
+use crate::store::{SandboxDir, Store, StoreError, read_json, write_json};
 use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps};
 use sandbox_protocol::{
-    Exec, ExitStatus, PICTURE_VERB, PROGRAM, PictureEntry, PictureKind, PictureQuestion, escape_bytes, read_entry,
+    Exec, ExitStatus, PICTURE_VERB, PROGRAM, PictureEntry, PictureKind, PictureQuestion, escape_bytes, is_alone,
+    read_entry,
 };
 use sandbox_sys::beneath::{LOOK, open_beneath};
 use serde::{Deserialize, Serialize};
@@ -28,7 +32,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Bytes of the largest file whose contents are taken.
@@ -99,6 +103,9 @@ struct Drawn {
     at: u64,
     /// All of these paths is in it too, by tree.
     whole: Vec<(usize, String)>,
+    /// When it was begun (see [`instant`]), if nobody else was inside.
+    #[serde(default)]
+    alone: Option<u64>,
 }
 
 /// A disk that was not written to has the same.
@@ -115,17 +122,77 @@ pub fn disk(sandbox: &Sandbox) -> PathBuf {
 }
 
 fn drawn_file(sandbox: &Sandbox) -> PathBuf {
-    sandbox.dir.path().join("picture.json")
+    drawn_in(&sandbox.dir)
+}
+
+fn drawn_in(dir: &SandboxDir) -> PathBuf {
+    dir.path().join("picture.json")
 }
 
 fn disk_state(sandbox: &Sandbox) -> Option<DiskState> {
-    let facts = fs::symlink_metadata(disk(sandbox)).ok()?;
+    state_of(&disk(sandbox))
+}
+
+fn state_of(disk: &Path) -> Option<DiskState> {
+    let facts = fs::symlink_metadata(disk).ok()?;
     let (mtime, ctime) = ((facts.mtime(), facts.mtime_nsec()), (facts.ctime(), facts.ctime_nsec()));
     Some(DiskState { ino: facts.ino(), mtime, ctime })
 }
 
 fn now() -> u64 {
     rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec as u64
+}
+
+/// A point of time: nanoseconds since this machine was started.
+pub fn instant() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// The picture that is there was begun after `since` (an [`instant`]), and nobody else was inside.
+pub fn is_last(dir: &SandboxDir, since: u64) -> bool {
+    last(dir, since).is_some()
+}
+
+fn last(dir: &SandboxDir, since: u64) -> Option<Drawn> {
+    let drawn: Drawn = read_json(&drawn_in(dir)).ok().flatten()?;
+    (drawn.alone? > since).then_some(drawn)
+}
+
+/// The guest has switched itself off, and nobody has begun to work in it after `since`: if the picture is of what
+/// was left then ([`is_last`]), it is the disk's.
+pub fn settle(dir: &SandboxDir, since: u64) -> std::result::Result<(), StoreError> {
+    let Some((mut drawn, disk)) = last(dir, since).zip(state_of(&dir.disk())) else { return Ok(()) };
+    crate::brought::settle(dir, &name_of_alone(drawn.alone), &name_of(&disk))?;
+    drawn.disk = Some(disk);
+    write_json(&drawn_in(dir), &drawn, false)
+}
+
+/// What stands for all that a guest's disk holds, for one that is asked now: it changes with the disk. Of one that
+/// runs, only if this very process has seen that nobody else is inside.
+pub(crate) fn disk_name(sandbox: &Sandbox) -> Option<String> {
+    if sandbox.state().ok()? != State::Running {
+        return disk_state(sandbox).map(|disk| name_of(&disk));
+    }
+    own_alone(sandbox).map(|drawn| name_of_alone(drawn.alone))
+}
+
+/// This process has seen what changed in one that runs, and nobody else was inside.
+pub fn seen_alone(sandbox: &Sandbox) -> bool {
+    own_alone(sandbox).is_some()
+}
+
+fn own_alone(sandbox: &Sandbox) -> Option<Drawn> {
+    let drawn: Option<Drawn> = read_json(&drawn_file(sandbox)).ok().flatten();
+    drawn.filter(|drawn| drawn.by == std::process::id() && drawn.alone.is_some())
+}
+
+fn name_of(disk: &DiskState) -> String {
+    format!("disk {disk:?}")
+}
+
+fn name_of_alone(alone: Option<u64>) -> String {
+    format!("alone {alone:?}")
 }
 
 /// What is below the sandbox's upper directories is what it changed, with all of `whole` (by tree, as
@@ -153,14 +220,17 @@ pub fn is_fresh(sandbox: &Sandbox, whole: &[(usize, String)]) -> std::result::Re
 /// Has the guest at the other end draw it, and keeps it.
 pub fn take(connection: &mut Connection, store: &Store, sandbox: &Sandbox, whole: &[(usize, String)]) -> Result<()> {
     // As it was before: what is written meanwhile is not in it.
-    let disk = disk_state(sandbox);
+    let (disk, began) = (disk_state(sandbox), instant());
+    let mut alone = true;
     for tree in sandbox.trees().filter(|tree| !tree.mount().read_only) {
         let snapshot = tree.snapshot(store)?;
         let question = question(&tree, &snapshot, whole);
         let said = ask(connection, &tree, &question)?;
         keep(&tree, &said)?;
+        alone &= is_alone(&said);
     }
-    let drawn = Drawn { disk, by: std::process::id(), at: now(), whole: whole.to_vec() };
+    let alone = alone.then_some(began);
+    let drawn = Drawn { disk, by: std::process::id(), at: now(), whole: whole.to_vec(), alone };
     Ok(write_json(&drawn_file(sandbox), &drawn, false)?)
 }
 
@@ -237,8 +307,8 @@ fn make(root: BorrowedFd<'_>, entry: &PictureEntry) -> io::Result<()> {
     let cut = entry.path.iter().rposition(|byte| *byte == b'/');
     let (parent, name) = cut.map_or((&b""[..], &entry.path[..]), |cut| (&entry.path[..cut], &entry.path[cut + 1..]));
     let dir = open_beneath(root, parent, LOOK)?;
-    // Our own, whatever it is there: only that it may be executed is asked of it.
-    let mode = Mode::from_raw_mode(0o600 | (entry.mode & 0o100));
+    // Our own, and readable, whatever it is there; else a file that was captured like that would seem changed.
+    let mode = Mode::from_raw_mode(0o400 | (entry.mode & 0o777));
     match entry.kind {
         PictureKind::Directory => match rustix::fs::mkdirat(&dir, name, Mode::from_raw_mode(0o700)) {
             Err(rustix::io::Errno::EXIST) => return Ok(()),
@@ -250,14 +320,17 @@ fn make(root: BorrowedFd<'_>, entry: &PictureEntry) -> io::Result<()> {
             let device = rustix::fs::FileType::CharacterDevice;
             rustix::fs::mknodat(&dir, name, device, Mode::empty(), 0)?;
         }
-        PictureKind::Other => rustix::fs::mknodat(&dir, name, rustix::fs::FileType::Fifo, mode, 0)?,
+        PictureKind::Other => {
+            rustix::fs::mknodat(&dir, name, rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0)?;
+        }
     }
     Ok(())
 }
 
 fn file(dir: &OwnedFd, name: &[u8], mode: Mode, entry: &PictureEntry) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let mut file = fs::File::from(rustix::fs::openat(dir, name, flags, mode)?);
+    let mut file = fs::File::from(rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?);
+    rustix::fs::fchmod(&file, mode)?;
     file.write_all(&entry.data)?;
     if entry.data.is_empty() {
         file.set_len(entry.size.min(LONGEST))?;
@@ -308,7 +381,30 @@ mod tests {
             ("o", Other, ""),
         ];
         let seen = made(&entries).unwrap();
-        assert!(seen[1..].iter().map(String::as_str).eq(["g 0 0", "h 700 9", "o 700 0"]), "{seen:?}");
+        assert!(seen[1..].iter().map(String::as_str).eq(["g 0 0", "h 755 9", "o 600 0"]), "{seen:?}");
+    }
+
+    /// Looked at again only if nobody worked after it was begun, and only for what was asked then.
+    #[test]
+    fn the_last_one_is_good_for_the_disk_as_it_is_at_the_end() {
+        let temp = tempfile::tempdir().unwrap();
+        let store = Store::open(temp.path()).unwrap();
+        let dir = store.sandbox(&crate::id::SandboxId::random());
+        fs::create_dir_all(dir.path()).unwrap();
+        let drawn = |alone| Drawn { disk: None, by: 1, at: 0, whole: Vec::new(), alone };
+        let write = |alone| write_json(&drawn_in(&dir), &drawn(alone), false).unwrap();
+        let known = || read_json::<Drawn>(&drawn_in(&dir)).unwrap().unwrap().disk;
+        settle(&dir, 0).unwrap();
+        fs::write(dir.disk(), "x").unwrap();
+        write(None);
+        settle(&dir, 0).unwrap();
+        write(Some(5));
+        assert!(!is_last(&dir, 5));
+        settle(&dir, 5).unwrap();
+        assert_eq!(known(), None, "somebody was there, or came later");
+        assert!(is_last(&dir, 4));
+        settle(&dir, 4).unwrap();
+        assert!(known().is_some() && known() == state_of(&dir.disk()));
     }
 
     #[test]

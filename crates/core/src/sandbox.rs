@@ -296,6 +296,12 @@ impl Sandbox {
         }
     }
 
+    /// How long one that is on its way to its end is waited for. A guest looks at its disk once more and writes it
+    /// out; emulated, on a busy machine, that is slow.
+    pub fn patience(&self) -> Duration {
+        Duration::from_secs(if self.record.guest_disk { 120 } else { 10 })
+    }
+
     /// Takes the lock of a sandbox that does not run, once nothing of an earlier life is left:
     /// a pid namespace's first process is reaped only after all its members, so that waiting
     /// for it is waiting for the last writer of the upper directory.
@@ -324,7 +330,7 @@ impl Sandbox {
         };
         if let Some(init) = self.status()?.init
             && let Some(pidfd) = process::open_identified(init.pid, init.start_time, &init.boot_id).map_err(io)?
-            && !process::wait_gone(&pidfd, Some(Duration::from_secs(10))).map_err(io)?
+            && !process::wait_gone(&pidfd, Some(self.patience())).map_err(io)?
         {
             return Err(SandboxError::Lingering { name: self.name().to_owned(), pid: init.pid });
         }

@@ -4,7 +4,7 @@
 //! picture = entry* end
 //! entry   = u8 kind, u16 length of the path, u32 mode, i64 seconds, u32 nanoseconds of the last change of contents,
 //!           u64 size, u64 length of what follows, path, what follows      (little endian; paths are relative)
-//! end     = an entry of kind 'e', without a path
+//! end     = an entry of kind 'e', without a path; its mode is 1 if nothing else ran inside when it was begun
 //! ```
 //! What follows is a file's contents or a link's target. A file with nothing after it and a size has contents that
 //! were not asked for; one whose contents were, and cannot be had, is of the kind "other".
@@ -16,6 +16,9 @@ pub const PICTURE_VERB: &str = "__picture-inside";
 
 /// The directory inside that has each tree's own changes, by the tree's number, read-only.
 pub const OWN: &str = "/run/git-sandbox/own";
+
+/// Bytes before an entry's path.
+const HEADER: usize = 35;
 
 /// The longest path.
 const MOST_PATH: usize = 4096;
@@ -101,17 +104,24 @@ fn header(out: &mut impl Write, kind: u8, entry: &PictureEntry) -> io::Result<()
     out.write_all(&(entry.data.len() as u64).to_le_bytes())
 }
 
-/// Writes the end of a picture: without it, it was cut.
-pub fn end_picture(out: &mut impl Write) -> io::Result<()> {
+/// Writes the end of a picture: without it, it was cut. `alone`: nobody was there who could change anything since.
+pub fn end_picture(out: &mut impl Write, alone: bool) -> io::Result<()> {
+    let mode = u32::from(alone);
     let nothing =
-        PictureEntry { path: Vec::new(), kind: PictureKind::Other, mode: 0, mtime: (0, 0), size: 0, data: Vec::new() };
+        PictureEntry { path: Vec::new(), kind: PictureKind::Other, mode, mtime: (0, 0), size: 0, data: Vec::new() };
     header(out, b'e', &nothing)
+}
+
+/// What the end of a picture says: nobody was there who could change anything since.
+pub fn is_alone(picture: &[u8]) -> bool {
+    let end = picture.len().checked_sub(HEADER).map(|from| &picture[from..]);
+    end.is_some_and(|end| end[0] == b'e' && end[3..7] == 1u32.to_le_bytes())
 }
 
 /// Reads the next entry; `None` at the end. What cannot be one is `InvalidData`: the other side is not trusted.
 pub fn read_entry(bytes: &mut &[u8]) -> io::Result<Option<PictureEntry>> {
     let invalid = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
-    let mut head = [0u8; 35];
+    let mut head = [0u8; HEADER];
     bytes.read_exact(&mut head).map_err(|_| invalid("it ends too early"))?;
     let field = |from: usize, to: usize| {
         let mut wide = [0u8; 8];
@@ -163,7 +173,8 @@ mod tests {
         let mut bytes = Vec::new();
         let entries = [entry(b"a", b"123"), entry(b"b/\xff", b"")];
         entries.iter().for_each(|entry| entry.write(&mut bytes).unwrap());
-        end_picture(&mut bytes).unwrap();
+        end_picture(&mut bytes, false).unwrap();
+        assert!(!is_alone(&bytes));
         let mut rest = &bytes[..];
         for entry in &entries {
             assert_eq!(read_entry(&mut rest).unwrap().as_ref(), Some(entry));
@@ -174,6 +185,17 @@ mod tests {
             let all = (0..3).map(|_| read_entry(&mut rest)).find(Result::is_err);
             assert!(all.is_some(), "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn the_end_tells_whether_anybody_else_was_there() {
+        let mut bytes = Vec::new();
+        entry(b"e", &[1; 40]).write(&mut bytes).unwrap();
+        assert!(!is_alone(&bytes) && !is_alone(b"e"));
+        end_picture(&mut bytes, true).unwrap();
+        assert!(is_alone(&bytes));
+        let mut rest = &bytes[..];
+        assert!(read_entry(&mut rest).unwrap().is_some() && read_entry(&mut rest).unwrap().is_none());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Commit-back: when it runs, and who is answered.
 
 use crate::children::{Helper, pair};
-use crate::supervise::{ClientStream, Phase, Supervisor, failure};
+use crate::supervise::{ClientId, ClientStream, Phase, Supervisor, failure};
 use sandbox_core::auto_commit;
 use sandbox_core::store::read_json;
 use sandbox_protocol::{FailureKind, FrameType, MAX_PAYLOAD, Message};
@@ -54,6 +54,7 @@ pub(crate) struct Bring {
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) helper: Helper,
+    pub(crate) client: ClientId,
     pub(crate) socket: UnixStream,
     /// Its standard error.
     pub(crate) errors: File,
@@ -153,6 +154,7 @@ impl Supervisor {
                 self.fresh.remove(&id);
                 self.bring.running = Some(Run {
                     helper,
+                    client: id,
                     socket: output,
                     errors,
                     output: Vec::new(),
@@ -296,7 +298,7 @@ impl Supervisor {
                 *rounds -= 1;
                 self.bring_start();
             } else if self.rescue.running.is_none() {
-                self.shut_down(grace_ms);
+                self.went_home(grace_ms);
             }
         }
     }

@@ -181,6 +181,7 @@ impl Supervisor {
         if !self.agent.control(stream, &Message::Exec(exec.clone())) {
             return self.answer(from, &too_large());
         }
+        self.rescue_began(from.0);
         let argv = shown(&exec.argv);
         self.streams.insert(from, stream);
         self.had_session |= !exec.internal;

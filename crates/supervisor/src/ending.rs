@@ -29,6 +29,8 @@ const BRING_HOME: Duration = Duration::from_secs(120);
 /// How long it may take when somebody asked for the end. What is not home then is brought by the read-only
 /// helper, which needs nobody inside.
 const BRING_ASKED: Duration = Duration::from_secs(8);
+/// The same of a guest: emulated it is slow, and to look at its disk afterwards takes a whole boot.
+const BRING_ASKED_GUEST: Duration = Duration::from_secs(30);
 /// How long the agent may take beyond the grace before it is killed.
 const SHUTDOWN_EXTRA: Duration = Duration::from_secs(2);
 /// Silence after which it is looked whether the first process is stopped or traced.
@@ -105,8 +107,14 @@ impl Supervisor {
         }
         // One that failed before is tried once more: it is the last time.
         let home = self.bring.moved || self.bring.due.is_some() || self.bring.running.is_some();
-        if self.rescue_at_the_end() || home {
-            let until = after(if asked { BRING_ASKED } else { BRING_HOME });
+        // What a commit-back runs inside would be in the way of the last look at a disk that nobody else sees.
+        let rescue = if home { self.rescue_waits() } else { self.rescue_at_the_end() };
+        if rescue || home {
+            let until = after(match asked {
+                true if self.rescue.unseen => BRING_ASKED_GUEST,
+                true => BRING_ASKED,
+                false => BRING_HOME,
+            });
             self.phase = Phase::BringingHome { grace_ms, until, rounds: 2 };
             if home && self.bring.running.is_none() {
                 self.bring_start();
@@ -224,6 +232,7 @@ impl Supervisor {
             }
         }
         // Its last process is gone, so nothing writes to the upper directory, and the lock may be given up.
+        self.rescue_settle();
         let asked = match self.phase {
             Phase::Running => false,
             Phase::Dying { asked, .. } => asked,

@@ -7,10 +7,14 @@
 //!   the main command ends ─► due now  ─┘                           yes ─► helper `__rescue`, one at a time
 //!   stop ─► the same question ─► its end is waited for, as long as for the last commit-back
 //! ```
+//!
+//! What a machine writes to a disk of its own is seen by asking it only. One that nobody works in any more is asked
+//! last of all, so that nobody has to boot a helper to ask again.
 
 use crate::children::{Helper, pair};
-use crate::supervise::{Phase, Route, Supervisor, after};
+use crate::supervise::{ClientId, Phase, Route, Supervisor, after};
 use rustix::fs::{AtFlags, Dir, DirEntry, FileType, Mode, OFlags};
+use sandbox_core::picture;
 use sandbox_sys::beneath::open_beneath;
 use std::fs;
 use std::io;
@@ -23,6 +27,9 @@ const TIME: Duration = Duration::from_secs(60);
 
 /// The same at the sandbox's end.
 const AT_THE_END: Duration = Duration::from_secs(5);
+
+/// The same of a guest, emulated.
+const AT_THE_END_OF_A_GUEST: Duration = Duration::from_secs(20);
 
 /// The helper's own time to end after its time is over.
 const EXTRA: Duration = Duration::from_secs(10);
@@ -38,7 +45,7 @@ pub(crate) struct Rescue {
     /// Where changes are, on the host.
     uppers: Vec<PathBuf>,
     /// What is written is not seen there.
-    unseen: bool,
+    pub(crate) unseen: bool,
     /// They hold the whole tree; the file beside each is as old as the copy.
     whole: bool,
     pub(crate) running: Option<Run>,
@@ -47,12 +54,17 @@ pub(crate) struct Rescue {
     touched: bool,
     /// What had run when the last one was done.
     seen: Option<Ran>,
+    /// When somebody last began to work in it, of a machine with a disk of its own (see [`picture::instant`]).
+    worked: u64,
+    /// The last look at such a machine was taken.
+    looked: bool,
 }
 
 /// One helper.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) helper: Helper,
+    pub(crate) client: ClientId,
     pub(crate) until: Instant,
 }
 
@@ -65,12 +77,28 @@ struct Ran {
 
 impl Rescue {
     pub(crate) fn new(command: Vec<String>, every: Option<Duration>, uppers: Vec<PathBuf>, whole: bool) -> Self {
-        Self { command, every, uppers, unseen: false, whole, running: None, due: None, touched: false, seen: None }
+        Self {
+            command,
+            every,
+            uppers,
+            unseen: false,
+            whole,
+            running: None,
+            due: None,
+            touched: false,
+            seen: None,
+            worked: picture::instant(),
+            looked: false,
+        }
     }
 
     /// Of a machine that has a disk of its own: something may be written there whenever anybody worked in it.
     pub(crate) fn unseen(self) -> Self {
         Self { unseen: true, ..self }
+    }
+
+    fn last_time(&self) -> Duration {
+        if self.unseen { AT_THE_END_OF_A_GUEST } else { AT_THE_END }
     }
 
     /// Anything was written at all. Whoever is inside decides what is there: nothing is followed.
@@ -200,8 +228,50 @@ impl Supervisor {
         self.rescue.due = Some(Instant::now());
     }
 
+    /// A program is started for somebody: whatever it is may change something, but for what the helpers run that
+    /// look at it.
+    pub(crate) fn rescue_began(&mut self, from: ClientId) {
+        let looks = self.rescue.running.as_ref().is_some_and(|run| run.client == from)
+            || self.bring.running.as_ref().is_some_and(|run| run.client == from && !run.auto);
+        if !looks {
+            self.rescue.worked = picture::instant();
+        }
+    }
+
+    /// What a machine's own disk holds is known, and stays so: nobody is inside who could change it.
+    fn rescue_settled(&self) -> bool {
+        !self.rescue.unseen || picture::is_last(&self.dir, self.rescue.worked)
+    }
+
+    /// The machine has ended; if in good order, what was seen last is what its disk has.
+    pub(crate) fn rescue_settle(&mut self) {
+        if self.rescue.unseen
+            && self.machine.is_written_out()
+            && let Err(error) = picture::settle(&self.dir, self.rescue.worked)
+        {
+            // Whoever asks boots a helper. This is `supervisor.log`.
+            let _ = io::Write::write_all(&mut io::stderr(), format!("error: {error}\n").as_bytes());
+        }
+    }
+
+    /// Commit-back and rescue are over at the end. Where the one was in the other's way, or somebody still ended,
+    /// what a machine's own disk holds is looked at once more: now is a second, later it is another boot.
+    pub(crate) fn went_home(&mut self, grace_ms: u64) {
+        if !self.rescue.looked && !self.rescue_settled() {
+            self.rescue.looked = true;
+            self.rescue_start(self.rescue.last_time());
+            if self.rescue.running.is_some() {
+                return;
+            }
+        }
+        self.shut_down(grace_ms);
+    }
+
     /// Something may have changed since the last one. What the kernel does not tell may be.
     fn rescue_needed(&self) -> bool {
+        if self.rescue.unseen {
+            return !self.rescue_settled();
+        }
         let quiet = || {
             let now = ran(self.machine.process().pid);
             now.is_some() && now == self.rescue.seen
@@ -233,9 +303,14 @@ impl Supervisor {
     /// Starts one before the end if it is needed; false when there is none to be waited for.
     pub(crate) fn rescue_at_the_end(&mut self) -> bool {
         if self.rescue.running.is_none() && self.rescue_needed() {
-            self.rescue_start(AT_THE_END);
+            self.rescue_start(self.rescue.last_time());
         }
         self.rescue.running.is_some()
+    }
+
+    /// As [`Self::rescue_at_the_end`], beside a commit-back: what is seen by asking is asked after it.
+    pub(crate) fn rescue_waits(&mut self) -> bool {
+        if self.rescue.unseen { self.rescue.running.is_some() } else { self.rescue_at_the_end() }
     }
 
     fn rescue_start(&mut self, time: Duration) {
@@ -253,7 +328,7 @@ impl Supervisor {
                 let id = self.next_client;
                 self.accept(client);
                 self.fresh.remove(&id);
-                self.rescue.running = Some(Run { helper, until: after(time + EXTRA) });
+                self.rescue.running = Some(Run { helper, client: id, until: after(time + EXTRA) });
             }
             Err(error) => {
                 // This is `supervisor.log`.
@@ -287,7 +362,7 @@ impl Supervisor {
         if let Phase::BringingHome { grace_ms, .. } = self.phase
             && self.bring.running.is_none()
         {
-            self.shut_down(grace_ms);
+            self.went_home(grace_ms);
         }
     }
 

@@ -374,6 +374,10 @@ fn what_is_home_is_not_asked_for_again(subject: &Subject) {
         assert_eq!(repo.id("refs/sandbox/s"), two, "{change:?}");
         assert!(asked(subject).is_some());
     }
+    if subject.driver == "qemu" {
+        // What is here is a picture: nobody changes its disk from outside.
+        return;
+    }
     // A ref there, written with the size and the time that it had.
     let file = own_git_dir(subject).join("refs/heads/main");
     let times = std::fs::metadata(&file).unwrap().modified().unwrap();

@@ -101,6 +101,10 @@ impl Machine for QemuMachine {
         usage
     }
 
+    fn is_written_out(&mut self) -> bool {
+        self.own.last_word().unwrap_or(false)
+    }
+
     /// The guest has a few seconds to write out what is in its memory.
     fn kill(&mut self) -> io::Result<()> {
         if self.frozen {
@@ -143,7 +147,7 @@ impl Machine for QemuMachine {
         match self.own.ask(&Ask::Hold)? {
             Answer::Held { locked } => Ok(locked),
             Answer::Failed(why) => Err(io::Error::other(why)),
-            Answer::Released => Err(io::Error::other("the guest says something else")),
+            Answer::Released | Answer::Off => Err(io::Error::other("the guest says something else")),
         }
     }
 }

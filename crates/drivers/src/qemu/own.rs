@@ -51,6 +51,18 @@ impl Own {
         serde_json::from_slice(&said).map_err(|_| io::Error::other("the guest says something else"))
     }
 
+    /// Whether the last word of a guest that has ended was that everything is written out.
+    pub fn last_word(&mut self) -> io::Result<bool> {
+        self.stream.set_nonblocking(true)?;
+        let mut said = Vec::new();
+        match (&self.stream).take(LONGEST).read_to_end(&mut said) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+            _ => {}
+        }
+        let last = said.strip_suffix(b"\n").and_then(|said| said.rsplit(|byte| *byte == b'\n').next());
+        Ok(last.is_some_and(|line| matches!(serde_json::from_slice(line), Ok(Answer::Off))))
+    }
+
     /// What came too late for an earlier question is no answer to this one.
     fn forget(&mut self) -> io::Result<()> {
         self.stream.set_nonblocking(true)?;
@@ -94,6 +106,20 @@ mod tests {
     fn one_line_is_the_answer() {
         assert_eq!(answered(b"", b"{\"held\":{\"locked\":null}}\n"), Ok(Answer::Held { locked: None }));
         assert_eq!(answered(b"\"released\"\n", b"{\"failed\":\"no\"}\n"), Ok(Answer::Failed("no".into())));
+    }
+
+    #[test]
+    fn only_the_last_word_is_one() {
+        let last = |says: &[u8]| {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let mut own = Own::new(ours).unwrap();
+            (&theirs).write_all(says).unwrap();
+            drop(theirs);
+            own.last_word().unwrap()
+        };
+        assert!(last(b"\"off\"\n") && last(b"\"released\"\n\"off\"\n"));
+        assert!(!last(b"") && !last(b"\"off\"") && !last(b"\"off\"\n\"released\"\n") && !last(b"off\n"));
+        assert!(!last(&[b'x'; 32 << 10]));
     }
 
     #[test]

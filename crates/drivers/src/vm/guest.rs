@@ -264,4 +264,6 @@ pub enum Answer {
     Released,
     /// Neither.
     Failed(String),
+    /// Unasked, and its last word: everything is written out.
+    Off,
 }

@@ -6,6 +6,7 @@
 //!
 //!   Hold ─► no git command at work, or two seconds ─► the file system is frozen ─► Held
 //!   Release, the host gone, the end ─► it goes on
+//!   the disk is written out and unmounted ─► Off
 //! ```
 //! Programs go on too, until they write. What is on the disk then is of one instant, and needs no recovery.
 
@@ -16,7 +17,7 @@ use sandbox_sys::freeze;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -38,11 +39,15 @@ enum State {
 
 /// Whether the disk stands still; whoever has the lock changes it.
 #[derive(Clone, Debug, Default)]
-pub struct Hold(Arc<Mutex<State>>);
+pub struct Hold {
+    state: Arc<Mutex<State>>,
+    /// The host's other end, which only one can open.
+    port: Arc<OnceLock<File>>,
+}
 
 impl Hold {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Answers what the host asks on `port`, in a thread of its own.
@@ -50,6 +55,8 @@ impl Hold {
         if !spec.disk {
             return Ok(());
         }
+        let other = port.try_clone().map_err(super::during("answer the host"))?;
+        let _ = self.port.set(other);
         let (hold, trees) = (self.clone(), trees(spec));
         let run = move || while hold.answer(&port, &trees).unwrap_or(false) {};
         thread::Builder::new().name("hold".into()).spawn(run).map_err(super::during("answer the host"))?;
@@ -61,6 +68,15 @@ impl Hold {
         let mut state = self.state();
         let _ = release(&mut state);
         *state = State::Ending;
+    }
+
+    /// Tells the host that everything is written out: the last word.
+    pub fn off(&self) {
+        // What it is about has happened, whether somebody hears it or not.
+        if let (Some(mut port), Ok(mut said)) = (self.port.get(), serde_json::to_vec(&Answer::Off)) {
+            said.push(b'\n');
+            let _ = port.write_all(&said);
+        }
     }
 
     /// One question; false at the end.

@@ -63,7 +63,7 @@ pub fn run() -> ExitCode {
         let _ = writeln!(io::stderr(), "git-sandbox-guest: {}", causes(&*error).join(": "));
     }
     hold.end();
-    off()
+    off(&hold)
 }
 
 fn causes(error: &dyn Error) -> Vec<String> {
@@ -166,7 +166,7 @@ fn load_modules() -> Result<(), Failure> {
 }
 
 /// Writes everything out and switches the machine off. The VMM is told to end at a restart.
-fn off() -> ! {
+fn off(hold: &Hold) -> ! {
     locks::end();
     rustix::fs::sync();
     // All others are gone or hold nothing of it: a disk that was unmounted needs no recovery.
@@ -175,6 +175,7 @@ fn off() -> ! {
         let _ = unmount(&at, UnmountFlags::DETACH);
     }
     rustix::fs::sync();
+    hold.off();
     let _ = reboot(RebootCommand::Restart);
     // The kernel stops when its first process ends, and then restarts (`panic=-1`).
     sandbox_sys::namespace::exit_now(1)
