@@ -57,14 +57,17 @@ fn draw(question: &PictureQuestion, own: &Path, alone: bool, out: &mut impl Writ
     fs::read_dir(own).map_err(|source| PictureError::Own { path: own.to_owned(), source })?;
     let until = Instant::now() + Duration::from_secs(question.seconds);
     let mut pen = Pen { tree: &tree, own, question, out, left: question.total_bytes, drawn: BTreeSet::new() };
-    let mut found = Found::default();
+    let (mut found, mut untold) = (Found::default(), Vec::new());
     for (repo, base) in &question.repos {
         let at = unescape_bytes(repo);
         let work_tree = below(&tree, &at);
         let Some(gitdir) = crate::repo_state::gitdir_of(&work_tree) else { continue };
         only_files(&gitdir)?;
         let git = Git { gitdir: &gitdir, work_tree: &work_tree, until, env: Vec::new(), config: &[] };
-        found.ask(&git, &at, base.as_deref())?;
+        if found.ask(&git, &at, base.as_deref()).is_err() {
+            // Git can be stopped by what lies in the tree (a `.gitignore` of terabytes).
+            untold.push(at);
+        }
     }
     // What is drawn first has its contents.
     for path in &question.whole {
@@ -72,6 +75,10 @@ fn draw(question: &PictureQuestion, own: &Path, alone: bool, out: &mut impl Writ
     }
     for path in &found.here {
         pen.now(path)?;
+    }
+    // Where git does not tell, what was written does, but for what lies in a directory that was renamed.
+    for path in &untold {
+        pen.walk(path, Depth::Git)?;
     }
     for (repo, _) in &question.repos {
         let at = unescape_bytes(repo);
@@ -376,5 +383,11 @@ mod tests {
         assert_eq!(drawn(tree, tree, question()), expected);
         let whole = PictureQuestion { whole: vec!["out/deep".into()], ..PictureQuestion::default() };
         assert_eq!(drawn(tree, tree, whole), ["Directory out 0", "Directory out/deep 0", "File out/deep/a.o 6 object"]);
+        // Git does not tell: all that was written, with nothing that git would ignore.
+        fs::write(tree.join(".git/index"), "no index").unwrap();
+        let told = drawn(tree, tree, question());
+        for line in ["File changed 3 new", "File src/new 1 n", "File out/deep/a.o 6 object", "Other src/large 101"] {
+            assert!(told.iter().any(|told| told == line), "{line}: {told:?}");
+        }
     }
 }
