@@ -15,6 +15,8 @@
 //! POST   /v1/scratch/{session}/bundle/{repo}  Wanted  a bundle; 204 where nothing is left to bring
 //! POST   /v1/scratch/{session}/saved/{repo}   Saved   Held; who has taken it says so
 //! DELETE /v1/scratch/{session}/{repo}[?force]         Held; 409 while it is nowhere else
+//! GET    /v1/quarantine                               AllAside
+//! DELETE /v1/quarantine[?older=SECONDS&force&dry_run] Emptied
 //!
 //! errors: {"error": "…", "hint": "…"}
 //! ```
@@ -26,6 +28,7 @@ use crate::event::Trigger;
 use crate::identity::{Gate, Session, SessionId, TokenHash};
 use crate::maintain::{MaintainError, Maintainer, Task};
 use crate::name::{NameError, RepoName, Upstream};
+use crate::quarantine::{self, AllAside};
 use crate::refresh::{Pattern, Waited};
 use crate::registry::plan::{Change, Refused, Removal, RemovalError};
 use crate::registry::{Origin, Record, RegistryError, Spec};
@@ -239,6 +242,9 @@ impl Admin {
             }
             (verb, None) if rest == "scratch" => self.scratch(verb, "", &query, request).await,
             (verb, Some(("scratch", rest))) => self.scratch(verb, rest, &query, request).await,
+            (verb @ ("GET" | "DELETE"), None) if rest == "quarantine" => {
+                self.quarantine(verb == "DELETE", &query).await
+            }
             ("GET", None) if rest == "sessions" => Ok(self.sessions()),
             ("POST", None) if rest == "sessions" => self.grant(read(request).await?).await,
             ("DELETE", Some(("sessions", id))) => {
@@ -341,6 +347,32 @@ impl Admin {
     async fn pause(&self, name: &RepoName, paused: bool) -> Result<(), Box<Response>> {
         let (desk, name) = (self.desk.clone(), name.clone());
         blocking(move || desk.registry.pause(&name, paused)).await?.map_err(|error| refused(&error))
+    }
+
+    /// Tells what was set aside, or what of it went.
+    async fn quarantine(&self, empty: bool, query: &str) -> Told {
+        let words: Vec<&str> = query.split('&').collect();
+        let older = match words.iter().find_map(|word| word.strip_prefix("older=")) {
+            Some(text) => {
+                text.parse().map_err(|_| fail(StatusCode::BAD_REQUEST, "'older' is a number of seconds", None))?
+            }
+            None => 0,
+        };
+        let (force, dry) = (words.contains(&"force"), words.contains(&"dry_run"));
+        let (desk, names) = (self.desk.clone(), self.desk.registry.now());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let told = blocking(move || {
+            let all = quarantine::list(&desk.layout, names.repos.keys());
+            if !empty {
+                return Ok(json(StatusCode::OK, &AllAside { quarantine: all }));
+            }
+            let mut plan = quarantine::plan(all, Duration::from_secs(older), force, now);
+            if !dry {
+                quarantine::apply(&desk.layout, &mut plan)?;
+            }
+            Ok(json(StatusCode::OK, &plan))
+        });
+        told.await?.map_err(|error: std::io::Error| fail(StatusCode::INTERNAL_SERVER_ERROR, error, None))
     }
 
     fn sessions(&self) -> Response {

@@ -7,7 +7,7 @@
 //! [refresh]      interval jitter concurrency per_host timeout clone_timeout max_stale backoff_max
 //! [upstream]     allow_insecure allow_private ca_file known_hosts
 //! [cache]        dir max_bytes max_age
-//! [maintenance]  geometric_every full_every window prune_after threads memory
+//! [maintenance]  geometric_every full_every window prune_after quarantine threads memory
 //! [scratch]      enabled prefix isolation max_push quota ttl
 //! [webhook]      secret providers
 //! [[credential]] id host source
@@ -215,6 +215,8 @@ pub struct Maintenance {
     pub window: Option<Window>,
     /// How long unreachable objects stay.
     pub prune_after: Duration,
+    /// How long what was set aside as corrupt is kept.
+    pub quarantine: Duration,
     /// Threads of a repack.
     pub threads: usize,
     /// Bytes of delta windows, all threads together.
@@ -401,8 +403,8 @@ impl Serve {
             tls,
             insecure: s.flag("insecure")?.unwrap_or(false),
             max_inflight: s.count("max_inflight", 1, 4096)?.unwrap_or(64),
-            queue: s.count("queue", 0, 1 << 20)?.unwrap_or(1024),
-            queue_timeout: s.duration("queue_timeout", SECOND / 10)?.unwrap_or(30 * SECOND),
+            queue: s.count("queue", 0, 1 << 20)?.unwrap_or(8192),
+            queue_timeout: s.duration("queue_timeout", SECOND / 10)?.unwrap_or(2 * MINUTE),
             idle_timeout: s.duration("idle_timeout", SECOND)?.unwrap_or(30 * SECOND),
             request_body_max: s.size("request_body_max")?.unwrap_or(64 * MIB),
             inflate_max: s.size("inflate_max")?.unwrap_or(256 * MIB),
@@ -487,6 +489,7 @@ impl Maintenance {
             window,
             // What was served once stays fetchable so long: less would break the promise.
             prune_after: s.duration("prune_after", 14 * DAY)?.unwrap_or(14 * DAY),
+            quarantine: s.duration("quarantine", Duration::ZERO)?.unwrap_or(30 * DAY),
             threads: s.count("threads", 1, 64)?.unwrap_or(2),
             memory: s.size("memory")?.unwrap_or(GIB),
         };

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Source (mirror.toml) ─► Keeper ─► Secret ─► a memory file, inherited by one git command
-//!   env: file: exec:                            │
+//!   env: file: exec: github-app:                │
 //!                                               ▼
 //!        -c credential.https://HOST.helper=!cat /proc/self/fd/N      asked for HOST only
 //! ```
@@ -11,6 +11,8 @@
 //! git names a descriptor. The helper is bound to scheme and host, so that whatever a server redirects to, no other
 //! host is ever shown it. What git says is cleaned of it all the same ([`Secret::clean`]).
 
+mod app;
+
 use rustix::fs::MemfdFlags;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -18,7 +20,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::str::FromStr;
 use std::sync::Mutex;
@@ -42,23 +44,22 @@ pub enum Source {
     File(PathBuf),
     /// `exec:/path`: a program that is asked as git asks a credential helper.
     Exec(PathBuf),
+    /// `github-app:/path`: a file that names a GitHub App, its key and its installation.
+    GithubApp(PathBuf),
 }
 
 /// Why a source was refused. Does not repeat what was written: it may be the secret itself.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SourceError {
     /// No known kind.
-    #[error("it must begin with 'env:', 'file:' or 'exec:'")]
+    #[error("it must begin with 'env:', 'file:', 'exec:' or 'github-app:'")]
     Kind,
-    /// No absolute path after `file:` or `exec:`.
-    #[error("'file:' and 'exec:' are followed by an absolute path")]
+    /// No absolute path after `file:`, `exec:` or `github-app:`.
+    #[error("'file:', 'exec:' and 'github-app:' are followed by an absolute path")]
     Path,
     /// No name after `env:`.
     #[error("'env:' is followed by the name of a variable")]
     Name,
-    /// Not built.
-    #[error("GitHub Apps are not supported by themselves: name a program that mints tokens, as 'exec:/path'")]
-    GithubApp,
 }
 
 impl FromStr for Source {
@@ -73,7 +74,7 @@ impl FromStr for Source {
             "env" => Err(SourceError::Name),
             "file" => Ok(Self::File(path()?)),
             "exec" => Ok(Self::Exec(path()?)),
-            "github-app" => Err(SourceError::GithubApp),
+            "github-app" => Ok(Self::GithubApp(path()?)),
             _ => Err(SourceError::Kind),
         }
     }
@@ -85,6 +86,7 @@ impl std::fmt::Display for Source {
             Self::Env(name) => write!(f, "env:{name}"),
             Self::File(path) => write!(f, "file:{}", path.display()),
             Self::Exec(path) => write!(f, "exec:{}", path.display()),
+            Self::GithubApp(path) => write!(f, "github-app:{}", path.display()),
         }
     }
 }
@@ -103,12 +105,12 @@ pub enum CredentialError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// The program cannot be run, or failed.
+    /// The program cannot be run, or failed; the forge gave the App no token.
     #[error("'{path}' gave no credential: {why}")]
     Exec {
         /// Which.
         path: PathBuf,
-        /// Its status, or that it took too long; never its output.
+        /// Its status, or that it took too long; never its output, nor an answer.
         why: String,
     },
     /// There is nothing in it that could be a secret.
@@ -152,8 +154,12 @@ impl Secret {
                 }
             }
         }
-        let plain = |text: &str| !text.is_empty() && !text.contains(['\n', '\r', '\0']);
-        (plain(&secret.password) && plain(&secret.username)).then_some(secret)
+        secret.is_plain().then_some(secret)
+    }
+
+    /// Whether git can be told it in lines.
+    fn is_plain(&self) -> bool {
+        [&self.username, &self.password].iter().all(|text| !text.is_empty() && !text.contains(['\n', '\r', '\0']))
     }
 
     /// The password or token alone: a webhook's secret.
@@ -231,7 +237,11 @@ impl Keeper {
                 File::open(path).and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text)).map_err(failed)?;
                 text
             }
-            Source::Exec(path) => return self.minted(source, path, host),
+            Source::Exec(path) => {
+                let mint = || Ok(Secret::parse(&self.run(path, host)?));
+                return self.minted(source, path, host, mint);
+            }
+            Source::GithubApp(path) => return self.minted(source, path, host, || app::mint(path).map(Some)),
         };
         Secret::parse(&text).ok_or_else(|| CredentialError::Empty(source.clone()))
     }
@@ -241,16 +251,22 @@ impl Keeper {
         self.minted.lock().expect("nobody panics with it").remove(&(source.clone(), host.to_owned()));
     }
 
-    fn minted(&self, source: &Source, path: &PathBuf, host: &str) -> Result<Secret, CredentialError> {
+    /// What was minted for `host` and is still good, else what is minted now.
+    fn minted(
+        &self,
+        source: &Source,
+        path: &Path,
+        host: &str,
+        mint: impl FnOnce() -> Result<Option<Secret>, String>,
+    ) -> Result<Secret, CredentialError> {
         let key = (source.clone(), host.to_owned());
         if let Some((secret, until)) = self.minted.lock().expect("nobody panics with it").get(&key)
             && Instant::now() < *until
         {
             return Ok(secret.clone());
         }
-        let failed = |why: String| CredentialError::Exec { path: path.clone(), why };
-        let text = self.run(path, host).map_err(failed)?;
-        let secret = Secret::parse(&text).ok_or_else(|| CredentialError::Empty(source.clone()))?;
+        let failed = |why: String| CredentialError::Exec { path: path.to_owned(), why };
+        let secret = mint().map_err(failed)?.ok_or_else(|| CredentialError::Empty(source.clone()))?;
         // A token that ends while git uses it is refused half way.
         let age = match secret.until.map(|until| until.duration_since(SystemTime::now())) {
             Some(left) => left.unwrap_or_default().saturating_sub(Duration::from_secs(60)),
@@ -261,7 +277,7 @@ impl Keeper {
         Ok(secret)
     }
 
-    fn run(&self, path: &PathBuf, host: &str) -> Result<String, String> {
+    fn run(&self, path: &Path, host: &str) -> Result<String, String> {
         let mut child = Command::new(path)
             .arg("get")
             .env_clear()
@@ -308,17 +324,13 @@ mod tests {
 
     #[test]
     fn sources_are_read_as_they_are_written() {
-        for text in ["env:GH_TOKEN", "file:/etc/t", "exec:/usr/bin/mint"] {
+        for text in ["env:GH_TOKEN", "file:/etc/t", "exec:/usr/bin/mint", "github-app:/etc/app.toml"] {
             assert_eq!(text.parse::<Source>().unwrap().to_string(), text);
         }
         let refused = |text: &str| text.parse::<Source>().unwrap_err().to_string();
-        assert_eq!(refused("ghp_abc"), "it must begin with 'env:', 'file:' or 'exec:'");
-        assert_eq!(refused("file:x"), "'file:' and 'exec:' are followed by an absolute path");
+        assert_eq!(refused("ghp_abc"), "it must begin with 'env:', 'file:', 'exec:' or 'github-app:'");
+        assert_eq!(refused("file:x"), "'file:', 'exec:' and 'github-app:' are followed by an absolute path");
         assert_eq!(refused("env:"), "'env:' is followed by the name of a variable");
-        assert_eq!(
-            refused("github-app:/x"),
-            "GitHub Apps are not supported by themselves: name a program that mints tokens, as 'exec:/path'"
-        );
     }
 
     #[test]

@@ -23,7 +23,12 @@ pub enum Event {
     /// A request was answered, or ended otherwise.
     Served(Served),
     /// The pack cache was asked, or changed.
-    Cache(CacheEvent),
+    Cache {
+        /// For which repository, where it is for one.
+        repo: Option<RepoName>,
+        /// What it did.
+        what: CacheEvent,
+    },
     /// A repository was asked of its upstream.
     Refreshed(Refreshed),
     /// Maintenance of a repository ended.
@@ -35,6 +40,8 @@ pub enum Event {
         /// What went.
         expired: crate::scratch::held::Expired,
     },
+    /// A mirror that was set aside went: it was as old as they are kept.
+    Emptied(crate::quarantine::Aside),
     /// A listener, or the service itself, cannot do what it should; text is safe to print.
     Trouble {
         /// What could not be done.

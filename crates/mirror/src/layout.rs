@@ -44,7 +44,7 @@ impl Layout {
             self.mirrors(),
             self.root.join("scratch"),
             self.packcache(),
-            self.root.join("quarantine"),
+            self.quarantined(),
             self.tmp(),
             self.run(),
         ];
@@ -86,9 +86,14 @@ impl Layout {
         self.scratch_dir(name).join(format!("{session}.git"))
     }
 
+    /// The directory of what was set aside.
+    pub fn quarantined(&self) -> PathBuf {
+        self.root.join("quarantine")
+    }
+
     /// Where a corrupt mirror is set aside; `now` in seconds since 1970.
     pub fn quarantine(&self, name: &RepoName, now: u64) -> PathBuf {
-        self.root.join("quarantine").join(format!("{}-{now}.git", stem(name)))
+        self.quarantined().join(format!("{}-{now}.git", stem(name)))
     }
 
     /// Packs that were asked for.

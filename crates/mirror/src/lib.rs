@@ -20,7 +20,7 @@
 //! | [`serve`] | listeners, smart HTTP, `git://`, the queue, one git process for each request |
 //! | [`service`] | owns all of it: starts, listens, stops |
 //! | `cache`, `scratch`, `pktline` | packs made once; what sessions push; git's framing |
-//! | `registry`, `config`, `credential`, `refresh`, `ensure`, `webhook`, `maintain`, `admin` | what is mirrored, and that it stays fresh and whole |
+//! | `registry`, `config`, `credential`, `refresh`, `ensure`, `webhook`, `maintain`, `quarantine`, `admin` | what is mirrored, and that it stays fresh and whole |
 //! | [`client`] | the other side: is a mirror there, a clone from it or without it, a listener that leads to it |
 //! | `metrics`, `status_page`, `log` | what operators see |
 //!
@@ -48,6 +48,7 @@ pub mod metrics;
 pub mod name;
 pub mod operate;
 pub mod pktline;
+pub mod quarantine;
 pub mod refresh;
 pub mod registry;
 pub mod repo;

@@ -41,13 +41,13 @@ pub fn level(event: &Event) -> Level {
         // Probes and scrapes come every few seconds.
         Event::Served(served) if served.service.is_none() && served.outcome == Outcome::Done => Level::Debug,
         Event::Served(_) => Level::Info,
-        Event::Cache(CacheEvent::Failed) | Event::Trouble { .. } => Level::Error,
-        Event::Cache(_) => Level::Debug,
+        Event::Cache { what: CacheEvent::Failed, .. } | Event::Trouble { .. } => Level::Error,
+        Event::Cache { .. } => Level::Debug,
         Event::Refreshed(refreshed) if refreshed.error.is_some() => Level::Error,
         // Most of the time there is nothing new.
         Event::Refreshed(refreshed) if refreshed.changed == 0 => Level::Debug,
         Event::Maintained(maintained) if maintained.error.is_some() => Level::Error,
-        Event::Refreshed(_) | Event::Maintained(_) | Event::Expired { .. } => Level::Info,
+        Event::Refreshed(_) | Event::Maintained(_) | Event::Expired { .. } | Event::Emptied(_) => Level::Info,
     }
 }
 
@@ -58,7 +58,20 @@ pub fn line(event: &Event, at: u64) -> String {
     fields.insert("level".to_owned(), json!(level(event).word()));
     let more = match event {
         Event::Served(served) => request(served),
-        Event::Cache(cache) => self::cache(cache),
+        Event::Cache { repo, what } => {
+            let mut value = cache(what);
+            if let Some(repo) = repo {
+                value["repo"] = json!(repo.to_string());
+            }
+            value
+        }
+        Event::Emptied(aside) => json!({
+            "event": "emptied",
+            "dir": aside.dir,
+            "repo": aside.repo.as_ref().map(ToString::to_string),
+            "since": aside.since,
+            "bytes": aside.bytes,
+        }),
         Event::Trouble { what } => json!({ "event": "trouble", "what": what }),
         Event::Expired { repo, expired } => json!({
             "event": "expired",

@@ -6,7 +6,7 @@
 //!   geometric   expire pins, pack-refs, repack --geometric=2 with MIDX and bitmaps, commit-graph
 //!   full        the same with one pack, and a cruft pack that loses what is older than prune_after; before that,
 //!               what sessions push keeps what it borrows (scratch/held/aged.rs)
-//!   expire      scratch refs that nobody pushed to for scratch.ttl
+//!   expire      scratch refs that nobody pushed to for scratch.ttl, and what was set aside for maintenance.quarantine
 //!   verify      fsck; asked for by the administrator, or what serves doubts that every object is there
 //!                  │ fails as a broken store does
 //!                  ▼
@@ -26,6 +26,7 @@ use crate::catalog::State;
 use crate::config;
 use crate::event::{Event, Maintained};
 use crate::name::RepoName;
+use crate::quarantine;
 use crate::refresh::{Refresher, expire_pins};
 use crate::repo::MirrorRepo;
 use crate::scratch::held::Holdings;
@@ -137,9 +138,23 @@ impl Maintainer {
         this
     }
 
-    /// Takes away what sessions pushed too long ago.
+    /// Takes away what sessions pushed too long ago, and what was set aside too long ago.
     async fn expire(&self) {
         let names: Vec<RepoName> = self.refresher.parts().registry.now().repos.keys().cloned().collect();
+        let (layout, known, kept) = (self.refresher.parts().layout.clone(), names.clone(), self.config.quarantine);
+        let now = u64::try_from(seconds()).unwrap_or(0);
+        let empty = move || {
+            let mut plan = quarantine::plan(quarantine::list(&layout, known.iter()), kept, false, now);
+            quarantine::apply(&layout, &mut plan).map(|()| plan.removed)
+        };
+        let observer = &self.refresher.parts().observer;
+        match tokio::task::spawn_blocking(empty).await {
+            Ok(Ok(gone)) => gone.into_iter().for_each(|aside| observer.observe(&Event::Emptied(aside))),
+            Ok(Err(error)) => {
+                observer.observe(&Event::Trouble { what: format!("cannot empty the quarantine: {error}") })
+            }
+            Err(_) => {}
+        }
         for name in names {
             let (holdings, ttl, of) = (self.holdings.clone(), self.ttl, name.clone());
             let job = tokio::task::spawn_blocking(move || holdings.expire(&of, ttl, SystemTime::now())).await;

@@ -23,18 +23,23 @@ pub struct Size {
 
 /// Measures a mirror and what sessions pushed to it. What vanishes meanwhile counts nothing.
 pub fn measure(layout: &Layout, name: &RepoName) -> Size {
-    let mirror = layout.mirror(name);
-    let (packs, bytes) = objects(&mirror);
-    let mut size = Size { packs, bytes, ..Size::default() };
-    refs(&mirror, &mut |name| match name {
-        _ if name.starts_with("refs/heads/") || name.starts_with("refs/tags/") => size.refs += 1,
-        _ if name.starts_with("refs/agents/") => size.scratch_refs += 1,
-        _ => {}
-    });
+    let mut size = bare(&layout.mirror(name));
     for session in entries(&layout.scratch_dir(name)) {
         refs(&session, &mut |name| size.scratch_refs += u64::from(name.starts_with("refs/agents/")));
         size.scratch_bytes += objects(&session).1;
     }
+    size
+}
+
+/// Measures one bare repository.
+pub fn bare(repo: &Path) -> Size {
+    let (packs, bytes) = objects(repo);
+    let mut size = Size { packs, bytes, ..Size::default() };
+    refs(repo, &mut |name| match name {
+        _ if name.starts_with("refs/heads/") || name.starts_with("refs/tags/") => size.refs += 1,
+        _ if name.starts_with("refs/agents/") => size.scratch_refs += 1,
+        _ => {}
+    });
     size
 }
 

@@ -35,6 +35,10 @@ pub struct Used {
     pub requests: u64,
     /// Bytes that clients got.
     pub sent: u64,
+    /// Packs that the cache had.
+    pub hits: u64,
+    /// Packs that it had not.
+    pub misses: u64,
 }
 
 /// The numbers of one process. Cheap to update from any thread.
@@ -75,6 +79,10 @@ struct Now {
     packs: Family<Repo, Gauge>,
     bytes: Family<Repo, Gauge>,
     scratch: Family<Repo, Gauge>,
+    hits: Family<Repo, Counter>,
+    misses: Family<Repo, Counter>,
+    quarantined: Gauge,
+    quarantine_bytes: Gauge,
 }
 
 impl Metrics {
@@ -131,6 +139,10 @@ impl Metrics {
         r.register("mirror_packs", "Packs of a repository", now.packs.clone());
         r.register("mirror_repository_bytes", "Size of a repository on disk", now.bytes.clone());
         r.register("scratch_bytes", "Size of the scratch refs of a repository", now.scratch.clone());
+        r.register("mirror_repository_packcache_hits", "Of these, of a repository", now.hits.clone());
+        r.register("mirror_repository_packcache_misses", "Of these, of a repository", now.misses.clone());
+        r.register("mirror_quarantined", "Mirrors that were set aside", now.quarantined.clone());
+        r.register("mirror_quarantine_bytes", "Size of what was set aside", now.quarantine_bytes.clone());
         Self { registry, now: Mutex::new(now), ..metrics }
     }
 
@@ -164,7 +176,16 @@ impl Metrics {
         }
     }
 
-    fn cache(&self, event: &CacheEvent) {
+    fn cache(&self, repo: Option<&RepoName>, event: &CacheEvent) {
+        if let Some(repo) = repo {
+            let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+            let used = used.entry(repo.clone()).or_default();
+            match event {
+                CacheEvent::Hit | CacheEvent::Followed => used.hits += 1,
+                CacheEvent::Filled { .. } | CacheEvent::Passed => used.misses += 1,
+                CacheEvent::Evicted { .. } | CacheEvent::Failed => {}
+            }
+        }
         match event {
             CacheEvent::Hit | CacheEvent::Followed => self.cache_hits.inc(),
             CacheEvent::Filled { .. } => {
@@ -208,6 +229,10 @@ impl Now {
         for family in [&self.age, &self.packs, &self.bytes, &self.scratch] {
             family.clear();
         }
+        self.hits.clear();
+        self.misses.clear();
+        self.quarantined.set(whole(status.quarantine.len() as u64));
+        self.quarantine_bytes.set(whole(status.quarantine.iter().map(|aside| aside.bytes).sum()));
         self.repos.clear();
         for repo in &status.repos {
             self.repos.get_or_create(&[("state", repo.state.word())]).inc();
@@ -220,6 +245,9 @@ impl Now {
             set(&self.packs, repo.packs);
             set(&self.bytes, repo.bytes);
             set(&self.scratch, repo.scratch_bytes);
+            for (family, value) in [(&self.hits, repo.hits), (&self.misses, repo.misses)] {
+                family.get_or_create(&[("repo", repo.name.clone())]).inc_by(value);
+            }
         }
     }
 }
@@ -228,7 +256,8 @@ impl Observer for Metrics {
     fn observe(&self, event: &Event) {
         match event {
             Event::Served(served) => self.served(served),
-            Event::Cache(event) => self.cache(event),
+            Event::Cache { repo, what } => self.cache(repo.as_ref(), what),
+            Event::Emptied(_) => {}
             Event::Expired { .. } => {
                 self.scratch_expired.inc();
             }
@@ -326,8 +355,10 @@ pub(crate) mod tests {
         let push = Served { service: Some(GitService::ReceivePack), shape: Shape::Push, ..served() };
         count(Served { outcome: Outcome::Refused, sent: 0, ..push });
         for event in [CacheEvent::Hit, CacheEvent::Followed, CacheEvent::Filled { bytes: 5 }] {
-            metrics.observe(&Event::Cache(event));
+            metrics.observe(&Event::Cache { repo: Some("example.com/o/fresh".parse().unwrap()), what: event });
         }
+        let used = metrics.by_repository()[&"example.com/o/fresh".parse().unwrap()];
+        assert_eq!((used.requests, used.hits, used.misses), (4, 2, 1));
         let text = metrics.render(&status());
         for line in [
             "build_info{version=\"1.2.3\"} 1",
@@ -340,6 +371,9 @@ pub(crate) mod tests {
             "mirror_packcache_misses_total 1",
             "mirror_ref_age_seconds{repo=\"example.com/o/fresh\"} 12",
             "mirror_packs{repo=\"example.com/o/fresh\"} 3",
+            "mirror_repository_packcache_hits_total{repo=\"example.com/o/fresh\"} 30",
+            "mirror_quarantined 2",
+            "mirror_quarantine_bytes 4096",
             "child_processes 2",
         ] {
             assert!(text.lines().any(|other| other == line), "no `{line}` in:\n{text}");

@@ -3,6 +3,7 @@
 //! Everything in it is written by [`escaped`]: names of repositories, branches and upstream's error texts come from
 //! outside. Who is not an operator does not learn which private repositories there are ([`Status::public`]).
 
+use crate::quarantine::Aside;
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -67,6 +68,10 @@ pub struct Repository {
     pub requests: u64,
     /// Bytes that clients got of it.
     pub sent: u64,
+    /// Packs that the cache had, since the start.
+    pub hits: u64,
+    /// Packs that had to be made for it.
+    pub misses: u64,
     /// Scratch refs.
     pub scratch_refs: u64,
     /// Bytes of scratch refs.
@@ -91,6 +96,8 @@ pub struct Status {
     pub version: String,
     /// Seconds since it serves.
     pub uptime: u64,
+    /// Seconds since 1970.
+    pub now: u64,
     /// Requests being served.
     pub inflight: u64,
     /// Requests that wait for their turn.
@@ -105,6 +112,8 @@ pub struct Status {
     pub cache: Cache,
     /// All repositories, by name.
     pub repos: Vec<Repository>,
+    /// What was set aside as corrupt, the oldest first.
+    pub quarantine: Vec<Aside>,
     /// Private repositories that were left out.
     pub hidden: u64,
 }
@@ -116,6 +125,11 @@ impl Status {
         let all = self.repos.len();
         self.repos.retain(|repo| !repo.private);
         self.hidden += (all - self.repos.len()) as u64;
+        // What is not registered any more may have been private.
+        let repos = &self.repos;
+        let known =
+            |aside: &Aside| aside.repo.as_ref().is_some_and(|name| repos.iter().any(|r| r.name == name.as_str()));
+        self.quarantine.retain(known);
         self
     }
 
@@ -147,6 +161,24 @@ impl Status {
         if self.hidden > 0 {
             writeln!(page, "<p>And {} private.</p>", self.hidden)?;
         }
+        if !self.quarantine.is_empty() {
+            page.push_str("<h2>Set aside as damaged</h2>\n<ul>\n");
+            for aside in &self.quarantine {
+                let name = aside.repo.as_ref().map_or(aside.dir.as_str(), |name| name.as_str());
+                write!(
+                    page,
+                    "<li>{}, {} ago, {}",
+                    escaped(name),
+                    span(self.now.saturating_sub(aside.since)),
+                    size(aside.bytes)
+                )?;
+                match aside.scratch {
+                    0 => writeln!(page, "</li>")?,
+                    n => writeln!(page, ", {n} scratch refs</li>")?,
+                }
+            }
+            page.push_str("</ul><p><code>git sandbox mirror quarantine empty</code> removes them.</p>\n");
+        }
         page.push_str("</body></html>\n");
         Ok(())
     }
@@ -170,7 +202,13 @@ impl Repository {
         let age = self.age.map_or_else(|| "–".to_owned(), span);
         let next = self.next.map_or_else(|| "–".to_owned(), span);
         write!(page, "</td><td>{age}</td><td>{next}</td><td>{}</td><td>{}</td>", self.refs, self.packs)?;
-        write!(page, "<td>{}</td><td>{}</td>", size(self.bytes), self.requests)?;
+        write!(
+            page,
+            "<td>{}</td><td>{}</td><td>{}</td>",
+            size(self.bytes),
+            self.requests,
+            rate(self.hits, self.misses)
+        )?;
         writeln!(page, "<td>{}</td><td>{}, {}</td></tr>", size(self.sent), self.scratch_refs, size(self.scratch_bytes))
     }
 }
@@ -185,7 +223,7 @@ table{border-collapse:collapse}td,th{text-align:left;padding:.3em .8em;border-bo
 ";
 
 const TABLE: &str = "<table><thead><tr><th>repository</th><th>state</th><th>age</th><th>next</th><th>refs</th>\
-<th>packs</th><th>size</th><th>requests</th><th>sent</th><th>scratch</th></tr></thead><tbody>
+<th>packs</th><th>size</th><th>requests</th><th>from the cache</th><th>sent</th><th>scratch</th></tr></thead><tbody>
 ";
 
 /// Makes text safe between tags and in quotes; what is not printable is shown as `\\u{…}`.
@@ -248,6 +286,8 @@ pub(crate) mod tests {
             bytes: 5 << 20,
             requests: 100,
             sent: 7 << 20,
+            hits: 30,
+            misses: 10,
             scratch_refs: 2,
             scratch_bytes: 2048,
         }
@@ -257,6 +297,7 @@ pub(crate) mod tests {
         Status {
             version: "1.2.3".to_owned(),
             uptime: 7300,
+            now: 1_000_000,
             inflight: 4,
             waiting: 1,
             children: 2,
@@ -272,8 +313,14 @@ pub(crate) mod tests {
                 },
                 Repository { private: true, ..repo("example.com/o/secret", State::Fresh) },
             ],
+            quarantine: ["fresh", "secret"].map(aside).to_vec(),
             hidden: 0,
         }
+    }
+
+    fn aside(name: &str) -> Aside {
+        let repo = format!("example.com/o/{name}").parse().ok();
+        Aside { dir: format!("{name}-1.git"), repo, since: 1_000_000 - 7200, bytes: 2048, scratch: 1 }
     }
 
     #[test]
@@ -283,7 +330,8 @@ pub(crate) mod tests {
         for cell in [
             "<td class=good>fresh</td><td>12 s</td><td>18 s</td>",
             "5.0 MiB",
-            "<td>100</td><td>7.0 MiB</td>",
+            "<td>100</td><td>75 % of 40</td><td>7.0 MiB</td>",
+            "<li>example.com/o/fresh, 2 h ago, 2 KiB, 1 scratch refs</li>",
             "2, 2 KiB",
         ] {
             assert!(page.contains(cell), "no {cell} in {page}");

@@ -63,6 +63,53 @@ fn it_ends_when_it_is_asked_to_and_its_clients_are_served() {
     mirror.wait_for("up.test/project", "refs/heads/main", &source.id("HEAD"));
 }
 
+/// Nobody tells it: a client that misses something is enough. What was set aside is the administrator's to remove.
+#[test]
+fn what_is_damaged_is_set_aside_and_the_administrator_removes_it() {
+    let env = TestEnv::new();
+    let source = source(&env, "project");
+    let upstream = Upstream::start(&env);
+    upstream.publish(&source, "project");
+    let mirror = Mirror::start(&env, &repo(&upstream.url("project"), "up.test/project"));
+    mirror.wait_for("up.test/project", "refs/heads/main", &source.id("HEAD"));
+    let admin = mirror.admin.display().to_string();
+    let run =
+        |args: &[&str]| env.sandbox(env.root(), &[&["mirror", "quarantine"], args, &["--admin", &admin]].concat());
+    insta::assert_snapshot!(run(&["list"]), @r"
+    ---- stderr
+    nothing is set aside
+    ---- status 0
+    ");
+    let damaged = fs::read_dir(env.root().join("store/mirrors")).unwrap().next().unwrap().unwrap().path();
+    for pack in fs::read_dir(damaged.join("objects/pack")).unwrap().flatten() {
+        fs::remove_file(pack.path()).unwrap();
+    }
+    let url = format!("{}/up.test/project", mirror.http);
+    let clone = |into: &str| env.git(env.root(), &["clone", "-q", "--depth=1", &url, into]).status;
+    assert_ne!(clone("before"), 0);
+    let set_aside = || run(&["list", "--json"]).ok();
+    wait("it is set aside", || set_aside().contains("\"repo\": \"up.test/project\""));
+    wait("it is cloned again", || clone("after") == 0);
+
+    assert!(run(&["list"]).ok().contains("up.test/project"), "{}", set_aside());
+    wait("the page names it", || mirror.get("/").1.contains("Set aside as damaged"));
+    insta::assert_snapshot!(run(&["empty", "--older-than", "1d"]), @r"
+    removed 0 directories
+    ---- status 0
+    ");
+    let told = run(&["empty", "--dry-run"]).ok();
+    assert!(told.starts_with("would remove 1 directory\n  up.test_project-"), "{told}");
+    assert!(set_aside().contains("up.test/project"));
+    assert!(run(&["empty"]).ok().starts_with("removed 1 directory\n  up.test_project-"));
+    assert_eq!(set_aside().trim(), "[]");
+    insta::assert_snapshot!(run(&["empty", "--older-than", "soon"]), @r"
+    ---- stderr
+    error: 'soon' is no time
+    hint: a number and s, m, h or d: `--older-than 7d`
+    ---- status 2
+    ");
+}
+
 #[test]
 fn a_hangup_makes_it_read_its_repositories_again() {
     let env = TestEnv::new();

@@ -7,6 +7,7 @@ use sandbox_mirror::measure::{Size, files, measure};
 use sandbox_mirror::metrics::Metrics;
 use sandbox_mirror::name::RepoName;
 use sandbox_mirror::operate::Gather;
+use sandbox_mirror::quarantine::{self, Aside};
 use sandbox_mirror::registry::{Record, Registry};
 use sandbox_mirror::service::Service;
 use sandbox_mirror::status_page::{Cache, Repository, State, Status};
@@ -22,6 +23,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const MEASURED: Duration = Duration::from_secs(20);
 
 type Sizes = Arc<Mutex<HashMap<RepoName, Size>>>;
+type Asides = Arc<Mutex<Vec<Aside>>>;
+
+/// What was found on disk at the last look.
+struct Found {
+    sizes: Sizes,
+    cached: Arc<AtomicU64>,
+    asides: Asides,
+}
 
 /// Returns what tells the state, and what keeps the sizes in it up to date for as long as it is run.
 pub fn gather(
@@ -34,7 +43,9 @@ pub fn gather(
     let sizes = Sizes::default();
     let (start, interval, min_free) = (Instant::now(), config.refresh.interval, config.store.min_free);
     let cached = Arc::new(AtomicU64::new(0));
-    let measuring = keep(registry.clone(), layout.clone(), config.cache.dir.clone(), sizes.clone(), cached.clone());
+    let asides = Asides::default();
+    let found = Found { sizes: sizes.clone(), cached: cached.clone(), asides: asides.clone() };
+    let measuring = keep(registry.clone(), layout.clone(), config.cache.dir.clone(), found);
     let (registry, metrics, root) = (registry.clone(), metrics.clone(), layout.root().to_owned());
     let gather = move || {
         let known = sizes.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -46,7 +57,7 @@ pub fn gather(
             let used = used.get(name).copied().unwrap_or_default();
             let live = registry.live(name).refreshed();
             let mut row = repository(record, live, size, now, interval);
-            (row.requests, row.sent) = (used.requests, used.sent);
+            (row.requests, row.sent, row.hits, row.misses) = (used.requests, used.sent, used.hits, used.misses);
             row
         });
         let free = rustix::fs::statvfs(&root).map_or(0, |disk| disk.f_bavail * disk.f_frsize);
@@ -56,6 +67,7 @@ pub fn gather(
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime: start.elapsed().as_secs(),
+            now,
             inflight: inflight as u64,
             waiting: waiting as u64,
             children: children(),
@@ -63,6 +75,7 @@ pub fn gather(
             low: free < min_free,
             cache: Cache { hits, misses, bytes },
             repos: repos.collect(),
+            quarantine: asides.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             hidden: 0,
         }
     };
@@ -70,17 +83,19 @@ pub fn gather(
 }
 
 /// Measures all repositories, again and again.
-async fn keep(registry: Registry, layout: Layout, cache: PathBuf, sizes: Sizes, cached: Arc<AtomicU64>) {
+async fn keep(registry: Registry, layout: Layout, cache: PathBuf, found: Found) {
     loop {
         let (names, layout, cache) =
             (registry.now().repos.keys().cloned().collect::<Vec<_>>(), layout.clone(), cache.clone());
         let all = move || {
+            let asides = quarantine::list(&layout, names.iter());
             let repos = names.into_iter().map(|name| (name.clone(), measure(&layout, &name))).collect();
-            (repos, files(&cache))
+            (repos, files(&cache), asides)
         };
-        if let Ok((measured, bytes)) = tokio::task::spawn_blocking(all).await {
-            *sizes.lock().unwrap_or_else(PoisonError::into_inner) = measured;
-            cached.store(bytes, Ordering::Relaxed);
+        if let Ok((measured, bytes, asides)) = tokio::task::spawn_blocking(all).await {
+            *found.sizes.lock().unwrap_or_else(PoisonError::into_inner) = measured;
+            *found.asides.lock().unwrap_or_else(PoisonError::into_inner) = asides;
+            found.cached.store(bytes, Ordering::Relaxed);
         }
         tokio::time::sleep(MEASURED).await;
     }
@@ -114,6 +129,8 @@ fn repository(record: &Record, live: Option<i64>, size: Size, now: u64, interval
         bytes: size.bytes,
         requests: 0,
         sent: 0,
+        hits: 0,
+        misses: 0,
         scratch_refs: size.scratch_refs,
         scratch_bytes: size.scratch_bytes,
     }

@@ -7,6 +7,7 @@ mod env;
 mod gather;
 mod log;
 mod notify;
+mod quarantine;
 mod scratch;
 mod serve;
 pub mod source;
@@ -70,6 +71,8 @@ pub enum Action {
     Resume(admin::One),
     /// What sessions have pushed: list, save, fetch, promote and drop it
     Scratch(scratch::Scratch),
+    /// What was set aside as damaged: list it, and remove it
+    Quarantine(quarantine::Quarantine),
 }
 
 /// Runs it.
@@ -94,6 +97,7 @@ fn serving(context: &Context, action: &Action) -> Outcome {
         Action::Pause(args) => admin::act(context, args, "pause", "is not refreshed any more"),
         Action::Resume(args) => admin::act(context, args, "resume", "is refreshed again"),
         Action::Scratch(args) => scratch::run(context, args),
+        Action::Quarantine(args) => quarantine::run(context, args),
         Action::Clone(_) | Action::Env(_) => unreachable!("taken above"),
     }
 }

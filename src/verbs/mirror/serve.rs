@@ -243,7 +243,7 @@ async fn serve(
         layout: layout.clone(),
         catalog,
         observer: log.clone(),
-        serve: settings(config),
+        serve: Settings::from(&config.serve),
         scratch: scratch_settings(config),
         cache: cache::Settings {
             enabled: config.cache.max_bytes > 0,
@@ -325,19 +325,6 @@ fn reread(args: &Serve, context: &Context, registry: &Registry) -> Result<(), Cl
     let config = configuration(context, args)?;
     let changes = of_file(&registry.now(), specs(&config)?);
     registry.apply(changes).map(drop).map_err(|error| CliError::chain(&error))
-}
-
-fn settings(config: &Config) -> Settings {
-    let serve = &config.serve;
-    Settings {
-        max_inflight: serve.max_inflight,
-        queue: serve.queue,
-        queue_timeout: serve.queue_timeout,
-        idle_timeout: serve.idle_timeout,
-        request_body_max: serve.request_body_max,
-        inflate_max: serve.inflate_max,
-        ..Settings::default()
-    }
 }
 
 fn scratch_settings(config: &Config) -> scratch::Settings {

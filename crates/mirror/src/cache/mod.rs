@@ -13,7 +13,7 @@
 
 pub mod hook;
 
-use crate::catalog::Reader;
+use crate::catalog::{Entry, Reader};
 use crate::doubt::Doubt;
 use crate::event::{CacheEvent, Event, Observer};
 use crate::layout::Layout;
@@ -264,8 +264,14 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tell(&self, event: CacheEvent) {
-        self.observer.observe(&Event::Cache(event));
+    fn tell(&self, ask: Option<&Ask>, what: CacheEvent) {
+        let repo = ask.and_then(|ask| self.entry(ask)).map(|entry| entry.name.clone());
+        self.observer.observe(&Event::Cache { repo, what });
+    }
+
+    /// The mirror that is asked for; none for what a session pushed.
+    fn entry(&self, ask: &Ask) -> Option<Arc<Entry>> {
+        self.catalog.now().entries().find(|entry| entry.dir == Path::new(&ask.repo)).cloned()
     }
 
     async fn answer(self: Arc<Self>, stream: UnixStream) -> io::Result<()> {
@@ -279,7 +285,7 @@ impl Inner {
         let mut reader = reader.into_inner();
         let (path, mut progress) = match self.way(&ask, &input) {
             Way::Yourself => {
-                self.tell(CacheEvent::Passed);
+                self.tell(Some(&ask), CacheEvent::Passed);
                 return writer.write_all(b"-\n").await;
             }
             Way::Read(path, progress) => (path, progress),
@@ -327,7 +333,8 @@ impl Inner {
             // A pack that somebody took away is made again.
             if progress.ended != Some(false) && pack.path.exists() {
                 pack.used = now;
-                self.tell(if progress.ended.is_some() { CacheEvent::Hit } else { CacheEvent::Followed });
+                let there = if progress.ended.is_some() { CacheEvent::Hit } else { CacheEvent::Followed };
+                self.tell(Some(ask), there);
                 return Way::Read(pack.path.clone(), pack.progress.clone());
             }
             state.packs.remove(&key);
@@ -348,7 +355,7 @@ impl Inner {
         let path = self.layout.packcache().join(format!("{name}-{}.pack", self.stamp(&state)));
         if let Err(error) = std::fs::File::create(&path) {
             self.observer.observe(&Event::Trouble { what: format!("cannot keep a pack: {error}") });
-            self.tell(CacheEvent::Failed);
+            self.tell(Some(ask), CacheEvent::Failed);
             return Way::Yourself;
         }
         let (sender, progress) = watch::channel(Progress::default());
@@ -389,7 +396,7 @@ impl Inner {
             }
         }
         if removed > 0 {
-            self.tell(CacheEvent::Evicted { bytes: removed });
+            self.tell(None, CacheEvent::Evicted { bytes: removed });
         }
     }
 
@@ -409,13 +416,13 @@ impl Inner {
         let made = self.fill(&ask, &input, &path, &sender).await;
         sender.send_modify(|progress| progress.ended = Some(made.is_ok()));
         match made {
-            Ok(bytes) => self.tell(CacheEvent::Filled { bytes }),
+            Ok(bytes) => self.tell(Some(&ask), CacheEvent::Filled { bytes }),
             Err(error) => {
                 // That nobody waits for it any more is no failure.
                 if error.kind() != io::ErrorKind::Interrupted {
                     self.doubt(&ask, &error.to_string());
                     self.observer.observe(&Event::Trouble { what: format!("cannot keep a pack: {error}") });
-                    self.tell(CacheEvent::Failed);
+                    self.tell(Some(&ask), CacheEvent::Failed);
                 }
             }
         }
@@ -425,8 +432,7 @@ impl Inner {
     /// Says of which mirror what git said lets doubt.
     fn doubt(&self, ask: &Ask, said: &str) {
         let Some(doubt) = Doubt::of(said) else { return };
-        let catalog = self.catalog.now();
-        if let Some(entry) = catalog.entries().find(|entry| entry.dir == Path::new(&ask.repo)) {
+        if let Some(entry) = self.entry(ask) {
             entry.live.doubt(doubt);
         }
     }

@@ -20,7 +20,7 @@ pub mod endpoint;
 pub mod front;
 pub mod plan;
 pub mod probe;
-mod request;
+pub(crate) mod request;
 pub mod session;
 pub mod settings;
 

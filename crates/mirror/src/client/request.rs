@@ -57,6 +57,28 @@ pub(crate) fn exchange(endpoint: &Endpoint, request: &Request<'_>, limit: Durati
     answer(&mut stream, &mut received, until)
 }
 
+/// Sends a request on any stream, whose single reads have limits of their own, and reads the answer.
+pub(crate) fn over(stream: &mut (impl Read + Write), text: &str, until: Instant) -> io::Result<Answer> {
+    stream.write_all(text.as_bytes())?;
+    stream.flush()?;
+    let (mut received, mut buffer) = (Vec::new(), [0u8; 8192]);
+    loop {
+        if let Some(answer) = parse(&received, false)? {
+            return Ok(answer);
+        }
+        left(until)?;
+        match stream.read(&mut buffer) {
+            Ok(0) => return parse(&received, true)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => received.extend_from_slice(&buffer[..n]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+        if received.len() > MOST {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "an answer of more than 1 MiB"));
+        }
+    }
+}
+
 /// Sends one request, and writes the body of a 200 to `sink`, whatever its size; other answers are returned whole.
 pub(crate) fn download(
     endpoint: &Endpoint,

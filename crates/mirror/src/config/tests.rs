@@ -43,6 +43,7 @@ geometric_every = "10m"
 full_every = "7d"
 window = "22:30-05:00"
 prune_after = "14d"
+quarantine = "30d"
 threads = 2
 memory = "1GiB"
 [scratch]
@@ -160,7 +161,7 @@ fn every_wrong_value_is_named() {
         ),
         (
             "[[credential]]\nid = 'a'\nhost = 'h'\nsource = 'ghp_0123456789'",
-            "'credential.source': it must begin with 'env:', 'file:' or 'exec:'",
+            "'credential.source': it must begin with 'env:', 'file:', 'exec:' or 'github-app:'",
         ),
         ("[[repo]]\nname = 'n'", "'repo.url' is missing"),
         ("[[repo]]\nurl = 'u'\ncredential = 'x'", "'repo.credential': there is no credential 'x'"),

@@ -15,6 +15,7 @@ pub mod queue;
 pub mod relay;
 pub mod smart;
 
+use crate::config;
 use crate::identity::{Gate, Identity};
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -46,17 +47,25 @@ pub struct Settings {
     pub inflate_max: u64,
 }
 
-impl Default for Settings {
-    fn default() -> Self {
+impl From<&config::Serve> for Settings {
+    fn from(serve: &config::Serve) -> Self {
         Self {
-            max_inflight: 64,
-            max_inflight_repo: 48,
-            queue: 8192,
-            queue_timeout: Duration::from_secs(120),
-            idle_timeout: Duration::from_secs(30),
-            request_body_max: 64 << 20,
-            inflate_max: 256 << 20,
+            max_inflight: serve.max_inflight,
+            // One repository leaves room for others.
+            max_inflight_repo: (serve.max_inflight * 3 / 4).max(1),
+            queue: serve.queue,
+            queue_timeout: serve.queue_timeout,
+            idle_timeout: serve.idle_timeout,
+            request_body_max: serve.request_body_max,
+            inflate_max: serve.inflate_max,
         }
+    }
+}
+
+impl Default for Settings {
+    /// What a configuration that says nothing says.
+    fn default() -> Self {
+        Self::from(&config::Config::default().serve)
     }
 }
 

@@ -15,7 +15,7 @@ fn made(world: &World) -> usize {
 }
 
 fn events(world: &World, wanted: CacheEvent) -> usize {
-    world.seen.all().iter().filter(|event| matches!(event, Event::Cache(found) if *found == wanted)).count()
+    world.seen.all().iter().filter(|event| matches!(event, Event::Cache { what, .. } if *what == wanted)).count()
 }
 
 fn clone(world: &World, n: &str, args: &[&str]) -> std::process::Child {
