@@ -20,6 +20,7 @@ over_drivers! {
     a_merge_that_fails_in_between_changes_nothing,
     a_merge_that_is_killed_at_any_moment_is_all_or_none,
     a_merge_that_was_cut_waits_for_what_is_in_the_way,
+    an_undo_that_was_killed_is_finished_by_the_next,
     edits_are_applied_to_all_or_none,
     stash_entries_are_made_in_all_or_none,
     names_are_one_in_all,
@@ -362,6 +363,32 @@ fn a_merge_that_was_cut_waits_for_what_is_in_the_way(subject: &Subject) {
     lib.write("new", merged);
     repo.sandbox(&["undo"]).ok();
     assert_eq!((look(&repo), look(&lib)), (start, lib_start));
+}
+
+/// Wherever it is cut, in one repository or between two, everything is taken back when it is asked for again, or was by
+/// the command in between.
+fn an_undo_that_was_killed_is_finished_by_the_next(subject: &Subject) {
+    let (repo, lib) = two(subject, State::Plain);
+    spawn(subject, &repo, "s", &lib, COMMIT_BOTH).ok();
+    let (start, lib_start) = (look(&repo), look(&lib));
+    for point in ["merge.begin:1", "merge.change:1", "merge.begin:2", "merge.change:2"] {
+        repo.sandbox(&["merge", "s"]).ok();
+        assert_eq!((repo.read("new"), lib.read("new")), ("new\n".to_owned(), "new\n".to_owned()), "{point}");
+        let mut cut = subject.env.sandbox_command(repo.dir(), &["undo"]);
+        assert_eq!(subject.env.run(cut.env("GIT_SANDBOX_FAULT", format!("{point}:kill"))).status, 137, "{point}");
+        let again = repo.sandbox(&["undo"]);
+        // Finished in both by looking: then there is nothing left to undo, which is said.
+        assert!(matches!(again.status, 0 | 1), "{point}: {again}");
+        assert_eq!((look(&repo), look(&lib)), (start.clone(), lib_start.clone()), "{point}: {again}");
+        // The other one's log may still have it: taking it back once more changes nothing.
+        for asked in [&repo, &lib] {
+            let more = asked.sandbox(&["undo"]);
+            assert!(matches!(more.status, 0 | 1), "{point}: {more}");
+            assert_eq!((look(&repo), look(&lib)), (start.clone(), lib_start.clone()), "{point}: {more}");
+        }
+        let open = std::fs::read_dir(subject.env.state().join("open")).unwrap().count();
+        assert_eq!(open, 0, "{point}");
+    }
 }
 
 fn edits_are_applied_to_all_or_none(subject: &Subject) {
