@@ -189,7 +189,9 @@ const WRITERS: &[Writer] = &[
             let has = |path: &str| captured.manifest.lookup(path.as_bytes()).is_some();
             let (same, swapped) = ((has("a/of-a"), has("b/of-b")), (has("a/of-b"), has("b/of-a")));
             assert!(
-                same == (true, true) && swapped == (false, false) || same == (false, false) && swapped == (true, true)
+                same == (true, true) && swapped == (false, false) || same == (false, false) && swapped == (true, true),
+                "{same:?} {swapped:?}: {:?}",
+                captured.stats
             );
         },
     },

@@ -80,8 +80,8 @@ impl Build<'_> {
         if touched.is_empty() {
             touched.extend(plan.dirs.iter().map(|path| to_path(path)));
         }
-        let settled = changed && self.settled(known, scan, &fates, &plan, &results);
         let manifest = assemble(self, known, scan, &fates, &plan, &results)?;
+        let settled = changed && self.settled(known, scan, &fates, &plan, &results, &manifest);
         Ok(Round { manifest, changed, settled, refreshed, unreadable, touched })
     }
 

@@ -12,6 +12,10 @@
 //! listed at the start if its own ctime is still from before. If all of this holds, the layer and what
 //! lies below are the tree at the start of the scan, and another scan could tell nothing new.
 //!
+//! A rename stamps its times first and shows its names last. On a busy machine whoever renames may have to wait in
+//! between, and then names change after their times: so each directory must also be the one that was scanned under its
+//! name. (Who lists a directory waits for a rename in it; who looks at one name does not.)
+//!
 //! One writer leaves no trace: a shared mapping of a page that is dirty already. The copy cleans the
 //! pages first, so that from then on it shows; what such a program wrote between the start of the scan
 //! and the copy is in the snapshot, up to the length of a scan too new. A tick of the clock is taken
@@ -36,6 +40,7 @@ impl Build<'_> {
         fates: &[Fate],
         plan: &Plan,
         results: &[Outcome],
+        made: &Manifest,
     ) -> bool {
         // Times say something only if one clock made all of them, and was not set back meanwhile.
         if !sandbox_watch::is_local(self.root).unwrap_or(false) || scan.clock.was_set_back() {
@@ -85,7 +90,8 @@ impl Build<'_> {
         }
         dirs.iter().all(|dir| {
             let now = open_beneath(self.root, dir, LOOK).and_then(|fd| entry::fstat(fd.as_fd()));
-            now.is_ok_and(|stat| old(&stat))
+            let scanned = made.find(dir).map(|index| made.raw(index).ino());
+            now.is_ok_and(|stat| old(&stat) && scanned.is_none_or(|ino| ino == stat.ino))
         })
     }
 }
