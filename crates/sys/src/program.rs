@@ -12,12 +12,14 @@ const QUIET: Duration = Duration::from_millis(300);
 pub struct Quiet {
     worked: Instant,
     done: bool,
+    /// There is a disk that the program comes back from.
+    backed: bool,
 }
 
 impl Quiet {
     /// Begins with a process that has just worked.
     pub fn new() -> Self {
-        Self { worked: Instant::now(), done: false }
+        Self { worked: Instant::now(), done: false, backed: is_backed() }
     }
 
     /// Returns how long to wait at most, where `timeout` is due anyway (`None`: nothing is).
@@ -32,11 +34,13 @@ impl Quiet {
     /// Takes note of the end of a wait: somebody has come with work, or some time has passed.
     pub fn waited(&mut self, work: bool) {
         if work {
-            *self = Self::new();
+            (self.worked, self.done) = (Instant::now(), false);
         } else if !self.done && self.worked.elapsed() >= QUIET {
             self.done = true;
             super::heap::trim();
-            let_go();
+            if self.backed {
+                let_go();
+            }
         }
     }
 }
@@ -45,6 +49,14 @@ impl Default for Quiet {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Whether the program lies on a file system that is not memory itself: a guest's initramfs is, and letting go of its
+/// pages would give nothing back. (There it also ended the guest, tried with Linux 6.1.)
+fn is_backed() -> bool {
+    const RAMFS: i64 = 0x8584_58f6;
+    const TMPFS: i64 = 0x0102_1994;
+    rustix::fs::statfs("/proc/self/exe").is_ok_and(|stat| ![RAMFS, TMPFS].contains(&stat.f_type))
 }
 
 /// Lets go of all pages of the program that are never written: its code and its constants. Those that are used
