@@ -27,7 +27,7 @@ over_views_at_length! {
     an_agent_is_told_where_it_is,
 }
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A shell function that asks the proxy for a host and prints the first line of the answer.
 const ASK: &str = r#"ask() {

@@ -25,7 +25,7 @@ over_views_at_length! {
     what_contradicts_itself_is_refused_before_anything_is_made,
 }
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Skips the test when the machine lacks a program.
 macro_rules! needs {

@@ -24,7 +24,7 @@ over_drivers! {
     a_disk_that_goes_away_keeps_what_it_had,
 }
 
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 fn json(repo: &Repo, args: &[&str]) -> Value {
     serde_json::from_str(&repo.sandbox(args).ok()).expect("JSON")

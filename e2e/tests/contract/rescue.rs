@@ -25,7 +25,7 @@ over_drivers! {
     an_auto_commit_that_fails_is_told_once_and_hides_nothing,
 }
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(120);
 
 fn shown(repo: &Repo, name: &str) -> Value {
     serde_json::from_str(&repo.sandbox(&["show", name, "--json"]).ok()).unwrap()

@@ -553,10 +553,13 @@ fn burst(bench: &Bench) -> Rows {
 
 fn memory(bench: &Bench) -> Rows {
     const MANY: usize = 200;
+    /// Who has had nothing to do for so long is idle.
+    const IDLE: Duration = Duration::from_secs(1);
     let herd = Herd::new(bench)?;
     let before = available();
     herd.add(0, 1)?;
     let pair = |skip: &[u32]| -> Result<(f64, Vec<u32>), String> {
+        std::thread::sleep(IDLE);
         let pids: Vec<u32> = bench.env.live_processes().into_iter().map(|(_, pid)| pid).collect();
         let new: Vec<u32> = pids.iter().copied().filter(|pid| !skip.contains(pid)).collect();
         let sizes: Result<Vec<f64>, String> = new.iter().map(|pid| pss(*pid)).collect();
@@ -569,7 +572,6 @@ fn memory(bench: &Bench) -> Rows {
     let (_, others) = pair(&[])?;
     herd.add(MANY - 1, MANY)?;
     let (last, _) = pair(&others)?;
-    std::thread::sleep(Duration::from_secs(1));
     let all = (before - available()) / MANY as f64;
     let row = |what: &str, value: f64, limit: f64| {
         Row::alone(what, Sample::new(vec![value]), Goal::Absolute(limit), Unit::Size)
