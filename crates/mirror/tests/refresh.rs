@@ -270,6 +270,38 @@ fn who_asks_for_patience_is_not_asked_again() {
 }
 
 #[test]
+fn who_asks_while_the_host_asks_for_patience_is_told() {
+    let env = TestEnv::new();
+    let forge = forge!(env, "forge.test");
+    forge.init(&env, "r.git", "sha1");
+    on_runtime(async {
+        let mirror = Mirror::start(&env, "", &[]);
+        let slow = 1000;
+        forge.faults(&Faults { status: Some(429), retry_after: Some(3000), delay_ms: slow, ..Faults::default() });
+        let name = mirror.add("h/r", &forge.http("r.git"), |_| {});
+        let later = async {
+            while forge.log().is_empty() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            mirror.refresh(&name).await
+        };
+        let both = async { tokio::join!(mirror.refresh(&name), later) };
+        let both = tokio::time::timeout(Duration::from_secs(60), both).await;
+        let Ok((first, second)) = both else { panic!("{} {:?}", mirror.seen.text(), forge.log()) };
+        for told in [first, second] {
+            match told {
+                Waited::Failed(trouble) => {
+                    assert!(trouble.to_string().starts_with("the upstream asks for patience ("), "{trouble}");
+                }
+                // So late that it was not asked for any more.
+                Waited::Patience(left) => assert!(left > Duration::from_secs(2000)),
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+}
+
+#[test]
 fn a_moved_repository_is_followed_on_its_host() {
     let env = TestEnv::new();
     let forge = forge!(env, "forge.test");

@@ -264,6 +264,13 @@ impl Inner {
         let _host = permits.acquire().await.ok()?;
         let _all = self.all.acquire().await.ok()?;
         if let Some(left) = self.patience(&host) {
+            // Whoever asked while the host was being asked is told what it has said, and does not wait for it.
+            let run = {
+                let mut state = repo.state.lock().expect("nobody panics with it");
+                state.begun += 1;
+                state.begun
+            };
+            repo.ended.send_replace((run, Some(Err(Arc::new(Trouble::Throttled { after: Some(left) })))));
             return Some(left);
         }
         let (run, commits, trigger, doubted) = {
@@ -411,15 +418,9 @@ async fn run(
         }
         let (Some(inner), Some(repo)) = (inner.upgrade(), repo.upgrade()) else { return };
         let Some(next) = inner.once(&name, &repo).await else { return };
-        let before = begun;
         begun = repo.state.lock().expect("nobody panics with it").begun;
         let dice = f64::from(u32::from_ne_bytes(random())) / f64::from(u32::MAX);
         due = later(next::jittered(next, inner.parts.refresh.jitter, dice));
-        if begun == before {
-            // The host has to be left alone; whoever asked knows.
-            drop((inner, repo));
-            sleep_until(due).await;
-        }
     }
 }
 
