@@ -486,9 +486,9 @@ fn a_killed_proxy_is_started_again_and_not_for_ever(subject: &Subject) {
     let mut terminal = Pty::spawn(&subject.env.sandbox_command(repo.dir(), &args));
     terminal.expect("reached allow.test");
     let kill = || {
-        let running = proxies(subject);
-        let [proxy] = running.as_slice() else { panic!("one proxy, not {running:?}") };
-        let pid = rustix::process::Pid::from_raw(i32::try_from(*proxy).unwrap()).unwrap();
+        // One that was just started has not its own name yet.
+        wait_until("one proxy runs", LIMIT, || proxies(subject).len() == 1);
+        let pid = rustix::process::Pid::from_raw(i32::try_from(proxies(subject)[0]).unwrap()).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     };
     kill();
