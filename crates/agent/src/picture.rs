@@ -94,9 +94,7 @@ fn draw(question: &PictureQuestion, own: &Path, alone: bool, out: &mut impl Writ
 fn alone(proc: &Path, own: u32) -> bool {
     let stat = |pid: u32| {
         let text = fs::read_to_string(proc.join(pid.to_string()).join("stat")).ok()?;
-        // "pid (any name) state parent …"
-        let mut fields = text.rsplit_once(") ")?.1.split(' ');
-        Some((fields.next()?.to_owned(), fields.next()?.parse::<u32>().ok()?))
+        sandbox_sys::process::read_state_and_parent(&text)
     };
     let Ok(listed) = fs::read_dir(proc) else { return false };
     let mut pids: Vec<u32> = listed.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
@@ -112,7 +110,7 @@ fn alone(proc: &Path, own: u32) -> bool {
     known.extend(pids.iter().find(nursery).filter(|pid| !first.is_empty() && words(**pid) == first).copied());
     // One that has ended meanwhile, or was not waited for yet, writes nothing any more.
     let gone = |pid: u32| match stat(pid) {
-        Some((state, _)) => matches!(&*state, "Z" | "X"),
+        Some((state, _)) => matches!(state, 'Z' | 'X'),
         None => !proc.join(pid.to_string()).exists(),
     };
     pids.iter().all(|pid| known.contains(pid) || gone(*pid))

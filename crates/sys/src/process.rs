@@ -31,13 +31,15 @@ pub fn state(pid: u32) -> io::Result<char> {
 /// Returns what process `pid` is doing, as [`state`], and its parent's pid: fields 3 and 4 of `/proc/<pid>/stat`.
 pub fn state_and_parent(pid: u32) -> io::Result<(char, u32)> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let rest = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
-    let mut words = rest.split_ascii_whitespace();
-    let state = words.next().and_then(|word| word.chars().next());
-    let parent = words.next().and_then(|word| word.parse().ok());
-    state
-        .zip(parent)
+    read_state_and_parent(&stat)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "no state and parent in /proc/<pid>/stat"))
+}
+
+/// Reads the same from the text of such a file.
+pub fn read_state_and_parent(stat: &str) -> Option<(char, u32)> {
+    // The second field is the command in parentheses and may contain anything: count from its end.
+    let mut words = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+    Some((words.next()?.chars().next()?, words.next()?.parse().ok()?))
 }
 
 /// Opens a process if it is still the one that had this start time in this boot; `None` when it is gone.
