@@ -360,7 +360,7 @@ impl Admin {
         };
         let (force, dry) = (words.contains(&"force"), words.contains(&"dry_run"));
         let (desk, names) = (self.desk.clone(), self.desk.registry.now());
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let now = sandbox_sys::clock::unix_seconds();
         let told = blocking(move || {
             let all = quarantine::list(&desk.layout, names.repos.keys());
             if !empty {

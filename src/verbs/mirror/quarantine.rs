@@ -8,7 +8,6 @@ use clap::{Args, Subcommand};
 use sandbox_mirror::quarantine::{AllAside, Aside, Emptied};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What was set aside as damaged.
 #[derive(Debug, Args)]
@@ -78,7 +77,7 @@ fn list(context: &Context, args: &List) -> Outcome {
         return Ok(0);
     }
     let mut rows = vec![["NAME", "AGE", "SIZE", "SCRATCH", "DIRECTORY"].map(str::to_owned).to_vec()];
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = sandbox_sys::clock::unix_seconds();
     for aside in &all.quarantine {
         let name = aside.repo.as_ref().map_or_else(|| "-".to_owned(), |name| escape(name.as_str()));
         let scratch = aside.scratch.to_string();
